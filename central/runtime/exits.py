@@ -60,9 +60,12 @@ def run(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
     A rank of several ends with the line `rank 3 on hostb: exit status 2`, by which the launcher knows who failed
     first, and leaves at once: a collective that waits for ranks already gone must not keep it.
     """
-    here = ranks.Rank()
     try:
         here = ranks.from_environment()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_REQUEST
+    try:
         return main(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:  # argparse has said what was wrong
         status = stop.code if isinstance(stop.code, int) else (1 if stop.code else 0)

@@ -75,10 +75,10 @@ def _checked(source: str, names: list[str], environ: Mapping[str, str]) -> Rank:
         values[name] = int(text) if text else None
     rank, local_rank, world_size, local_world_size = (values[name] for name in names)
     rank, local_rank, world_size = rank or 0, local_rank or 0, world_size or 1
-    if rank >= world_size or local_rank > rank:
+    if max(rank, local_rank) >= world_size:
         raise ValueError(
             f"{names[0]}={rank}, {names[1]}={local_rank} and {names[2]}={world_size} do not fit together: "
-            "0 <= local rank <= rank < world size"
+            "rank and local rank are below the world size"
         )
     return Rank(rank, local_rank, world_size, local_world_size or world_size, source)
 

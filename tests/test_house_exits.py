@@ -1,0 +1,174 @@
+"""Exit statuses and ranks: what a script says when it ends, and how it knows which process it is."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from central.runtime import exits, rank
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def raising(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for _, *names in rank.VARIABLES:
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (exits.BadRequest("no such file: a.txt"), 2),
+        (exits.Diverged("step 7"), 3),
+        (exits.Preempted("saved at step 9"), 85),
+        (RuntimeError("ours"), 1),
+        (SystemExit(2), 2),
+        (SystemExit(None), 0),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_every_error_has_its_status(error, status):
+    assert exits.run(raising(error), []) == status
+
+
+def test_all_problems_are_printed_each_on_its_line(capsys):
+    assert exits.run(raising(exits.BadRequest(["first", "second"])), []) == 2
+    assert capsys.readouterr().err == "error: first\nerror: second\n"
+
+
+def test_a_failing_rank_names_itself_last():
+    script = (
+        "import sys; from central.runtime import exits\n"
+        "def main(argv): raise exits.BadRequest('shard 3 is empty')\n"
+        "sys.exit(exits.run(main, []))"
+    )
+    environ = os.environ | {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True)
+    assert done.returncode == 2
+    first, last = done.stderr.splitlines()
+    assert first == "error: shard 3 is empty"
+    assert last.startswith("rank 1 on ") and last.endswith(": exit status 2")
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, rank.Rank()),
+        ({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, rank.Rank(3, 1, 4, 4, "torchrun")),
+        (
+            {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"},
+            rank.Rank(3, 1, 4, 2, "torchrun"),
+        ),
+        (
+            {
+                "OMPI_COMM_WORLD_RANK": "5",
+                "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+                "OMPI_COMM_WORLD_SIZE": "8",
+                "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+            },
+            rank.Rank(5, 1, 8, 4, "openmpi"),
+        ),
+        ({"SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2"}, rank.Rank(1, 0, 2, 2, "slurm")),
+        # A batch script is one process, whatever the job's task count says.
+        ({"SLURM_JOB_ID": "9", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2"}, rank.Rank()),
+    ],
+)
+def test_rank_from_each_launcher(environ, expected):
+    assert rank.from_environment(environ) == expected
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({"RANK": "0"}, "without LOCAL_RANK, WORLD_SIZE"),
+        ({"RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, "do not fit"),
+        ({"RANK": "x", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, "not a count"),
+    ],
+)
+def test_impossible_ranks_are_refused(environ, says):
+    with pytest.raises(ValueError, match=says):
+        rank.from_environment(environ)
+
+
+def test_export_keeps_what_is_set_and_leaves_one_rank_alone():
+    environ = {"MASTER_PORT": "29500"}
+    rank.export(rank.Rank(1, 1, 2, 2, "openmpi"), environ)
+    assert environ == {
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "29500",
+    }
+    alone = {}
+    rank.export(rank.Rank(), alone)
+    assert alone == {}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [("node[07-09,12],other", "node07"), ("a,b", "a"), ("gaudi3", "gaudi3"), ("n[1,4]", "n1"), ("", "localhost")],
+)
+def test_first_slurm_host(nodes, host):
+    assert rank.first_slurm_host({"SLURM_JOB_NODELIST": nodes}) == host
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_both_signals_ask_to_stop(number):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)]
+    try:
+        stop = rank.StopRequest()
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        assert stop.requested
+    finally:
+        for n, handler in zip((signal.SIGTERM, signal.SIGUSR1), before):
+            signal.signal(n, handler)
+
+
+def test_a_rank_ends_with_its_launcher_and_a_script_by_hand_does_not(tmp_path):
+    child = (
+        "import sys, time; from central.runtime import rank\n"
+        "rank.watch_parent(); open(sys.argv[1], 'w').write(str(__import__('os').getpid())); time.sleep(60)"
+    )
+    # A parent that starts the child, waits until it is up and dies without telling it.
+    parent = (
+        "import subprocess, sys, pathlib, time\n"
+        "subprocess.Popen([sys.executable, '-c', sys.argv[1], sys.argv[2]])\n"
+        "while not pathlib.Path(sys.argv[2]).exists(): time.sleep(0.05)\n"
+        "time.sleep(0.3)"
+    )
+
+    def child_after_parent_died(launched: bool, name: str) -> int:
+        environ = {k: v for k, v in os.environ.items() if k != "BERT_LAUNCHER"} | {"PYTHONPATH": str(ROOT)}
+        environ |= {"BERT_LAUNCHER": "1"} if launched else {}
+        pid_file = tmp_path / name
+        subprocess.run([sys.executable, "-c", parent, child, str(pid_file)], env=environ, check=True)
+        return int(pid_file.read_text())
+
+    def alive(pid: int) -> bool:
+        stat = Path(f"/proc/{pid}/stat")
+        return stat.exists() and stat.read_text().split()[2] != "Z"
+
+    by_hand = child_after_parent_died(False, "hand")
+    launched = child_after_parent_died(True, "launched")
+    deadline = time.monotonic() + 10
+    while alive(launched) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(launched)
+    assert alive(by_hand)
+    os.kill(by_hand, signal.SIGKILL)
