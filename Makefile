@@ -1,0 +1,60 @@
+# make setup | demo | test | lint, and the slower checks behind test-slow, test-hpu and test-fresh.
+# Everything is installed into .venv; nothing outside this folder changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+# TORCH_INDEX=URL: the package index to take torch from, for example one that has CPU builds only.
+TORCH_INDEX ?=
+PYTEST := $(BIN)/python -m pytest
+# Marks that take long, or need what not every machine has; each has its own target.
+FAST := not slow and not hpu_matrix and not fresh
+
+export PATH := $(BIN):$(PATH)
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test test-slow test-hpu test-fresh lint format clean
+
+setup: $(VENV)/.cpu
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11: make setup PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.cpu: requirements.txt requirements-cpu.txt | $(VENV)/bin/python
+ifneq ($(TORCH_INDEX),)
+	$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) $(shell grep '^torch==' requirements-cpu.txt)
+endif
+	$(BIN)/python -m pip install --quiet -r requirements-cpu.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.cpu
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+demo: setup
+	@unset OMP_NUM_THREADS; $(BIN)/python demo/run.py
+
+test: $(VENV)/.dev
+	$(PYTEST) -n 2 --dist loadscope -m "$(FAST)"
+
+test-slow: $(VENV)/.dev
+	$(PYTEST) -m "slow and not fresh"
+
+test-hpu: $(VENV)/.dev
+	$(PYTEST) -m hpu_matrix
+
+test-fresh: $(VENV)/.dev
+	$(PYTEST) -m fresh
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .cache demo_output

@@ -1,0 +1,62 @@
+"""What every test shares: the project root, a clean environment, and the real data where it is there."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Set by launchers and by users; a test that wants one sets it itself.
+LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "SLURM_", "PT_HPU_", "HABANA_", "HCCL_", "TORCHELASTIC_")
+LAUNCHER_NAMES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "BERT_LAUNCHER",
+    "MULTI_HLS_IPS",
+    "DOCKER_SSHD_PORT",
+    "MPI_ROOT",
+)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real text and labels beside the checkout; the test is skipped where they are absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not (folder / "vocab" / "vocab.txt").exists():
+        pytest.skip(f"no real data at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mpirun() -> str:
+    """The mpirun on the PATH; the test is skipped where there is none."""
+    found = shutil.which("mpirun")
+    if found is None:
+        pytest.skip("no mpirun on the PATH")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    """No test sees a launcher's variables, reaches a model hub, or uses more than one thread a process."""
+    for name in list(os.environ):
+        if name.startswith(LAUNCHER_PREFIXES) or name in LAUNCHER_NAMES:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # mpirun refuses root without these; CI containers run as root.
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
