@@ -27,7 +27,7 @@ RANDOM_SEED = 12345
 
 @dataclass(frozen=True)
 class Phase:
-    """One pre-training phase: sequences of `max_seq_length` tokens, `batch_size` of them in one update of both ranks."""
+    """One pre-training phase; `batch_size` counts the sequences of one update over both ranks."""
 
     number: int
     max_seq_length: int
