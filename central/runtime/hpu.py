@@ -1,0 +1,133 @@
+"""Everything of Habana's that training uses: the one place that imports habana_frameworks, and only inside a call.
+
+Written from the bridge's source and documentation, releases 1.19 to 1.23 (names and semantics: tests/hpu_emulator).
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable, MutableMapping
+from pathlib import Path
+
+import torch
+
+from central.runtime import rank as ranks
+from central.runtime.environment import FP32_OPS, LAZY_MODE, LOWER_PRECISION_OPS
+from central.runtime.rank import Rank
+
+COMPILE_BACKEND = "hpu_backend"  # torch.compile(model, backend=...), with PT_HPU_LAZY_MODE=0 only
+MODULE_ID = "HLS_MODULE_ID"
+VISIBLE_MODULES = "HABANA_VISIBLE_MODULES"
+
+
+def initialize(rank: Rank) -> torch.device:
+    """Load the Habana plugin for this rank and its card. The card itself is acquired by the first tensor on it.
+
+    Raises ValueError for a missing plugin, too few cards, and op lists with names that ATen does not have.
+    """
+    if importlib.util.find_spec("habana_frameworks") is None:
+        raise ValueError(
+            "device hpu: no package habana_frameworks is installed. Run inside a Gaudi PyTorch image, "
+            "or choose the device cpu or cuda"
+        )
+    # With no value the plugin's own default counts, which is lazy up to release 1.20 and eager from 1.21 on.
+    assert LAZY_MODE in os.environ, "central.runtime.environment.apply() comes before torch"
+    _check_op_names()
+    assign_card(rank)
+    import habana_frameworks.torch.core  # noqa: F401  registers torch.hpu
+
+    if not torch.hpu.is_available():
+        raise ValueError("device hpu: the Habana plugin counts no card. Look at hl-smi and at HABANA_VISIBLE_DEVICES")
+    if torch.hpu.device_count() < rank.local_world_size:
+        raise ValueError(
+            f"device hpu: {rank.local_world_size} ranks on this server but {torch.hpu.device_count()} cards, "
+            "and a card serves one process only: start fewer ranks"
+        )
+    return torch.device("hpu")
+
+
+def assign_card(rank: Rank, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Name the card of this rank in HLS_MODULE_ID, as the plugin does under mpirun and torchrun, but not under SLURM.
+
+    A value already there stays: it is someone's own order of cards. A run alone takes any free card.
+    """
+    if rank.world_size == 1:
+        return
+    ranks.export(rank, environ)
+    cards = environ.get(VISIBLE_MODULES)
+    if cards is None:
+        environ.setdefault(MODULE_ID, str(rank.local_rank))
+        return
+    modules = cards.split(",")
+    if len(modules) < rank.local_world_size:
+        raise ValueError(
+            f"{VISIBLE_MODULES}={cards} names {len(modules)} cards for {rank.local_world_size} ranks on this server: "
+            "name one card per rank, or unset it"
+        )
+    environ.setdefault(MODULE_ID, modules[rank.local_rank])
+
+
+def initialize_hccl(rank: Rank) -> None:
+    """Register the backend hccl, through the plugin's own initialisation, and check that it counted ranks as we do."""
+    from habana_frameworks.torch.distributed.hccl import initialize_distributed_hpu
+
+    counted = initialize_distributed_hpu(rank.world_size, rank.rank, rank.local_rank)
+    assert tuple(counted) == (rank.world_size, rank.rank, rank.local_rank), f"hccl counted {counted}, we {rank}"
+
+
+def mark_step() -> None:
+    """Run the operations gathered so far as one graph; nothing happens outside the lazy mode."""
+    import habana_frameworks.torch.core as htcore
+
+    htcore.mark_step()
+
+
+def fused_lamb() -> type[torch.optim.Optimizer]:
+    """LAMB in one kernel, with the state of `pretraining/lamb.py`. It clips the global norm itself."""
+    from habana_frameworks.torch.hpex.optimizers import FusedLamb
+
+    return FusedLamb
+
+
+def fused_adamw() -> type[torch.optim.Optimizer]:
+    """AdamW in one kernel. It counts steps in its parameter groups, where torch's counts them per parameter."""
+    from habana_frameworks.torch.hpex.optimizers import FusedAdamW
+
+    return FusedAdamW
+
+
+def fused_clip_norm() -> type:
+    """Class of clippers: `FusedClipNorm(parameters, max_norm).clip_norm(parameters)`, made when the model is on hpu."""
+    from habana_frameworks.torch.hpex.normalization import FusedClipNorm
+
+    return FusedClipNorm
+
+
+def is_first_gaudi() -> bool:
+    """Whether the card is of the first generation, which has neither FusedSDPA nor fp16. Acquires the card."""
+    import habana_frameworks.torch.utils.experimental as experimental
+
+    return experimental._get_device_type() == experimental.synDeviceType.synDeviceGaudi
+
+
+def fused_sdpa() -> Callable[..., torch.Tensor]:
+    """`attend(query, key, value, additive_mask, dropout)` in one kernel, positional arguments only, [B, heads, S, d].
+
+    Raises ValueError on the first Gaudi, which does not have it.
+    """
+    if is_first_gaudi():
+        raise ValueError("the first Gaudi has no fused attention: leave out --fused_sdpa")
+    from habana_frameworks.torch.hpex.kernels import FusedSDPA
+
+    return FusedSDPA.apply
+
+
+def _check_op_names() -> None:
+    """Refuse op lists with names that no ATen operator has; Habana's autocast would ignore them in silence."""
+    problems = []
+    for variable in (LOWER_PRECISION_OPS, FP32_OPS):
+        if variable in os.environ:
+            names = Path(os.environ[variable]).read_text().split()
+            unknown = [name for name in names if not hasattr(torch.ops.aten, name)]
+            problems += [f"{variable}: {os.environ[variable]} names {name!r}, which no ATen op has" for name in unknown]
+    if problems:
+        raise ValueError("\n".join(problems))
