@@ -1,0 +1,188 @@
+"""From rows of shards to the micro-batches of one optimizer step, in numpy; the device sees them last.
+
+Two layouts: flat (cpu, cuda), where every real token is one row and padding does not exist, and static (hpu,
+torch.compile), where every shape is the same at every step and unused masked positions have weight 0.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows as the shards hold them. n rows of S tokens, P masked positions, Q sequences (1 where not packed)."""
+
+    input_ids: np.ndarray  # n x S
+    sequence_ids: np.ndarray  # n x S, 1, 2, ... per sequence, 0 is padding
+    segment_ids: np.ndarray  # n x S
+    positions: np.ndarray  # n x S
+    masked_positions: np.ndarray  # n x P, 0 where unused: position 0 holds [CLS], which is never masked
+    masked_ids: np.ndarray  # n x P
+    cls_positions: np.ndarray  # n x Q
+    next_sentence_labels: np.ndarray  # n x Q
+    next_sentence_weights: np.ndarray  # n x Q, 0 where a row holds fewer sequences
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def take(self, index) -> "Rows":
+        return Rows(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(getattr(self, field.name).nbytes for field in fields(self))
+
+    @property
+    def num_masked(self) -> int:
+        return int(np.count_nonzero(self.masked_positions))
+
+    @property
+    def num_sequences(self) -> int:
+        return int(np.count_nonzero(self.next_sentence_weights))
+
+    @property
+    def num_tokens(self) -> int:
+        return int(np.count_nonzero(self.sequence_ids))
+
+
+def concatenate(parts: list[Rows]) -> Rows:
+    if len(parts) == 1:
+        return parts[0]
+    return Rows(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Rows)))
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Tensors of one forward: T tokens, M masked positions, N sequences; ids int32, labels int64."""
+
+    input_ids: torch.Tensor  # T
+    segment_ids: torch.Tensor  # T
+    positions: torch.Tensor  # T
+    masked_positions: torch.Tensor  # M, indices into the T tokens
+    masked_labels: torch.Tensor  # M
+    masked_weights: torch.Tensor | None  # M, static layout only
+    cls_positions: torch.Tensor  # N, indices into the T tokens
+    next_sentence_labels: torch.Tensor  # N
+    next_sentence_weights: torch.Tensor | None  # N, static layout only
+    sequence_ids: torch.Tensor | None  # rows x S, static layout only
+    offsets: torch.Tensor | None  # N + 1, flat layout only: where sequences start
+    lengths: tuple[int, ...] | None  # N, flat layout only
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one rank feeds to one optimizer step."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    num_rows: int
+    num_masked: int
+    num_sequences: int
+    num_tokens: int
+    source: str  # where the first and the last row come from, for messages
+
+
+def flat_micro_batches(rows: Rows, rows_per_micro_batch: int) -> Iterator[MicroBatch]:
+    """Rows regrouped by their number of tokens: neighbours in a micro-batch are then of one length, or nearly."""
+    order = np.argsort(np.count_nonzero(rows.sequence_ids, axis=1), kind="stable")
+    for start in range(0, len(rows), rows_per_micro_batch):
+        yield flat_micro_batch(rows.take(order[start : start + rows_per_micro_batch]))
+
+
+def flat_micro_batch(rows: Rows) -> MicroBatch:
+    seq_len = rows.input_ids.shape[1]
+    real = rows.sequence_ids.reshape(-1) != 0
+    index = np.flatnonzero(real)  # of the real tokens in the padded rows
+    flat_of = np.cumsum(real, dtype=np.int32) - 1  # padded index -> flat index
+    sequence = (rows.sequence_ids.astype(np.int64) + 256 * np.arange(len(rows))[:, None]).reshape(-1)[index]
+    starts = np.flatnonzero(np.diff(sequence, prepend=-1))
+    lengths = np.diff(starts, append=len(index))
+    row_start = (np.arange(len(rows)) * seq_len)[:, None]
+    used = rows.masked_positions != 0
+    present = rows.next_sentence_weights != 0
+    return MicroBatch(
+        input_ids=_int32(rows.input_ids.reshape(-1)[index]),
+        segment_ids=_int32(rows.segment_ids.reshape(-1)[index]),
+        positions=_int32(rows.positions.reshape(-1)[index]),
+        masked_positions=_int32(flat_of[(rows.masked_positions + row_start)[used]]),
+        masked_labels=_int64(rows.masked_ids[used]),
+        masked_weights=None,
+        cls_positions=_int32(flat_of[(rows.cls_positions + row_start)[present]]),
+        next_sentence_labels=_int64(rows.next_sentence_labels[present]),
+        next_sentence_weights=None,
+        sequence_ids=None,
+        offsets=_int32(np.append(starts, len(index))),
+        lengths=tuple(lengths.tolist()),
+    )
+
+
+def static_micro_batches(rows: Rows, rows_per_micro_batch: int) -> Iterator[MicroBatch]:
+    for start in range(0, len(rows), rows_per_micro_batch):
+        yield static_micro_batch(rows.take(slice(start, start + rows_per_micro_batch)))
+
+
+def static_micro_batch(rows: Rows) -> MicroBatch:
+    row_start = (np.arange(len(rows)) * rows.input_ids.shape[1])[:, None]
+    return MicroBatch(
+        input_ids=_int32(rows.input_ids.reshape(-1)),
+        segment_ids=_int32(rows.segment_ids.reshape(-1)),
+        positions=_int32(rows.positions.reshape(-1)),
+        masked_positions=_int32((rows.masked_positions + row_start).reshape(-1)),
+        masked_labels=_int64(rows.masked_ids.reshape(-1)),
+        masked_weights=torch.from_numpy((rows.masked_positions != 0).astype(np.float32).reshape(-1)),
+        cls_positions=_int32((rows.cls_positions + row_start).reshape(-1)),
+        next_sentence_labels=_int64(rows.next_sentence_labels.reshape(-1)),
+        next_sentence_weights=torch.from_numpy(rows.next_sentence_weights.astype(np.float32).reshape(-1)),
+        sequence_ids=_int32(rows.sequence_ids),
+        offsets=None,
+        lengths=None,
+    )
+
+
+def _int32(array) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32))
+
+
+def _int64(array) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Masks drawn anew at every step instead of those stored in the shards."""
+
+    vocab_size: int
+    mask_id: int
+    special_ids: tuple[int, ...]  # never masked
+    masked_lm_prob: float = 0.15
+
+    def __call__(self, rows: Rows, rng: np.random.Generator) -> Rows:
+        """Restore the stored masks, then choose 15 % of each sequence: 80 % [MASK], 10 % random, 10 % unchanged."""
+        ids = rows.input_ids.copy()
+        row, column = np.nonzero(rows.masked_positions)
+        ids[row, rows.masked_positions[row, column]] = rows.masked_ids[row, column]
+        open_to_mask = (rows.sequence_ids != 0) & ~np.isin(ids, self.special_ids)
+        lengths = np.count_nonzero(rows.sequence_ids, axis=1)
+        limit = rows.masked_positions.shape[1]
+        wanted = np.clip(np.rint(lengths * self.masked_lm_prob).astype(np.int64), 1, limit)
+        wanted = np.minimum(wanted, open_to_mask.sum(axis=1))
+        keys = np.where(open_to_mask, rng.random(ids.shape), np.inf)
+        chosen = np.argsort(keys, axis=1, kind="stable")[:, :limit]
+        used = np.arange(limit) < wanted[:, None]
+        positions = np.where(used, chosen, 0)
+        masked_ids = np.where(used, np.take_along_axis(ids, positions, axis=1), 0)
+        draw = rng.random(positions.shape)
+        random_ids = rng.integers(self.vocab_size, size=positions.shape)
+        replacement = np.where(draw < 0.8, self.mask_id, np.where(draw < 0.9, random_ids, masked_ids))
+        row, column = np.nonzero(used)
+        ids[row, positions[row, column]] = replacement[row, column]
+        stored = rows.masked_positions.dtype, rows.masked_ids.dtype
+        return replace(
+            rows, input_ids=ids, masked_positions=positions.astype(stored[0]), masked_ids=masked_ids.astype(stored[1])
+        )

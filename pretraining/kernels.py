@@ -1,0 +1,100 @@
+"""How the network computes its steps on cards, and under torch.compile anywhere: plain torch under autocast.
+
+Two layouts of a micro-batch reach the attention: static shapes (`batch.rows` x `batch.seq_len` tokens, padding masked)
+and flat tokens of `batch.lengths` with no padding at all.
+"""
+
+import contextlib
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+
+class PlainKernels:
+    """`autocast` is a function that returns a context manager; `fused_sdpa` is Habana's kernel where asked for."""
+
+    def __init__(self, autocast=contextlib.nullcontext, fused_sdpa=None):
+        self.autocast = autocast
+        self.fused_sdpa = fused_sdpa
+
+    def reseed(self, *integers: int) -> None:
+        """Make dropout from here on a function of `integers` (seed, global step, rank)."""
+        torch.manual_seed(fold(integers))
+
+    def linear(self, x, dense: nn.Linear):
+        return F.linear(x, dense.weight, dense.bias)
+
+    def joint_linear(self, x, denses):
+        return torch.cat([F.linear(x, dense.weight, dense.bias) for dense in denses], dim=-1)
+
+    def layer_norm(self, x, norm: nn.LayerNorm):
+        return norm(x)
+
+    def dropout(self, x, p: float, training: bool):
+        return F.dropout(x, p, training)
+
+    def dropout_add_norm(self, x, residual, norm: nn.LayerNorm, p: float, training: bool):
+        return norm(F.dropout(x, p, training) + residual)
+
+    def feed_forward(self, x, up: nn.Linear, down: nn.Linear):
+        return F.linear(F.gelu(F.linear(x, up.weight, up.bias)), down.weight, down.bias)
+
+    def recomputed(self, layer, x, batch):
+        return checkpoint(layer, x, batch, self, use_reentrant=False)
+
+    def attention(self, qkv, batch, num_heads: int, p: float, training: bool):
+        p = p if training else 0.0
+        if batch.lengths is None:
+            return self._static_attention(qkv, batch, num_heads, p)
+        return _jagged_attention(qkv, batch, num_heads, p)
+
+    def _static_attention(self, qkv, batch, num_heads, p):
+        rows, seq_len = batch.sequence_ids.shape
+        q, k, v = qkv.view(rows, seq_len, 3, num_heads, -1).permute(2, 0, 3, 1, 4)  # each B x heads x S x d
+        mask = attention_mask(batch.sequence_ids, qkv.dtype)
+        if self.fused_sdpa is not None:
+            context = self.fused_sdpa(q, k, v, mask, p, False, None, "None")
+        else:
+            scores = torch.matmul(q, k.transpose(-1, -2)) / math.sqrt(q.shape[-1]) + mask
+            context = torch.matmul(F.dropout(torch.softmax(scores, dim=-1), p), v)
+        return context.transpose(1, 2).reshape(rows * seq_len, -1)
+
+    def masked_lm_loss(self, x, weight, bias, labels, weights):
+        """Summed cross-entropy and number of right answers over M positions; `weights` M is 0 at unused ones."""
+        logits = F.linear(x, weight, bias).float()
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        with torch.no_grad():
+            right = (logits.argmax(-1) == labels).float()
+        return (losses.sum(), right.sum()) if weights is None else ((losses * weights).sum(), (right * weights).sum())
+
+
+def attention_mask(sequence_ids, dtype):
+    """B x 1 x S x S, 0 within a sequence and the type's lowest number elsewhere; id 0 is padding."""
+    same = sequence_ids[:, None, :, None] == sequence_ids[:, None, None, :]
+    seen = same & (sequence_ids != 0)[:, None, None, :]
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def _jagged_attention(qkv, batch, num_heads, p):
+    """Attention within each sequence of flat tokens, by torch's kernels for sequences of different lengths."""
+    offsets = batch.offsets
+    q, k, v = (
+        torch.nested.nested_tensor_from_jagged(part.contiguous(), offsets, max_seqlen=max(batch.lengths)).transpose(1, 2)
+        for part in qkv.view(len(qkv), 3, num_heads, -1).unbind(1)
+    )
+    context = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
+    return context.transpose(1, 2).values().reshape(len(qkv), -1)
+
+
+def fold(integers) -> int:
+    """One 63-bit seed out of several integers, different ones far apart (the finaliser of splitmix64)."""
+    state = 0
+    for integer in integers:
+        state = (state + integer + 0x9E3779B97F4A7C15) % 2**64
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
+        state ^= state >> 31
+    return state >> 1

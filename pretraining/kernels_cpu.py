@@ -1,0 +1,317 @@
+"""How the network computes its steps on a CPU: the same mathematics as `kernels.py`, with the backward passes written
+out, because on a CPU the time that is not matrix products is memory traffic and random numbers.
+
+- Tokens are flat, without padding; attention runs over sequences of equal length at a time, so it needs no mask.
+- bf16 copies of the fp32 weights are made once per optimizer step (seen by the parameter's version), not per forward.
+- Dropout takes 16 (bf16) or 32 (fp32) bits of a fast counter per element and applies them as a bit mask.
+- Weight gradients of later micro-steps are added straight into `.grad` (not under DDP, which must see them).
+"""
+
+import contextlib
+import math
+
+import numpy as np
+import torch
+from torch import nn
+from torch.autograd import Function
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from pretraining.kernels import fold
+
+LOSS_ROWS = 512  # rows of logits computed at a time
+
+
+class CpuKernels:
+    """Kernels for flat batches; `dtype` is what matrix products run in, `in_place` lets gradients grow in `.grad`."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, in_place: bool = True):
+        self.dtype = dtype
+        self.in_place = in_place
+        self.bits = DropoutBits()
+        self.autocast = contextlib.nullcontext
+        self._copies = {}
+
+    def reseed(self, *integers: int) -> None:
+        """Make dropout from here on a function of `integers` (seed, global step, rank)."""
+        self.bits = DropoutBits(fold(integers))
+
+    def copy(self, *parameters):
+        """The parameters, joined along the first dimension, in the type of the matrix products."""
+        if len(parameters) == 1 and parameters[0].dtype == self.dtype:
+            return parameters[0].detach()
+        key = tuple(map(id, parameters))
+        versions = tuple(parameter._version for parameter in parameters)
+        kept = self._copies.get(key)
+        if kept is None or kept[0] != versions:
+            with torch.no_grad():
+                joined = torch.cat([parameter.to(self.dtype) for parameter in parameters])
+            kept = self._copies[key] = (versions, joined)
+        return kept[1]
+
+    def linear(self, x, dense: nn.Linear):
+        return self.joint_linear(x, (dense,))
+
+    def joint_linear(self, x, denses):
+        weights, biases = [dense.weight for dense in denses], [dense.bias for dense in denses]
+        return Linear.apply(self, x.to(self.dtype), len(denses), *weights, *biases)
+
+    def layer_norm(self, x, norm: nn.LayerNorm):
+        return F.layer_norm(x.to(self.dtype), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+    def dropout(self, x, p: float, training: bool):
+        return Dropout.apply(self.bits, x, p) if training and p else x
+
+    def dropout_add_norm(self, x, residual, norm: nn.LayerNorm, p: float, training: bool):
+        return DropoutAddNorm.apply(self.bits, x, residual, norm.weight, norm.bias, norm.eps, p if training else 0.0)
+
+    def feed_forward(self, x, up: nn.Linear, down: nn.Linear):
+        return FeedForward.apply(self, x, up.weight, up.bias, down.weight, down.bias)
+
+    def attention(self, qkv, batch, num_heads: int, p: float, training: bool):
+        return Attention.apply(self.bits, qkv, equal_runs(batch.lengths), num_heads, p if training else 0.0)
+
+    def recomputed(self, layer, x, batch):
+        state = self.bits.state
+        contexts = lambda: (contextlib.nullcontext(), self.bits.replay(state))  # noqa: E731
+        return checkpoint(layer, x, batch, self, use_reentrant=False, context_fn=contexts, preserve_rng_state=False)
+
+    def masked_lm_loss(self, x, weight, bias, labels, weights):
+        """Summed cross-entropy and number of right answers over M masked positions."""
+        if weights is not None:
+            raise ValueError("flat batches hold used positions only")
+        return MaskedLoss.apply(self, x, weight, bias, labels)
+
+    def weight_grad(self, parameter, g, x):
+        """g^T x as the gradient of `parameter`; None when it went into `parameter.grad` in place."""
+        if not self.in_place or parameter.grad is None:
+            return g.t() @ x
+        if g.dtype == parameter.dtype:
+            parameter.grad.addmm_(g.t(), x)
+        else:
+            parameter.grad.add_(g.t() @ x)
+        return None
+
+
+class DropoutBits:
+    """A stream of dropout masks, a function of one seed."""
+
+    def __init__(self, seed: int = 0):
+        self._stream = np.random.SFC64(seed)
+
+    @property
+    def state(self):
+        return self._stream.state
+
+    @contextlib.contextmanager
+    def replay(self, state):
+        """Repeat the masks drawn since `state`, then go on where the stream was."""
+        here, self._stream.state = self._stream.state, state
+        try:
+            yield
+        finally:
+            self._stream.state = here
+
+    def dropped(self, like, p: float):
+        """Integers of the width of `like`'s elements: -1 (all bits) with probability p, else 0."""
+        kind = torch.int16 if like.element_size() == 2 else torch.int32
+        lanes = 8 // like.element_size()
+        raw = torch.from_numpy(self._stream.random_raw(-(-like.numel() // lanes)).view(np.int64))
+        bits = raw.view(kind)[: like.numel()].view(like.shape)
+        lowest = torch.iinfo(kind).min
+        last_dropped = lowest + round(p * 2 ** (8 * like.element_size())) - 1
+        return bits.clamp_(last_dropped, last_dropped + 1).sub_(last_dropped + 1)
+
+
+def _as_bits(x):
+    return x.view(torch.int16 if x.element_size() == 2 else torch.int32)
+
+
+def _zeroed(x, kept):
+    """x where `kept` is all ones, zero where it is zero."""
+    return torch.bitwise_and(_as_bits(x), kept).view(x.dtype)
+
+
+class Dropout(Function):
+    @staticmethod
+    def forward(ctx, bits, x, p):
+        kept = bits.dropped(x, p).bitwise_not_()
+        ctx.save_for_backward(kept)
+        ctx.scale = 1 / (1 - p)
+        return _zeroed(x, kept).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx, g):
+        return None, _zeroed(g.contiguous(), *ctx.saved_tensors).mul_(ctx.scale), None
+
+
+class DropoutAddNorm(Function):
+    """layer_norm(dropout(x) + residual)."""
+
+    @staticmethod
+    def forward(ctx, bits, x, residual, weight, bias, eps, p):
+        kept, ctx.scale = None, 1 / (1 - p)
+        if p:
+            kept = bits.dropped(x, p).bitwise_not_()
+            x = _zeroed(x, kept)
+        total = torch.add(residual, x, alpha=ctx.scale)
+        out, mean, rstd = torch.native_layer_norm(total, weight.shape, weight, bias, eps)
+        ctx.save_for_backward(total, mean, rstd, weight, bias, kept)
+        return out
+
+    @staticmethod
+    def backward(ctx, g):
+        total, mean, rstd, weight, bias, kept = ctx.saved_tensors
+        d_total, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
+            g.contiguous(), total, weight.shape, mean, rstd, weight, bias, [True, True, True]
+        )
+        d_x = d_total if kept is None else _zeroed(d_total, kept).mul_(ctx.scale)
+        return None, d_x, d_total, d_weight, d_bias, None, None
+
+
+class Linear(Function):
+    """x W^T + b, with W and b joined from one parameter or several."""
+
+    @staticmethod
+    def forward(ctx, kernels, x, count, *parameters):
+        weights, biases = parameters[:count], parameters[count:]
+        ctx.kernels, ctx.weights = kernels, weights
+        ctx.save_for_backward(x)
+        return F.linear(x, kernels.copy(*weights), kernels.copy(*biases))
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,), weights, kernels = ctx.saved_tensors, ctx.weights, ctx.kernels
+        parts = g.split([len(weight) for weight in weights], dim=1)
+        d_weights = [kernels.weight_grad(weight, part, x) for weight, part in zip(weights, parts)]
+        d_biases = [part.sum(0, dtype=torch.float32) for part in parts]
+        return None, g @ kernels.copy(*weights), None, *d_weights, *d_biases
+
+
+class FeedForward(Function):
+    """gelu(x U^T + a) D^T + b; the wide activation is computed again in the backward pass rather than kept."""
+
+    @staticmethod
+    def forward(ctx, kernels, x, up, up_bias, down, down_bias):
+        wide = F.linear(x, kernels.copy(up), kernels.copy(up_bias))
+        ctx.kernels, ctx.parameters = kernels, (up, down)
+        ctx.save_for_backward(x, wide)
+        return F.linear(F.gelu(wide), kernels.copy(down), kernels.copy(down_bias))
+
+    @staticmethod
+    def backward(ctx, g):
+        (x, wide), (up, down), kernels = ctx.saved_tensors, ctx.parameters, ctx.kernels
+        d_down = kernels.weight_grad(down, g, F.gelu(wide))
+        d_wide = torch.ops.aten.gelu_backward(g @ kernels.copy(down), wide)
+        d_up = kernels.weight_grad(up, d_wide, x)
+        d_up_bias, d_down_bias = d_wide.sum(0, dtype=torch.float32), g.sum(0, dtype=torch.float32)
+        return None, d_wide @ kernels.copy(up), d_up, d_up_bias, d_down, d_down_bias
+
+
+def equal_runs(lengths) -> list[tuple[int, int, int]]:
+    """(first token, sequences, length) of each run of neighbours of one length."""
+    runs, start = [], 0
+    for length in lengths:
+        if runs and runs[-1][2] == length:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1, length)
+        else:
+            runs.append((start, 1, length))
+        start += length
+    return runs
+
+
+class Attention(Function):
+    """softmax(Q K^T / sqrt(d)) V within each sequence, with dropout on the probabilities.
+
+    A probability is never negative, so the sign bit of the kept ones remembers which were dropped.
+    """
+
+    @staticmethod
+    def forward(ctx, bits, qkv, runs, num_heads, p):
+        tokens, width = qkv.shape
+        out = qkv.new_empty(tokens, width // 3)
+        ctx.runs, ctx.num_heads, ctx.p = runs, num_heads, p
+        signed = []
+        for start, count, length in runs:
+            q, k, v = _heads(qkv, start, count, length, num_heads)
+            probabilities = torch.softmax(torch.bmm(q, k.transpose(1, 2)), dim=-1)
+            if p:
+                sign = torch.iinfo(_as_bits(probabilities).dtype).min
+                _as_bits(probabilities).bitwise_or_(bits.dropped(probabilities, p).bitwise_and_(sign))
+            signed.append(probabilities)
+            context = torch.bmm(probabilities.relu() if p else probabilities, v)
+            _tokens(out, start, count, length, num_heads).copy_(context.view(count, num_heads, length, -1))
+        ctx.save_for_backward(qkv, *signed)
+        return out.mul_(1 / (1 - p)) if p else out
+
+    @staticmethod
+    def backward(ctx, g):
+        (qkv, *signed), num_heads, p = ctx.saved_tensors, ctx.num_heads, ctx.p
+        g = g * (1 / (1 - p)) if p else g
+        d_qkv = torch.empty_like(qkv)
+        for (start, count, length), probabilities in zip(ctx.runs, signed):
+            q, k, v = _heads(qkv, start, count, length, num_heads)
+            d_context = _tokens(g, start, count, length, num_heads).reshape(count * num_heads, length, -1)
+            d_v = torch.bmm((probabilities.relu() if p else probabilities).transpose(1, 2), d_context)
+            d_probabilities = torch.bmm(d_context, v.transpose(1, 2))
+            if p:
+                kept = (_as_bits(probabilities) >> (8 * g.element_size() - 1)).bitwise_not_()
+                d_probabilities = _zeroed(d_probabilities, kept)
+                probabilities = probabilities.abs()
+            d_scores = torch.ops.aten._softmax_backward_data(d_probabilities, probabilities, -1, g.dtype)
+            d_q = torch.bmm(d_scores, k).mul_(1 / math.sqrt(k.shape[-1]))
+            d_k = torch.bmm(d_scores.transpose(1, 2), q)
+            joined = d_qkv[start : start + count * length].view(count, length, 3, num_heads, -1)
+            for part, gradient in enumerate((d_q, d_k, d_v)):
+                joined[:, :, part].copy_(gradient.view(count, num_heads, length, -1).transpose(1, 2))
+        return None, d_qkv, None, None, None
+
+
+def _heads(qkv, start, count, length, num_heads):
+    """Scaled queries, keys and values of a run, each (sequences * heads) x length x head size."""
+    block = qkv[start : start + count * length].view(count, length, 3, num_heads, -1)
+    q, k, v = block.permute(2, 0, 3, 1, 4).contiguous().view(3, count * num_heads, length, -1)
+    return q.mul_(1 / math.sqrt(q.shape[-1])), k, v
+
+
+def _tokens(flat, start, count, length, num_heads):
+    """View of a run of T x h as sequences x heads x length x head size."""
+    return flat[start : start + count * length].view(count, length, num_heads, -1).transpose(1, 2)
+
+
+class MaskedLoss(Function):
+    """Summed cross-entropy of x W^T + b and the number of rows whose label scores highest.
+
+    The gradient of the logits is made in the forward pass, some rows at a time, so that the M x V logits never
+    exist in fp32 as a whole.
+    """
+
+    @staticmethod
+    def forward(ctx, kernels, x, weight, bias, labels):
+        low, low_bias = kernels.copy(weight), kernels.copy(bias)
+        loss, right, d_logits = x.new_zeros((), dtype=torch.float32), 0, []
+        for rows in range(0, len(x), LOSS_ROWS):
+            label = labels[rows : rows + LOSS_ROWS, None]
+            logits = F.linear(x[rows : rows + LOSS_ROWS], low, low_bias).float()
+            highest = logits.amax(1, keepdim=True)
+            picked = logits.gather(1, label)
+            right += (picked >= highest).sum()
+            exponentials = logits.sub_(highest).exp_()
+            total = exponentials.sum(1, keepdim=True)
+            loss += (total.log() + highest - picked).sum()
+            if any(ctx.needs_input_grad):
+                gradient = exponentials.div_(total)
+                gradient.scatter_add_(1, label, gradient.new_full((), -1.0).expand_as(label))
+                d_logits.append(gradient.to(x.dtype))
+        ctx.kernels, ctx.weight = kernels, weight
+        ctx.save_for_backward(x, *d_logits)
+        return loss, torch.as_tensor(right, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, g, _):
+        x, *parts = ctx.saved_tensors
+        d_logits = parts[0] if len(parts) == 1 else torch.cat(parts) if parts else x.new_empty(0, len(ctx.weight))
+        low = ctx.kernels.copy(ctx.weight)
+        d_weight = ctx.kernels.weight_grad(ctx.weight, d_logits, (x * g).to(x.dtype))
+        d_bias = d_logits.sum(0, dtype=torch.float32) * g
+        return None, (d_logits @ low) * g.to(x.dtype), d_weight, d_bias, None

@@ -1,0 +1,89 @@
+"""LAMB as NVIDIA and Habana run it: Adam's direction plus decoupled decay, scaled per tensor by its trust ratio.
+
+The state is laid out as Habana's FusedLamb lays it out (`exp_avg` and `exp_avg_sq` per parameter, `step` per group),
+so that the two read each other's checkpoints. No step waits for the device: no `.item()`, no `if` on a tensor.
+"""
+
+import torch
+from torch.optim import Optimizer
+
+CHUNK = 1 << 18  # elements summed in fp32 at a time; one long fp32 sum of squares is wrong in its third digit
+
+
+def square_sum(x):
+    """Sum of squares as a 0-dim fp64 tensor (fp32 on devices without it), to about 2e-7."""
+    chunks = x.reshape(-1).split(CHUNK)
+    sums = torch.stack([torch.dot(chunk, chunk) for chunk in chunks])
+    return sums.sum(dtype=torch.float64 if x.device.type in ("cpu", "cuda") else torch.float32)
+
+
+def global_norm(gradients):
+    """Norm over all gradients together, a 0-dim fp32 tensor; non-finite when any of them is."""
+    return torch.stack([square_sum(gradient) for gradient in gradients]).sum().sqrt().float()
+
+
+def trust_ratio(weights, update):
+    """|weights| / |update|, 1 where either is zero."""
+    weight_norm, update_norm = square_sum(weights).sqrt(), square_sum(update).sqrt()
+    ratio = weight_norm / update_norm
+    return torch.where((weight_norm > 0) & (update_norm > 0), ratio, torch.ones_like(ratio)).float()
+
+
+def lamb_update(p, grad, exp_avg, exp_avg_sq, *, step, lr, betas, eps, weight_decay, bias_correction, clip, finite):
+    """One step of one tensor, in place.
+
+    `step`, `lr`, `clip` (the number gradients are divided by) and `finite` (1.0 or 0.0) are 0-dim fp32 tensors.
+    """
+    # torch's fused AdamW turns s into s - adam(grad); s starts as -weight_decay * p, so it ends as minus the update.
+    minus_update = torch.mul(p, -weight_decay)
+    correction = {} if bias_correction else {"state_steps": [torch.full_like(step, 1e9)]}
+    torch._fused_adamw_(
+        [minus_update],
+        [grad],
+        [exp_avg],
+        [exp_avg_sq],
+        max_exp_avg_sqs=[],
+        lr=1.0,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=0.0,
+        eps=eps,
+        amsgrad=False,
+        maximize=False,
+        grad_scale=clip,
+        found_inf=1.0 - finite,
+        **({"state_steps": [step]} | correction),
+    )
+    scale = lr * trust_ratio(p, minus_update) if weight_decay else lr
+    p.addcmul_(minus_update, torch.where(finite > 0, scale, torch.zeros_like(scale)))
+
+
+class Lamb(Optimizer):
+    """Walks the groups. `step(norm)` takes the global gradient norm that the caller has computed for its report."""
+
+    def __init__(
+        self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, bias_correction=True, max_grad_norm=1.0
+    ):
+        defaults = dict(lr=lr, bias_correction=bias_correction, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, {**defaults, "grad_averaging": True, "max_grad_norm": max_grad_norm})
+
+    @torch.no_grad()
+    def step(self, norm=None):
+        """Apply one update; a non-finite norm leaves weights and moments as they are. Returns 1.0 if it was finite."""
+        if norm is None:
+            norm = global_norm([p.grad for group in self.param_groups for p in group["params"] if p.grad is not None])
+        finite = torch.isfinite(norm).float()
+        clip = torch.clamp(norm / self.defaults["max_grad_norm"], min=1.0)
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            step, lr = (torch.full_like(norm, value) for value in (group["step"], group["lr"]))
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+                options = {name: group[name] for name in ("betas", "eps", "weight_decay", "bias_correction")}
+                moments = state["exp_avg"], state["exp_avg_sq"]
+                lamb_update(p, p.grad, *moments, step=step, lr=lr, clip=clip, finite=finite, **options)
+        return finite

@@ -1,0 +1,240 @@
+"""BERT with its two pre-training heads; weights are named as Hugging Face names them.
+
+Shapes: T tokens of a micro-batch (padding counted only where shapes are static), N sequences, M masked positions,
+h hidden size, V vocabulary padded to a multiple of 8. How each step is computed is the business of the `kernels`
+that the model is given (`kernels.py`, `kernels_cpu.py`); the network is here.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+VOCAB_MULTIPLE = 8
+PADDED_ROW_BIAS = -10000.0  # a padded vocabulary row never takes part in the softmax
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"  # exact, by the error function
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+
+    def __post_init__(self):
+        if self.hidden_act != "gelu":
+            raise ValueError(f"hidden_act {self.hidden_act!r}: only 'gelu' is implemented")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not in [0, 1)")
+
+    @classmethod
+    def from_json(cls, path: Path, **overrides) -> "BertConfig":
+        """Read BERT's keys from a JSON file, other keys are passed over; ValueError names the file."""
+        try:
+            found = json.loads(Path(path).read_text())
+            known = {field.name for field in dataclasses.fields(cls)}
+            return cls(**{key: value for key, value in {**found, **overrides}.items() if key in known})
+        except (OSError, json.JSONDecodeError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not a BERT configuration ({error})") from error
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    def to_hugging_face(self) -> dict:
+        """The content of a `config.json` that `from_pretrained` reads."""
+        return {"architectures": ["BertForPreTraining"], "model_type": "bert", **dataclasses.asdict(self)}
+
+
+class Embeddings(nn.Module):
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        h = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.padded_vocab_size, h, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, h)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, h)
+        self.LayerNorm = nn.LayerNorm(h, eps=config.layer_norm_eps)
+        self.dropout = config.hidden_dropout_prob
+
+    def forward(self, batch, kernels):
+        x = self.word_embeddings(batch.input_ids)
+        x = x + self.position_embeddings(batch.positions) + self.token_type_embeddings(batch.segment_ids)
+        return kernels.dropout(kernels.layer_norm(x, self.LayerNorm), self.dropout, self.training)  # T x h
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(config.hidden_size, config.hidden_size) for _ in range(3))
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+
+    def forward(self, x, batch, kernels):
+        qkv = kernels.joint_linear(x, (self.query, self.key, self.value))  # T x 3h
+        return kernels.attention(qkv, batch, self.num_heads, self.dropout, self.training)  # T x h
+
+
+class Output(nn.Module):
+    """Dense, dropout, residual and layer norm, as they end both halves of a layer."""
+
+    def __init__(self, in_features: int, config: BertConfig):
+        super().__init__()
+        self.dense = nn.Linear(in_features, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = config.hidden_dropout_prob
+
+
+class Attention(nn.Module):
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.self = SelfAttention(config)
+        self.output = Output(config.hidden_size, config)
+
+    def forward(self, x, batch, kernels):
+        y = kernels.linear(self.self(x, batch, kernels), self.output.dense)
+        return kernels.dropout_add_norm(y, x, self.output.LayerNorm, self.output.dropout, self.training)
+
+
+class Intermediate(nn.Module):
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+
+
+class Layer(nn.Module):
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.attention = Attention(config)
+        self.intermediate = Intermediate(config)
+        self.output = Output(config.intermediate_size, config)
+
+    def forward(self, x, batch, kernels):
+        x = self.attention(x, batch, kernels)
+        y = kernels.feed_forward(x, self.intermediate.dense, self.output.dense)
+        return kernels.dropout_add_norm(y, x, self.output.LayerNorm, self.output.dropout, self.training)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+
+
+class Pooler(nn.Module):
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+
+class Bert(nn.Module):
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.pooler = Pooler(config)
+
+    def forward(self, batch, kernels, checkpoint_activations: bool):
+        x = self.embeddings(batch, kernels)
+        for layer in self.encoder.layer:
+            if checkpoint_activations:
+                x = kernels.recomputed(layer, x, batch)
+            else:
+                x = layer(x, batch, kernels)
+        return x  # T x h
+
+
+class Transform(nn.Module):
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+class Predictions(nn.Module):
+    """Masked-LM head. Its decoder is the word embedding itself, handed over at each forward."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.transform = Transform(config)
+        self.bias = nn.Parameter(torch.zeros(config.padded_vocab_size))
+
+
+class Heads(nn.Module):
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.predictions = Predictions(config)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+
+class BertForPreTraining(nn.Module):
+    """Calling it with a batch returns four sums, so that micro-batches of any size add up to one step's loss."""
+
+    def __init__(self, config: BertConfig, kernels, checkpoint_activations: bool = False):
+        super().__init__()
+        self.config = config
+        self.kernels = kernels
+        self.checkpoint_activations = checkpoint_activations
+        self.bert = Bert(config)
+        self.cls = Heads(config)
+
+    def forward(self, batch):
+        """Sums over the batch, fp32: masked-LM loss, next-sentence loss, right masked tokens, right next sentences."""
+        kernels, heads = self.kernels, self.cls
+        with kernels.autocast():
+            hidden = self.bert(batch, kernels, self.checkpoint_activations and self.training)
+            x = kernels.linear(hidden.index_select(0, batch.masked_positions), heads.predictions.transform.dense)
+            x = kernels.layer_norm(nn.functional.gelu(x), heads.predictions.transform.LayerNorm)  # M x h
+            weight, bias = self.bert.embeddings.word_embeddings.weight, heads.predictions.bias
+            mlm_loss, mlm_correct = kernels.masked_lm_loss(x, weight, bias, batch.masked_labels, batch.masked_weights)
+            cls = hidden.index_select(0, batch.cls_positions)
+            pooled = torch.tanh(kernels.linear(cls, self.bert.pooler.dense))  # N x h
+            scores = kernels.linear(pooled, heads.seq_relationship)  # N x 2
+            nsp_loss, nsp_correct = next_sentence_loss(scores, batch.next_sentence_labels, batch.next_sentence_weights)
+        return torch.stack([mlm_loss, nsp_loss, mlm_correct, nsp_correct])
+
+
+def next_sentence_loss(scores, labels, weights):
+    """Summed cross-entropy and number of right answers; `weights` N, 0 where a packed row has no such sequence."""
+    losses = nn.functional.cross_entropy(scores.float(), labels, reduction="none")
+    right = (scores.argmax(-1) == labels).float()
+    return (losses.sum(), right.sum()) if weights is None else ((losses * weights).sum(), (right * weights).sum())
+
+
+@torch.no_grad()
+def initialise(model: BertForPreTraining, seed: int) -> None:
+    """Fresh weights, a function of the seed alone: normal matrices, zero biases, layer norms at the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    vocab_size, std = model.config.vocab_size, model.config.initializer_range
+    for name, parameter in model.named_parameters():
+        if "LayerNorm.weight" in name:
+            parameter.fill_(1.0)
+        elif parameter.dim() == 1:
+            parameter.zero_()
+        else:
+            parameter.zero_()
+            rows = vocab_size if "word_embeddings" in name else len(parameter)  # padded rows stay zero
+            parameter[:rows].normal_(0.0, std, generator=generator)
+    model.bert.embeddings.word_embeddings.weight[model.config.pad_token_id].zero_()
+    model.cls.predictions.bias[vocab_size:] = PADDED_ROW_BIAS
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay (and with it LAMB's trust ratio) applies: to matrices, not to biases and layer norms."""
+    return not (name.endswith("bias") or "LayerNorm" in name)
