@@ -1,0 +1,240 @@
+"""The command line of the fine-tuning scripts: the reference's words, Hugging Face's of any age, and ours.
+
+`parse(argv, data_arguments)` is the one place where names that transformers 5 no longer has become `TrainingArguments`.
+"""
+
+import argparse
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+
+from central.runtime.device import init_process_group, open_device
+from central.runtime.exits import BadRequest
+from central.runtime.rank import Rank
+
+DDP_BUCKET_MB = 230  # the reference's: one exchange for BERT-base, a few for BERT-large
+
+# Names of older transformers that live on under another name: the value is taken over as it is.
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps",  # a value below 1 is a share of all steps
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "bf16_backend": None,
+    "half_precision_backend": None,
+    "fp16_backend": None,
+    "fp16_opt_level": None,
+    "logging_dir": None,
+    "save_safetensors": None,
+    "jit_mode_eval": None,
+    "use_ipex": None,
+    "use_mps_device": None,
+    "group_by_length": None,  # batches are formed by length anyhow
+    "use_fast_tokenizer": None,
+    "hmp_opt_level": None,
+    "hmp_verbose": None,
+}
+
+
+@dataclass(frozen=True)
+class ReferenceFlags:
+    """Switches of the reference that have no field in TrainingArguments."""
+
+    no_cuda: bool = False
+    use_habana: bool = False
+    use_lazy_mode: bool = False
+    hmp: bool = False
+    use_fused_adam: bool = False
+    use_fused_clip_norm: bool = False
+    overwrite_output_dir: bool = False
+    hmp_bf16: str = ""  # read by central.runtime.environment, before torch was imported
+    hmp_fp32: str = ""
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str = field(metadata={"help": "name, Hub id, local folder, or --output_dir of a pre-training"})
+    config_name: str | None = field(default=None, metadata={"help": "configuration, if not the model's own"})
+    tokenizer_name: str | None = field(default=None, metadata={"help": "tokenizer, if not the model's own"})
+    cache_dir: str | None = field(default=None, metadata={"help": "where downloads and tokenised features are kept"})
+    model_revision: str = field(default="main", metadata={"help": "branch, tag or commit on the Hub"})
+    token: str | None = field(default=None, metadata={"help": "access token of the Hub"})
+    ignore_mismatched_sizes: bool = field(default=False, metadata={"help": "make a head of another size anew"})
+
+
+@dataclass
+class DataArguments:
+    dataset_name: str | None = field(default=None, metadata={"help": "name, Hub id or local folder"})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of the Hub dataset"})
+    train_file: str | None = field(default=None, metadata={"help": "tsv, csv, json, jsonl, parquet, or gz of these"})
+    validation_file: str | None = field(default=None, metadata={"help": "as --train_file"})
+    test_file: str | None = field(default=None, metadata={"help": "as --train_file"})
+    pad_to_max_length: bool = field(default=False, metadata={"help": "pad all to --max_seq_length, random batches"})
+    max_train_samples: int | None = field(default=None, metadata={"help": "train on the first N only"})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate the first N only"})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "predict the first N only"})
+    overwrite_cache: bool = field(default=False, metadata={"help": "tokenise anew"})
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "threads of the tokenizer"})
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command line, understood."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: TrainingArguments
+    flags: ReferenceFlags
+
+
+def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) -> Request:
+    """Understand a command line; every rank does, rank 0 says what was taken in another way than written.
+
+    Raises BadRequest with all problems, or SystemExit 2 from argparse.
+    """
+    words, flags, notes = modernise(argv)
+    if rank.is_main:
+        for note in notes:
+            print(note, flush=True)
+    device_type = "hpu" if flags.use_habana else "cpu" if _wants_cpu(words, flags) else "cuda"
+    try:
+        device = open_device(
+            device_type, "lazy" if flags.use_lazy_mode else "eager", "bf16" if flags.hmp else "fp32", rank
+        )
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+    init_process_group(device, rank)  # transformers takes the group that it finds
+    parser = HfArgumentParser((ModelArguments, data_arguments, TrainingArguments), allow_abbrev=False)
+    parser.set_defaults(
+        output_dir=None,
+        use_cpu=device_type == "cpu",
+        bf16=flags.hmp,
+        optim="adamw_torch" if device_type == "hpu" else "adamw_torch_fused",
+        ddp_find_unused_parameters=False,
+        ddp_bucket_cap_mb=DDP_BUCKET_MB,
+        logging_nan_inf_filter=False,  # a host sync each step on hpu; the trainer stops at the first non-finite update
+        remove_unused_columns=False,
+        dataloader_pin_memory=device_type == "cuda",
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+    with contextlib.redirect_stderr(io.StringIO()) as said:  # the usage text of 150 options hides the one that is wrong
+        try:
+            model, data, training, rest = parser.parse_args_into_dataclasses(
+                words, return_remaining_strings=True, look_for_args_file=False
+            )
+        except SystemExit as stop:
+            if not stop.code:  # --help
+                raise
+            raise BadRequest(said.getvalue().strip().rsplit("error: ", 1)[-1]) from None
+        except (ValueError, ImportError) as error:
+            raise BadRequest(str(error)) from None
+    problems = [f"unknown argument {word!r}: see --help" for word in rest]
+    problems += _problems(data, training, flags)
+    if problems:
+        raise BadRequest(problems)
+    return Request(model, data, training, flags)
+
+
+def modernise(argv: Sequence[str]) -> tuple[list[str], ReferenceFlags, list[str]]:
+    """Words for TrainingArguments, the reference's switches, and what to tell the user."""
+    words, notes, empty = [], [], []
+    for word in argv:
+        match = re.fullmatch(r"--([\w-]+)=", word)
+        if match:
+            empty.append(f"--{match[1]}")
+        else:
+            words.append(word)
+    if empty:
+        notes.append(f"{', '.join(empty)}: empty, taken as the default")
+    words, dropped = _rename(words)
+    if dropped:
+        notes.append(f"{', '.join(dropped)}: accepted, no effect here")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, value in ReferenceFlags().__dict__.items():
+        if isinstance(value, bool):
+            parser.add_argument(f"--{name}", nargs="?", const=True, default=False, type=_truth)
+        else:
+            parser.add_argument(f"--{name}", default=value)
+    # `--resume_from_checkpoint` alone means the newest checkpoint of --output_dir
+    words = [
+        "--resume_from_checkpoint=True"
+        if word == "--resume_from_checkpoint" and (i + 1 == len(words) or words[i + 1].startswith("-"))
+        else word
+        for i, word in enumerate(words)
+    ]
+    found, words = parser.parse_known_args(words)
+    flags = ReferenceFlags(**vars(found))
+    if flags.use_fused_adam and not flags.use_habana:
+        notes.append("--use_fused_adam: torch's fused AdamW, as this is not a Gaudi")
+    if flags.use_fused_clip_norm and not flags.use_habana:
+        notes.append("--use_fused_clip_norm: torch's own clipping, as this is not a Gaudi")
+    return words, flags, notes
+
+
+def _rename(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Old names by new ones; those that mean nothing any more fall out with their value."""
+    kept, dropped, value_of_dropped = [], [], False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not word.startswith("--"):
+            if not value_of_dropped:
+                kept.append(word)
+            value_of_dropped = False
+            continue
+        name = name[2:].replace("-", "_")
+        value_of_dropped = False
+        if name not in RENAMED:
+            kept.append(word)
+        elif RENAMED[name]:
+            kept.append(f"--{RENAMED[name]}{equals}{value}")
+        else:
+            dropped.append(f"--{name}")
+            value_of_dropped = not equals
+    return kept, dropped
+
+
+def _truth(word: str) -> bool:
+    if word.lower() in ("true", "t", "yes", "y", "1"):
+        return True
+    if word.lower() in ("false", "f", "no", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{word!r} is not true or false")
+
+
+def _wants_cpu(words: Sequence[str], flags: ReferenceFlags) -> bool:
+    asked = any(word in ("--use_cpu", "--use_cpu=True", "--use_cpu=true") for word in words)
+    return flags.no_cuda or asked or not torch.cuda.is_available()
+
+
+def _problems(data: DataArguments, training: TrainingArguments, flags: ReferenceFlags) -> list[str]:
+    problems = []
+    if flags.no_cuda and flags.use_habana:
+        problems.append("--no_cuda means cpu and --use_habana means hpu: give one of the two")
+    if flags.use_lazy_mode and not flags.use_habana:
+        problems.append("--use_lazy_mode needs --use_habana")
+    if not training.output_dir:
+        problems.append("--output_dir is missing: where should the results go?")
+    if not (training.do_train or training.do_eval or training.do_predict):
+        problems.append("nothing to do: give --do_train, --do_eval or --do_predict")
+    for split in ("train", "validation", "test"):
+        path = getattr(data, f"{split}_file")
+        if path and not Path(path).exists():
+            problems.append(f"--{split}_file {path}: no such file")
+    for name in ("max_train_samples", "max_eval_samples", "max_predict_samples", "preprocessing_num_workers"):
+        if (getattr(data, name) or 1) < 1:
+            problems.append(f"--{name} {getattr(data, name)}: must be at least 1")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(training, name) < 1:
+            problems.append(f"--{name} {getattr(training, name)}: must be at least 1")
+    if training.fp16:
+        problems.append("--fp16: half precision here is bfloat16: use --bf16, or --hmp on hpu")
+    if training.max_steps == 0 or (training.max_steps < 0 and training.num_train_epochs <= 0):
+        problems.append("training of no steps: --max_steps and --num_train_epochs must be above 0")
+    return problems

@@ -1,0 +1,89 @@
+"""What both fine-tuning scripts do around their trainer: begin, train, save, report."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import set_seed
+
+from central.runtime import features, output_folder
+from central.runtime.features import Features
+from central.runtime.finetuning_arguments import Request
+from central.runtime.finetuning_data import Table
+from central.runtime.rank import StopRequest, watch_parent
+from central.runtime.trainer import FineTuningTrainer
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a script."""
+
+    request: Request
+    stop: StopRequest
+    checkpoint: Path | None  # to resume from
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.request.training.output_dir)
+
+    @property
+    def resumes(self) -> bool:
+        return self.request.training.resume_from_checkpoint not in (None, "", "False", "false")
+
+    def say(self, line: str) -> None:
+        """One line for the user, from rank 0."""
+        if self.request.training.process_index == 0:
+            print(line, flush=True)
+
+    def make_output_dir(self) -> None:
+        """An empty output folder for a training that starts; a used one is renamed, not lost."""
+        training = self.request.training
+        with training.main_process_first(local=False):
+            if training.process_index == 0:
+                aside = output_folder.move_aside(self.output_dir) if training.do_train and not self.resumes else None
+                if aside:
+                    self.say(f"{self.output_dir} was in use: renamed {aside}")
+                self.output_dir.mkdir(parents=True, exist_ok=True)
+
+
+def begin(request: Request) -> Run:
+    """Seed, signals and checks that need no data. Raises BadRequest for an output folder that cannot be used."""
+    training, data = request.training, request.data
+    stop = StopRequest()
+    watch_parent()
+    set_seed(training.seed)
+    output_dir = Path(training.output_dir)
+    run = Run(request, stop, output_folder.checkpoint_to_resume(training.resume_from_checkpoint, output_dir))
+    if training.do_train and run.resumes and run.checkpoint is None:
+        run.say(f"no checkpoint in {output_dir}: training starts anew")
+    if training.do_train and not run.resumes:
+        sources = {f"--{split}_file": getattr(data, f"{split}_file") for split in ("train", "validation", "test")}
+        sources |= {"--model_name_or_path": request.model.model_name_or_path, "--dataset_name": data.dataset_name}
+        output_folder.refuse_use(output_dir, request.flags.overwrite_output_dir, sources)
+    return run
+
+
+def tokenised(run: Run, table: Table, tokenizer, make: Callable[[], Features], **settings) -> Features:
+    """Features of a table, from the cache where they are there: one rank of a node makes them for all."""
+    data, training = run.request.data, run.request.training
+    key = {"data": table.sha256, "rows": len(table), "tokenizer": features.tokenizer_key(tokenizer), **settings}
+    path = features.cache_file(run.request.model.cache_dir, **key)
+    with training.main_process_first(local=True):
+        overwrite = data.overwrite_cache and training.local_process_index == 0
+        return features.cached(path, make, overwrite)
+
+
+def train(run: Run, trainer: FineTuningTrainer) -> dict[str, float]:
+    """Train, save model, tokenizer and state; returns the training metrics."""
+    result = trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
+    metrics = {**result.metrics, "train_samples": len(trainer.train_dataset)}
+    trainer.save_model()
+    report(trainer, "train", metrics)
+    trainer.save_state()
+    return metrics
+
+
+def report(trainer: FineTuningTrainer, split: str, metrics: dict[str, float]) -> None:
+    """Print metrics and add them to `<split>_results.json` and `all_results.json`."""
+    trainer.log_metrics(split, metrics)
+    trainer.save_metrics(split, metrics)

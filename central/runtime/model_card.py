@@ -1,0 +1,108 @@
+"""The model card (README.md) of a fine-tuned model: what it came from, how it was made, and its scores. No blanks."""
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+from central.runtime.finetuning_data import Table
+from central.runtime.finetuning_run import Run
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate")
+SCORES = {"epoch", "eval_loss", "train_loss", "eval_samples", "train_samples"}
+
+
+def write_model_card(run: Run, task: str, tables: dict[str, Table], model, metrics: dict[str, float]) -> None:
+    """Write README.md beside the model; the scores of an earlier run there are kept where this one has none."""
+    stored = run.output_dir / "all_results.json"
+    metrics = {**(json.loads(stored.read_text()) if stored.exists() else {}), **metrics}
+    (run.output_dir / "README.md").write_text(model_card(run, task, tables, model, metrics))
+
+
+def model_card(run: Run, task: str, tables: dict[str, Table], model, metrics: dict[str, float]) -> str:
+    """The text of the card."""
+    base = run.request.model.model_name_or_path
+    name = run.output_dir.resolve().name
+    scores = {key: value for key, value in metrics.items() if _is_score(key)}
+    sections = [
+        _front_matter(base, task, tables),
+        f"# {name}",
+        f"`{base}` fine-tuned on {task} ({type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters).",
+        "## Scores\n\n" + _table(("metric", "value"), scores or {"none": "this run did not evaluate"}),
+        "## Data\n\n" + _data_table(tables),
+        "## Hyper-parameters\n\n" + _table(("setting", "value"), _settings(run)),
+        "## Hardware and versions\n\n" + _table(("what", "version"), _environment(run)),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _is_score(key: str) -> bool:
+    speed = key.endswith(("_per_second", "_runtime", "_time", "_flos"))
+    return (
+        key in SCORES
+        or (key.startswith(("eval_", "train_samples_per")) and not speed)
+        or key == "train_samples_per_second"
+    )
+
+
+def _front_matter(base: str, task: str, tables: dict[str, Table]) -> str:
+    pipeline = "question-answering" if task.startswith("squad") else "text-classification"
+    lines = ["---", "library_name: transformers", f"pipeline_tag: {pipeline}", f"base_model: {json.dumps(base)}"]
+    return "\n".join([*lines, "language: en", f"tags: [{pipeline}, {task}]", "---"])
+
+
+def _table(heads: tuple[str, str], rows: dict) -> str:
+    lines = [f"| {heads[0]} | {heads[1]} |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {key} | {_text(value)} |" for key, value in rows.items())])
+
+
+def _text(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e4 else str(value)
+
+
+def _data_table(tables: dict[str, Table]) -> str:
+    rows = [f"| {split} | {Path(t.source).name} | {len(t)} | `{t.sha256}` |" for split, t in tables.items()]
+    return "\n".join(["| split | source | rows | hash |", "|---|---|---|---|", *rows])
+
+
+def _settings(run: Run) -> dict:
+    training, data = run.request.training, run.request.data
+    if not training.do_train:
+        return {"training": "none in this run", "max_seq_length": data.max_seq_length}
+    return {
+        "learning_rate": training.learning_rate,
+        "epochs": training.num_train_epochs if training.max_steps < 0 else f"{training.max_steps} steps",
+        "global batch size": training.train_batch_size * training.gradient_accumulation_steps * training.world_size,
+        "max_seq_length": data.max_seq_length,
+        "optimizer": str(getattr(training.optim, "value", training.optim)),
+        "weight_decay": training.weight_decay,
+        "schedule": f"{getattr(training.lr_scheduler_type, 'value', training.lr_scheduler_type)}, "
+        f"{training.warmup_steps:g} warm-up",
+        "precision": "bfloat16 autocast" if training.bf16 else "float32",
+        "padding": "to max_seq_length" if data.pad_to_max_length else "batches by length",
+        "seed": training.seed,
+    }
+
+
+def _environment(run: Run) -> dict:
+    training = run.request.training
+    device = {"cpu": f"{_processor()}, {torch.get_num_threads()} threads a rank", "hpu": "Intel Gaudi"}
+    name = device.get(training.device.type) or torch.cuda.get_device_name()
+    versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
+    return {
+        "device": f"{training.device.type}: {name}",
+        "ranks": training.world_size,
+        "python": platform.python_version(),
+    } | versions
+
+
+def _processor() -> str:
+    """The processor's name as Linux knows it, else the machine's architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

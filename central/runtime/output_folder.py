@@ -1,0 +1,83 @@
+"""The output folder of a fine-tuning run: what is in it already, and what becomes of that."""
+
+import json
+from pathlib import Path
+
+from central.runtime.exits import BadRequest
+
+
+def newest_trainer_checkpoint(folder: Path) -> Path | None:
+    """The newest complete `checkpoint-<step>` of a Hugging Face Trainer.
+
+    `trainer_state.json` is the last file that rank 0 writes; a run killed while saving leaves a folder without it.
+    """
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        if _is_complete(path):
+            return path
+    return None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    wanted = ("model.safetensors", "optimizer.pt", "scheduler.pt")
+    return all((checkpoint / name).exists() for name in wanted) and any(checkpoint.glob("rng_state*.pth"))
+
+
+def checkpoint_to_resume(resume: str | None, output_dir: Path) -> Path | None:
+    """What `--resume_from_checkpoint` names: a folder, or with `True` the newest one of the output folder.
+
+    None means a fresh start, also where nothing has been saved yet. Raises BadRequest for a folder that is none.
+    """
+    if not resume or resume.lower() == "false":
+        return None
+    if resume.lower() == "true":
+        return newest_trainer_checkpoint(output_dir)
+    checkpoint = Path(resume)
+    checkpoint = checkpoint if checkpoint.name.startswith("checkpoint-") else newest_trainer_checkpoint(checkpoint)
+    if checkpoint is None or not _is_complete(checkpoint):
+        raise BadRequest(f"--resume_from_checkpoint {resume}: not a complete checkpoint, nor a folder with one")
+    return checkpoint
+
+
+def refuse_use(output_dir: Path, overwrite: bool, sources: dict[str, str | None]) -> None:
+    """Raise BadRequest for a used folder without `overwrite`, or with something in it that the run reads.
+
+    `sources` are the paths a run reads, by flag: the folder they lie in would be renamed.
+    """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise BadRequest(f"--output_dir {output_dir}: is a file: name a folder")
+    if not _in_use(output_dir):
+        return
+    if not overwrite:
+        raise BadRequest(
+            f"--output_dir {output_dir}: is in use: continue there with --resume_from_checkpoint, rename it with "
+            "--overwrite_output_dir, or name another folder"
+        )
+    inside = [f"{flag} {path}" for flag, path in sources.items() if path and _lies_in(Path(path), output_dir)]
+    if inside:
+        raise BadRequest(
+            f"{', '.join(inside)}: lies in --output_dir, which would be renamed: name another output folder"
+        )
+
+
+def move_aside(output_dir: Path) -> Path | None:
+    """Rename a used folder `<name>.1`, `.2`, ...; returns its new name, None where there was nothing."""
+    if not _in_use(output_dir):
+        return None
+    number = 1
+    while (aside := output_dir.with_name(f"{output_dir.name}.{number}")).exists():
+        number += 1
+    output_dir.rename(aside)
+    return aside
+
+
+def _in_use(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return path.exists() and path.resolve().is_relative_to(folder.resolve())

@@ -1,0 +1,208 @@
+"""The Trainer of both fine-tuning scripts: Hugging Face's, with batches by length, Gaudi's kernels and exact stops.
+
+Private methods of transformers 5.23's Trainer are overridden here and nowhere else; tests check their signatures.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalPrediction
+
+from central.runtime import hpu
+from central.runtime.exits import Diverged, Preempted
+from central.runtime.features import Features
+from central.runtime.finetuning_arguments import ReferenceFlags
+from central.runtime.length_batches import Collator, LengthBatches, buckets_of
+from central.runtime.rank import StopRequest
+
+
+class FineTuningTrainer(Trainer):
+    """A Trainer over `Features`. On hpu every batch has one of a few fixed shapes."""
+
+    def __init__(
+        self, *args, flags: ReferenceFlags, pad_to_max_length: bool, max_seq_length: int, stop: StopRequest, **kwargs
+    ):
+        training, tokenizer = kwargs["args"], kwargs["processing_class"]
+        self.flags = flags
+        self.on_hpu = training.device.type == "hpu"
+        self.by_length = not pad_to_max_length
+        buckets = (max_seq_length,) if pad_to_max_length else buckets_of(max_seq_length) if self.on_hpu else ()
+        multiple = 8 if training.device.type == "cuda" else 1  # tensor cores take multiples of 8
+        kwargs["data_collator"] = Collator(tokenizer.pad_token_id, tokenizer.padding_side, buckets, multiple)
+        if self.on_hpu and flags.use_fused_adam:
+            betas = (training.adam_beta1, training.adam_beta2)
+            adam = {"lr": training.learning_rate, "betas": betas, "eps": training.adam_epsilon}
+            kwargs["optimizer_cls_and_kwargs"] = (hpu.fused_adamw(), adam)
+        kwargs["callbacks"] = [*kwargs.get("callbacks", ()), StopBetweenSteps(stop)]
+        if self.on_hpu:
+            kwargs["callbacks"].append(MarkSteps())
+        super().__init__(*args, **kwargs)
+        # BERT's loss is a mean over its own batch: it takes **kwargs and passes over `num_items_in_batch`.
+        self.model_accepts_loss_kwargs = False
+        self._clipper = None
+        self._norms = []  # gradient norms since the last look, still on the device
+
+    # ---- batches
+
+    def _get_train_sampler(self, train_dataset: Features | None = None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not self.by_length:
+            return super()._get_train_sampler(dataset)
+        ranks = self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        batch_size = self.args.train_batch_size * ranks
+        return LengthBatches(dataset.lengths, batch_size, seed, ranks, fill=self.on_hpu)
+
+    def _get_eval_sampler(self, eval_dataset: Features):
+        return _evaluation_order(eval_dataset).tolist() if self.by_length else super()._get_eval_sampler(eval_dataset)
+
+    def evaluation_loop(self, dataloader, *args, **kwargs):
+        """Evaluate longest first; metrics and predictions come in the order of the data set."""
+        if not self.by_length:
+            return super().evaluation_loop(dataloader, *args, **kwargs)
+        back = np.argsort(_evaluation_order(dataloader.dataset))
+        compute_metrics = self.compute_metrics
+        if compute_metrics is not None:
+            self.compute_metrics = lambda found: compute_metrics(
+                EvalPrediction(_reorder(found.predictions, back), _reorder(found.label_ids, back))
+            )
+        try:
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self.compute_metrics = compute_metrics
+        predictions, label_ids = _reorder(output.predictions, back), _reorder(output.label_ids, back)
+        return output._replace(predictions=predictions, label_ids=label_ids)
+
+    # ---- Gaudi
+
+    def _build_accelerator_args(self, **kwargs):
+        accelerator_args = super()._build_accelerator_args(**kwargs)
+        (ddp,) = accelerator_args["kwargs_handlers"]
+        accelerator_args["kwargs_handlers"] = [replace(ddp, gradient_as_bucket_view=True)]
+        return accelerator_args
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.on_hpu:
+            hpu.mark_step()
+        return loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        if not self.on_hpu:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        count = len(inputs["input_ids"])
+        inputs = {name: _fill_rows(name, rows, self.args.eval_batch_size) for name, rows in inputs.items()}
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        hpu.mark_step()
+        return loss, _first_rows(logits, count), _first_rows(labels, count)
+
+    def _clip_grad_norm(self, model):
+        if not (self.on_hpu and self.flags.use_fused_clip_norm):
+            return super()._clip_grad_norm(model)
+        if self._clipper is None:
+            self._clipper = hpu.fused_clip_norm()(model.parameters(), self.args.max_grad_norm)
+        return self._clipper.clip_norm(model.parameters())
+
+    # ---- divergence
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The norm is the same on all ranks, and not finite when any loss or gradient was not."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._norms.append(norm.detach().reshape(()) if isinstance(norm, torch.Tensor) else torch.tensor(norm))
+        if self.args.device.type == "cpu":
+            self._refuse_divergence()
+        return norm
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        if self.control.should_log or self.control.should_save or self.control.should_evaluate:
+            self._refuse_divergence()  # hpu, cuda: the host waits for the device here anyway
+        return super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _refuse_divergence(self) -> None:
+        """Raises Diverged before a non-finite update reaches a checkpoint."""
+        if not self._norms:
+            return
+        norms = torch.stack(self._norms).cpu()
+        bad = (~torch.isfinite(norms)).nonzero()
+        if len(bad):
+            # on cpu the step in question is not counted yet
+            last = self.state.global_step + (self.args.device.type == "cpu")
+            step = last - len(norms) + 1 + int(bad[0])
+            raise Diverged(
+                f"step {step}: the gradient norm is {norms[bad[0, 0]].item()}: training has diverged. Nothing was saved "
+                "after it; try a lower --learning_rate, a longer --warmup_steps, or --data_type fp32"
+            )
+        self._norms.clear()
+
+
+class StopBetweenSteps(TrainerCallback):
+    """After SIGTERM or SIGUSR1 on any rank: save after this optimizer step, then exit 85."""
+
+    def __init__(self, stop: StopRequest):
+        self.stop = stop
+        self.stopped = False
+        self._group = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step < state.max_steps and self._agreed():
+            self.stopped = control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if self._agreed():
+            raise Preempted("stopped during evaluation; the checkpoints of the training before it are complete")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.stopped:
+            if dist.is_initialized():
+                dist.barrier(group=self._group)
+            raise Preempted(f"stopped after step {state.global_step}, saved: continue with --resume_from_checkpoint")
+
+    def _agreed(self) -> bool:
+        """Whether any rank was asked to stop: a host-side exchange that never touches the device."""
+        if not dist.is_initialized():
+            return self.stop.requested
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo")
+        asked = torch.tensor(int(self.stop.requested))
+        dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
+        return bool(asked)
+
+
+class MarkSteps(TrainerCallback):
+    """On hpu the optimizer step and the zeroing of gradients are one graph of their own."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        hpu.mark_step()
+
+
+def _evaluation_order(dataset: Features) -> np.ndarray:
+    """Longest first: the batch that needs most memory comes when a failure costs least."""
+    return np.argsort(-dataset.lengths, kind="stable")
+
+
+def _reorder(arrays, order: np.ndarray):
+    """Rows of one array, or of each of several, in another order; None stays None."""
+    if isinstance(arrays, tuple | list):
+        return type(arrays)(_reorder(array, order) for array in arrays)
+    return None if arrays is None else arrays[order]
+
+
+def _fill_rows(name: str, rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Complete the last batch with copies of its last row; integer labels of copies are ignored by the loss."""
+    missing = count - len(rows)
+    if missing <= 0:
+        return rows
+    copies = rows[-1:].expand(missing, *rows.shape[1:])
+    if name == "labels" and not rows.is_floating_point():
+        copies = torch.full_like(copies, -100)
+    return torch.cat([rows, copies])
+
+
+def _first_rows(tensors, count: int):
+    if isinstance(tensors, tuple | list):
+        return type(tensors)(_first_rows(tensor, count) for tensor in tensors)
+    return None if tensors is None else tensors[:count]

@@ -1,0 +1,247 @@
+"""The GLUE tasks: their columns, labels, metrics and the format the GLUE server takes. Pure functions."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from central.runtime.exits import BadRequest
+from central.runtime.finetuning_data import Table, listed
+
+
+def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
+    return float(np.mean(predicted == labels))
+
+
+def f1(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """F1 of class 1; 0 where there is nothing to find and nothing found."""
+    hits = np.sum((predicted == 1) & (labels == 1))
+    return float(2 * hits / max(1, np.sum(predicted == 1) + np.sum(labels == 1)))
+
+
+def matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Matthews correlation for any number of classes (Gorodkin 2004); 0 where one side is constant."""
+    classes = np.arange(max(predicted.max(), labels.max()) + 1)
+    said = (predicted[:, None] == classes).astype(np.float64)
+    true = (labels[:, None] == classes).astype(np.float64)
+    return _correlation(said, true)
+
+
+def pearson(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Pearson correlation; 0 where one side is constant."""
+    return _correlation(predicted[:, None].astype(np.float64), labels[:, None].astype(np.float64))
+
+
+def spearman(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Pearson correlation of the ranks, ties sharing their mean rank."""
+    return pearson(_ranks(predicted), _ranks(labels))
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    scale = math.sqrt((x * x).sum() * (y * y).sum())
+    return float((x * y).sum() / scale) if scale > 0 else 0.0
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[where]
+
+
+def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Mean F1 of the classes that occur on either side."""
+    return float(np.mean([f1(predicted == c, labels == c) for c in np.union1d(predicted, labels)]))
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "macro_f1": macro_f1,
+    "matthews_correlation": matthews,
+    "pearson": pearson,
+    "spearmanr": spearman,
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task. Columns are listed by all the names they have in GLUE's files and on the Hub, the Hub's first."""
+
+    sentence1: tuple[str, ...]
+    sentence2: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()  # in the order of their numbers; none for a regression
+    label_columns: tuple[str, ...] = ("label",)
+    metrics: tuple[str, ...] = ("accuracy",)
+    server_uses_names: bool = False
+    header: tuple[str, ...] | None = None  # of train and dev files that have no line of names
+    skip_broken_rows: bool = False
+
+    @property
+    def is_regression(self) -> bool:
+        return not self.labels
+
+
+ENTAILMENT = ("entailment", "not_entailment")
+TASKS = {
+    "cola": Task(
+        sentence1=("sentence",),
+        labels=("unacceptable", "acceptable"),
+        metrics=("matthews_correlation", "accuracy"),
+        header=("source", "label", "mark", "sentence"),
+    ),
+    "sst2": Task(sentence1=("sentence",), labels=("negative", "positive")),
+    "mrpc": Task(
+        sentence1=("sentence1", "#1 String"),
+        sentence2=("sentence2", "#2 String"),
+        labels=("not_equivalent", "equivalent"),
+        label_columns=("label", "Quality"),
+        metrics=("accuracy", "f1"),
+    ),
+    "stsb": Task(
+        sentence1=("sentence1",),
+        sentence2=("sentence2",),
+        label_columns=("label", "score"),
+        metrics=("pearson", "spearmanr"),
+    ),
+    "qqp": Task(
+        sentence1=("question1",),
+        sentence2=("question2",),
+        labels=("not_duplicate", "duplicate"),
+        label_columns=("label", "is_duplicate"),
+        metrics=("accuracy", "f1"),
+        skip_broken_rows=True,  # GLUE's train.tsv has a few, which the baseline skips
+    ),
+    "mnli": Task(
+        sentence1=("premise", "sentence1"),
+        sentence2=("hypothesis", "sentence2"),
+        labels=("entailment", "neutral", "contradiction"),
+        label_columns=("label", "gold_label"),
+        server_uses_names=True,
+    ),
+    "qnli": Task(sentence1=("question",), sentence2=("sentence",), labels=ENTAILMENT, server_uses_names=True),
+    "rte": Task(sentence1=("sentence1",), sentence2=("sentence2",), labels=ENTAILMENT, server_uses_names=True),
+    "wnli": Task(sentence1=("sentence1",), sentence2=("sentence2",), labels=("not_entailment", "entailment")),
+}
+
+
+def infer_task(
+    table: Table, text_columns: Sequence[str], label_column: str | None, known_labels: Sequence[str]
+) -> Task:
+    """The task of a table that belongs to none of GLUE's.
+
+    Text is in the columns named, else sentence1 and sentence2, else the first one or two that are no label. The labels
+    are `known_labels`, else those of the table; numbers that are not all whole make a regression.
+    """
+    label_column = label_column or "label"
+    names = [name for name in table.columns if name not in (label_column, "idx", "id", "index")]
+    pair = [name for name in ("sentence1", "sentence2") if name in names]
+    text = list(text_columns) or (pair if len(pair) == 2 else names[:2])
+    if not text:
+        raise BadRequest(f"{table.source}: no text column among {', '.join(table.columns)}: --text_column_names")
+    values = [str(value) for value in table.columns.get(label_column, ()) if value is not None]
+    if not known_labels and not values:
+        raise BadRequest(
+            f"{table.source}: no column {label_column!r} among {', '.join(table.columns)}: --label_column_name"
+        )
+    is_regression = not known_labels and _are_numbers(values) and not all(float(value).is_integer() for value in values)
+    return Task(
+        sentence1=(text[0],),
+        sentence2=tuple(text[1:2]),
+        labels=() if is_regression else tuple(known_labels) or _sorted_labels(values),
+        label_columns=(label_column,),
+        metrics=("pearson", "spearmanr") if is_regression else ("accuracy", "macro_f1"),
+        server_uses_names=True,
+    )
+
+
+def _are_numbers(values: Sequence[str]) -> bool:
+    try:
+        return all(math.isfinite(float(value)) for value in values)
+    except ValueError:
+        return False
+
+
+def _sorted_labels(values: Sequence[str]) -> tuple[str, ...]:
+    if _are_numbers(values):
+        return tuple(str(number) for number in sorted({int(float(value)) for value in values}))
+    return tuple(sorted(set(values)))
+
+
+def find_column(table: Table, names: Sequence[str]) -> str | None:
+    """The first of several possible names that a table has."""
+    return next((name for name in names if name in table.columns), None)
+
+
+def texts_of(table: Table, names: Sequence[str]) -> list[str]:
+    """A column of text; raises BadRequest with the rows that hold none."""
+    column = find_column(table, names)
+    if column is None:
+        raise BadRequest(
+            f"{table.source}: needs a column {' or '.join(map(repr, names))}, has {', '.join(table.columns)}"
+        )
+    values = table.columns[column]
+    bad = [table.where(row) for row, value in enumerate(values) if not isinstance(value, str)]
+    if bad:
+        raise BadRequest(f"no text in column {column!r}: {listed(bad)}")
+    return values
+
+
+def numbered_labels(table: Table, task: Task) -> np.ndarray | None:
+    """Labels [N] as int64, of a regression as float32; None for a table without labels.
+
+    A label is a name, or its number. Raises BadRequest with the rows whose label the task does not know.
+    """
+    column = find_column(table, task.label_columns)
+    values = table.columns[column] if column else ()
+    if all(value in (None, "", -1, "-1") for value in values):
+        return None
+    numbers, bad = [], []
+    for row, value in enumerate(values):
+        number = _label_number(value, task)
+        if number is None:
+            bad.append(f"{table.where(row)}: {value!r}")
+        numbers.append(number)
+    if bad:
+        known = "a number" if task.is_regression else f"one of {', '.join(task.labels)}"
+        raise BadRequest(f"label is not {known}: {listed(bad)}")
+    return np.array(numbers, np.float32 if task.is_regression else np.int64)
+
+
+def _label_number(value, task: Task) -> int | float | None:
+    text = str(value).strip()
+    if task.is_regression:
+        return float(text) if _are_numbers([text]) else None
+    if text in task.labels:
+        return task.labels.index(text)
+    if not _are_numbers([text]) or not float(text).is_integer():
+        return None
+    number = int(float(text))
+    if str(number) in task.labels:
+        return task.labels.index(str(number))
+    named = not _are_numbers(task.labels)  # the labels are names: a number is their place
+    return number if named and 0 <= number < len(task.labels) else None
+
+
+def scores(task: Task, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Metrics of a task for logits [N, classes] (regression: [N, 1]) against labels [N].
+
+    A classification also gets `majority_class`: the accuracy of always answering the commonest label.
+    """
+    predicted = outputs.reshape(-1) if task.is_regression else outputs.argmax(axis=-1)
+    result = {name: METRICS[name](predicted, labels) for name in task.metrics}
+    if task.is_regression:
+        return result
+    result["majority_class"] = float(np.bincount(labels).max() / len(labels))
+    return result
+
+
+def server_lines(task: Task, outputs: np.ndarray) -> list[str]:
+    """Predictions as the GLUE server reads them: a header, then index and prediction between tabs."""
+    if task.is_regression:
+        predictions = [f"{value:.3f}" for value in np.clip(outputs.reshape(-1), 0, 5)]
+    elif task.server_uses_names:
+        predictions = [task.labels[i] for i in outputs.argmax(axis=-1)]
+    else:
+        predictions = [str(i) for i in outputs.argmax(axis=-1)]
+    return ["index\tprediction", *(f"{i}\t{prediction}" for i, prediction in enumerate(predictions))]

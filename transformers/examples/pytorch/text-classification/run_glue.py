@@ -1,0 +1,217 @@
+"""Fine-tune and evaluate a model on a GLUE task, or on any single sentences or pairs with labels.
+
+python run_glue.py --model_name_or_path base --task_name mrpc --do_train --do_eval --output_dir out/mrpc
+python run_glue.py --model_name_or_path FOLDER --train_file train.tsv --validation_file dev.tsv --task_name mrpc ...
+mpirun -n 2 python run_glue.py ...
+"""
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
+from central.runtime import environment, rank
+
+environment.apply_or_exit()  # before torch is imported
+rank.export(rank.from_environment())  # before transformers looks for other ranks
+
+import glue_tasks
+import numpy as np
+from glue_tasks import TASKS, Task
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from central.runtime import finetuning_models, finetuning_run
+from central.runtime.exits import DONE, BadRequest, run
+from central.runtime.features import Features, Ragged
+from central.runtime.finetuning_arguments import DataArguments, Request, parse
+from central.runtime.finetuning_data import Table, load_splits
+from central.runtime.finetuning_run import Run
+from central.runtime.model_card import write_model_card
+from central.runtime.trainer import FineTuningTrainer
+
+SAMPLE = 200  # texts looked at to see whether tokenizer and text belong together
+
+
+@dataclass
+class GlueArguments(DataArguments):
+    task_name: str | None = field(default=None, metadata={"help": f"one of {' '.join(TASKS)}"})
+    max_seq_length: int = field(default=128, metadata={"help": "longer texts are cut"})
+    text_column_names: str | None = field(default=None, metadata={"help": "one or two columns, between commas"})
+    label_column_name: str | None = field(default=None, metadata={"help": "column of the labels"})
+
+
+@dataclass(frozen=True)
+class Data:
+    """The tables of a run, and their task."""
+
+    name: str  # of the task, or "text-classification"
+    task: Task
+    tables: dict[str, Table]
+    labels: dict[str, np.ndarray | None]
+
+
+def parse_args(argv: list[str]) -> Request:
+    """The command line, with the names of task and data set in any spelling."""
+    request = parse(argv, GlueArguments, rank.from_environment())
+    data = request.data
+    data.task_name = _plain(data.task_name)
+    if data.task_name not in (None, *TASKS):
+        raise BadRequest(f"--task_name {data.task_name}: unknown, the tasks are {' '.join(TASKS)}")
+    name = _plain(data.dataset_name or data.task_name)
+    if name in (*TASKS, "glue"):  # the reference names MRPC as task and as data set
+        data.task_name = data.task_name or (name if name in TASKS else _plain(data.dataset_config_name))
+        data.dataset_name, data.dataset_config_name = "glue", data.task_name
+    return request
+
+
+def _plain(name: str | None) -> str | None:
+    return name.lower().replace("-", "") if name else None
+
+
+def load_data(this: Run, model_name: str) -> Data:
+    """The tables of the splits this run needs, and their labels as numbers."""
+    data, training = this.request.data, this.request.training
+    task = TASKS.get(data.task_name)
+    header = task.header if task else None
+    tables = load_splits(
+        files={"train": data.train_file, "validation": data.validation_file, "test": data.test_file},
+        dataset_name=data.dataset_name,
+        config_name=data.dataset_config_name,
+        wanted=[
+            *["train"] * training.do_train,
+            *["validation", "validation_mismatched"] * training.do_eval,
+            *["test", "test_mismatched"] * training.do_predict,
+        ],
+        cache_dir=this.request.model.cache_dir,
+        headers={"train": header, "validation": header},
+        skip_broken_rows=bool(task and task.skip_broken_rows),
+    )
+    limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_predict_samples}
+    tables = {split: table.head(limits[split.split("_")[0]]) for split, table in tables.items()}
+    for table in tables.values():
+        if table.skipped:
+            this.say(f"{table.source}: {table.skipped} broken rows skipped")
+    known = () if training.do_train else _labels_of_model(this, model_name)
+    if task is None:
+        columns = data.text_column_names.split(",") if data.text_column_names else ()
+        task = glue_tasks.infer_task(next(iter(tables.values())), columns, data.label_column_name, known)
+    elif set(known) == set(task.labels):
+        task = replace(task, labels=known)  # a model trained elsewhere may number them in another order
+    labels = {split: glue_tasks.numbered_labels(table, task) for split, table in tables.items()}
+    missing = [tables[split].source for split in labels if labels[split] is None and not split.startswith("test")]
+    if missing:
+        raise BadRequest([f"{source}: has no labels (column {' or '.join(task.label_columns)})" for source in missing])
+    return Data(data.task_name or "text-classification", task, tables, labels)
+
+
+def _labels_of_model(this: Run, name: str) -> tuple[str, ...]:
+    """Label names in the order of a fine-tuned model's outputs; none where they are only numbered."""
+    config = finetuning_models.load_config(this.request.model, name)
+    names = tuple(str(config.id2label[i]) for i in range(config.num_labels))
+    return () if names == tuple(f"LABEL_{i}" for i in range(len(names))) else names
+
+
+def build_model(this: Run, data: Data, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model with a head of one output per label, and its tokenizer."""
+    args, labels = this.request.model, data.task.labels
+    tokenizer = finetuning_models.load_tokenizer(args, name, this.say)
+    config = finetuning_models.load_config(
+        args,
+        name,
+        this.request.data.max_seq_length,
+        num_labels=len(labels) or 1,
+        problem_type="regression" if data.task.is_regression else "single_label_classification",
+        **(
+            {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+            if labels
+            else {}
+        ),
+    )
+    model = finetuning_models.load_model(AutoModelForSequenceClassification, args, name, config, tokenizer, this.say)
+    return model, tokenizer
+
+
+def tokenise(this: Run, data: Data, split: str, tokenizer: PreTrainedTokenizerBase) -> Features:
+    """Token ids of one split, with its labels."""
+    table, task = data.tables[split], data.task
+    texts = [glue_tasks.texts_of(table, names) for names in (task.sentence1, task.sentence2) if names]
+    finetuning_models.check_text(tokenizer, texts[0][:SAMPLE], table.where)
+    max_length = this.request.data.max_seq_length
+
+    def make() -> Features:
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
+        return Features({name: Ragged.of(rows) for name, rows in encoded.items()})
+
+    columns = [glue_tasks.find_column(table, names) for names in (task.sentence1, task.sentence2)]
+    features = finetuning_run.tokenised(this, table, tokenizer, make, columns=columns, max_length=max_length)
+    if data.labels[split] is not None:
+        features.inputs["labels"] = data.labels[split]
+    return features
+
+
+def evaluate(this: Run, data: Data, trainer: FineTuningTrainer, features: dict[str, Features]) -> dict[str, float]:
+    """Scores of the validation split; MNLI's second one gets the ending `_mm`."""
+    metrics = {}
+    for split in ("validation", "validation_mismatched"):
+        if split in features:
+            found = trainer.evaluate(features[split])
+            ending = "_mm" if split.endswith("mismatched") else ""
+            metrics |= {f"{name}{ending}": value for name, value in found.items()}
+            metrics[f"eval_samples{ending}"] = len(features[split])
+    finetuning_run.report(trainer, "eval", metrics)
+    if "eval_majority_class" in metrics and metrics["eval_accuracy"] == metrics["eval_majority_class"]:
+        this.say(
+            f"warning: accuracy {metrics['eval_accuracy']:.4f} is that of always answering the commonest label: the "
+            "model has learned nothing yet. Likely causes: too few steps, a --learning_rate too high (try 2e-5) or "
+            "too low, a model that is not pretrained, or labels that do not belong to the texts"
+        )
+    return metrics
+
+
+def predict(this: Run, data: Data, trainer: FineTuningTrainer, features: dict[str, Features]) -> None:
+    """Write `predict_results_<task>.txt` in the format of the GLUE server."""
+    for split in ("test", "test_mismatched"):
+        if split in features:
+            output = trainer.predict(features[split], metric_key_prefix="predict")
+            name = f"{data.name}-mm" if split.endswith("mismatched") else data.name
+            finetuning_run.report(trainer, "predict", {**output.metrics, "predict_samples": len(features[split])})
+            lines = glue_tasks.server_lines(data.task, output.predictions)
+            if trainer.is_world_process_zero():
+                (this.output_dir / f"predict_results_{name}.txt").write_text("\n".join(lines) + "\n")
+
+
+def main(argv: list[str]) -> int:
+    request = parse_args(argv)
+    this = finetuning_run.begin(request)
+    model_name = finetuning_models.locate(request.model.model_name_or_path)
+    data = load_data(this, model_name)
+    model, tokenizer = build_model(this, data, model_name)
+    features = {split: tokenise(this, data, split, tokenizer) for split in data.tables}
+    this.make_output_dir()
+    trainer = FineTuningTrainer(
+        model=model,
+        args=request.training,
+        processing_class=tokenizer,
+        train_dataset=features.get("train"),
+        eval_dataset=features.get("validation"),
+        compute_metrics=lambda found: glue_tasks.scores(data.task, found.predictions, found.label_ids),
+        flags=request.flags,
+        pad_to_max_length=request.data.pad_to_max_length,
+        max_seq_length=request.data.max_seq_length,
+        stop=this.stop,
+    )
+    metrics = {}
+    if request.training.do_train:
+        metrics |= finetuning_run.train(this, trainer)
+    if request.training.do_eval:
+        metrics |= evaluate(this, data, trainer, features)
+    if request.training.do_predict:
+        predict(this, data, trainer, features)
+    if trainer.is_world_process_zero():
+        write_model_card(this, data.name, data.tables, model, metrics)
+    trainer.end()
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
