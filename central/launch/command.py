@@ -1,0 +1,28 @@
+"""A program to start, as values: what the whole launcher makes, prints and runs."""
+
+import shlex
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, eq=False)
+class Command:
+    """Whole words, and the variables added to the caller's environment. `name` is for messages."""
+
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Commands in the order they run. `keep_going`: one that fails does not stop those behind it."""
+
+    commands: tuple[Command, ...]
+    notes: tuple[str, ...] = ()
+    keep_going: bool = False
+
+
+def shell_line(command) -> str:
+    """The command as one line to paste into a shell."""
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in command.env]
+    return " ".join([*assignments, shlex.join(command.argv)])

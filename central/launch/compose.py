@@ -1,0 +1,101 @@
+"""From settings to commands: values in, values out."""
+
+from dataclasses import dataclass
+
+from central.launch import environment, finetuning, mpi, pretraining
+from central.launch.command import Command, Plan
+from central.launch.hosts import DEFAULT_SSH_PORT, Layout
+from central.launch.topology import Topology, can_bind
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Place:
+    """Where the commands will run, as far as composing needs to know."""
+
+    python: str
+    root: str
+    environ: dict[str, str]
+    device: str
+    layout: Layout
+    topology: Topology
+    mpirun: mpi.Mpi
+    master_port: str
+    extra_variables: tuple[tuple[str, str], ...] = ()
+
+
+def execution_mode(settings, device) -> str:
+    """lazy, eager or compile: as asked, else lazy for large; only hpu is ever lazy."""
+    wanted = settings.mode or ("lazy" if settings.model_name_or_path == "large" else "eager")
+    if wanted in ("graph", "compile"):
+        return "compile"
+    return wanted if device == "hpu" else "eager"
+
+
+def compose(settings, subcommand, place) -> Plan:
+    """Every command of a request, in order. `subcommand` is the module pretraining or finetuning."""
+    mode = execution_mode(settings, place.device)
+    variables = _variables(settings, subcommand, place, mode)
+    launcher = _launcher_words(settings, place, variables)
+    scripts = subcommand.script_words(
+        settings, root=place.root, world_size=place.layout.world_size, device=place.device, mode=mode
+    )
+    env = tuple(variables.items())
+    commands = [Command((*launcher, *words), env, name) for name, words in scripts]
+    several_seeds = subcommand is finetuning and settings.seeds > 1
+    if several_seeds:
+        summary = finetuning.summary_words(settings, place.root)
+        commands.append(Command((place.python, *summary), env, "summary"))
+    return Plan(tuple(commands), tuple(_notes(settings, subcommand, place)), keep_going=several_seeds)
+
+
+def _variables(settings, subcommand, place, mode):
+    several_local_ranks = place.layout.world_size > 1 and not place.layout.hosts
+    bf16 = settings.data_type == "bf16"
+    variables = environment.child_variables(
+        environ=place.environ,
+        root=place.root,
+        device=place.device,
+        mode=mode,
+        op_lists=[f"{place.root}/{name}" for name in subcommand.OP_LISTS] if bf16 else None,
+        master_port=place.master_port,
+        threads=environment.threads_per_rank(
+            place.topology, place.layout.ranks_per_node, bound=place.layout.world_size > 1 and not settings.no_mpirun
+        ),
+        loopback=several_local_ranks,
+    )
+    return {**variables, **dict(place.extra_variables)}
+
+
+def _launcher_words(settings, place, variables):
+    """What stands before the script: mpirun or torchrun where there are ranks, and the interpreter."""
+    layout = place.layout
+    if layout.hosts:
+        remote = mpi.Remote(
+            network=mpi.network_of(layout.hosts[0]),
+            ssh_port=place.environ.get("DOCKER_SSHD_PORT", DEFAULT_SSH_PORT),
+            variables=environment.forwarded_variables(place.environ, variables, layout.hosts[0]),
+        )
+        return [*mpi.many_servers(place.mpirun, layout, place.topology, remote), place.python]
+    if layout.world_size == 1:
+        return [place.python]
+    if settings.no_mpirun:
+        return mpi.torchrun(place.python, layout, variables["MASTER_ADDR"], variables["MASTER_PORT"])
+    return [*mpi.one_server(place.mpirun, layout, place.topology), place.python]
+
+
+def _notes(settings, subcommand, place):
+    """What the user should know about the choices made, one line each."""
+    layout = place.layout
+    if subcommand is pretraining:
+        for phase in settings.phases:
+            yield f"phase {phase}: {pretraining.phase_batch(settings, phase, layout.world_size)}"
+    if settings.mode == "lazy" and place.device != "hpu":
+        yield f"--mode lazy is eager on {place.device}"
+    by_mpirun = layout.world_size > 1 and not settings.no_mpirun
+    if by_mpirun and not can_bind(place.topology, layout.ranks_per_node):
+        yield f"{layout.ranks_per_node} ranks on {place.topology.cores} cores: ranks are not bound to cores"
+    if place.environ.get("MULTI_HLS_IPS") and layout.world_size > 1 and not layout.hosts:
+        yield "MULTI_HLS_IPS counts with --process_per_node only: all ranks stay on this server"
+    lazy = {"lazy": "1"}.get(execution_mode(settings, place.device), "0")
+    if place.device == "hpu" and place.environ.get("PT_HPU_LAZY_MODE", lazy) != lazy:
+        yield f"PT_HPU_LAZY_MODE={place.environ['PT_HPU_LAZY_MODE']} is set; the run gets {lazy}, as its mode needs"

@@ -1,0 +1,119 @@
+"""Which hosts a run uses, and how many ranks each gets."""
+
+import re
+from dataclasses import dataclass
+
+from central.launch.problems import BadRequest
+
+DEFAULT_SSH_PORT = "3022"
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Ranks and where they go. No hosts: all on this server, without ssh."""
+
+    world_size: int
+    ranks_per_node: int
+    hosts: tuple[str, ...] = ()
+    source: str = "this server"
+
+
+def plan_layout(*, world_size, dist, process_per_node, hostfile, environ) -> Layout:
+    """The layout from flags and environment: --hostfile, else MULTI_HLS_IPS, else the SLURM allocation, else this server.
+
+    As in the reference, MULTI_HLS_IPS counts only together with --process_per_node.
+    """
+    if hostfile:
+        slots = read_hostfile(hostfile)
+        return _from_slots(slots, hostfile, world_size, process_per_node)
+    if dist and world_size == 1:
+        world_size = 8
+    if process_per_node and environ.get("MULTI_HLS_IPS"):
+        return _spread(split_addresses(environ["MULTI_HLS_IPS"]), "MULTI_HLS_IPS", world_size, process_per_node)
+    nodes = expand_nodelist(environ.get("SLURM_JOB_NODELIST", ""))
+    if world_size > 1 and len(nodes) > 1:
+        return _spread(nodes, "the SLURM allocation", world_size, process_per_node)
+    if process_per_node not in (0, world_size):
+        raise BadRequest(
+            f"--process_per_node {process_per_node} with --world_size {world_size} needs"
+            f" {world_size / process_per_node:g} hosts: name them in MULTI_HLS_IPS or --hostfile"
+        )
+    return Layout(world_size, world_size)
+
+
+def split_addresses(text) -> tuple[str, ...]:
+    """Hosts of MULTI_HLS_IPS; what follows a hyphen behind an IPv4 address is cut, as the reference does."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    return tuple(re.sub(r"^(\d+\.\d+\.\d+\.\d+)-.*$", r"\1", name) for name in names)
+
+
+def read_hostfile(path) -> dict[str, int]:
+    """Slots of each host from lines such as `host1 slots=8`; a comment starts with #."""
+    try:
+        with open(path) as file:
+            lines = [line.partition("#")[0].split() for line in file]
+    except OSError as error:
+        raise BadRequest(f"--hostfile {path}: {error.strerror}") from None
+    slots, problems = {}, []
+    for line_number, words in enumerate(lines, start=1):
+        if not words:
+            continue
+        found = [re.fullmatch(r"slots=([1-9]\d*)", word) for word in words[1:]] or [re.match(r"()", "")]
+        if len(found) > 1 or not found[0] or words[0] in slots:
+            problems.append(f"--hostfile {path}, line {line_number}: expected one line `HOST slots=N` for each host")
+        else:
+            slots[words[0]] = int(found[0][1] or 1)
+    if not slots:
+        problems.append(f"--hostfile {path} names no host")
+    if problems:
+        raise BadRequest(problems)
+    return slots
+
+
+def expand_nodelist(text) -> tuple[str, ...]:
+    """Hosts of a SLURM node list: `gaudi[01-03,7],login` is gaudi01 gaudi02 gaudi03 gaudi7 login."""
+    hosts = []
+    for entry in re.findall(r"[^,\[]+(?:\[[^\]]*\][^,\[]*)*", text):
+        hosts += _expand_entry(entry.strip())
+    return tuple(hosts)
+
+
+def _expand_entry(entry):
+    head, bracket, rest = entry.partition("[")
+    if not bracket:
+        return [entry] if entry else []
+    ranges, _, tail = rest.partition("]")
+    names = []
+    for part in ranges.split(","):
+        first, _, last = part.partition("-")
+        for value in range(int(first), int(last or first) + 1):
+            names += [f"{head}{value:0{len(first)}d}{end}" for end in _expand_entry(tail) or [""]]
+    return names
+
+
+def _spread(hosts, source, world_size, process_per_node):
+    """An equal number of ranks on each host, exactly."""
+    if len(set(hosts)) < len(hosts):
+        raise BadRequest(f"{source} names a host twice: {', '.join(hosts)}")
+    ranks_per_node = process_per_node or world_size // len(hosts)
+    if ranks_per_node * len(hosts) != world_size:
+        per_node = f"--process_per_node {process_per_node}" if process_per_node else f"{world_size} / {len(hosts)}"
+        fits = max(1, ranks_per_node) * len(hosts)
+        raise BadRequest(
+            f"{source} names {len(hosts)} hosts, which does not agree with {per_node} and --world_size {world_size}:"
+            f" give --world_size {fits}, or other hosts"
+        )
+    return Layout(world_size, ranks_per_node, tuple(hosts), source)
+
+
+def _from_slots(slots, hostfile, world_size, process_per_node):
+    """Ranks on the hosts of a file; without --world_size all slots are used."""
+    if len(set(slots.values())) > 1 and not process_per_node:
+        counts = ", ".join(f"{host} {count}" for host, count in slots.items())
+        raise BadRequest(f"--hostfile {hostfile} has unequal slots ({counts}): make them equal, or give --process_per_node")
+    ranks_per_node = process_per_node or next(iter(slots.values()))
+    too_small = [host for host, count in slots.items() if count < ranks_per_node]
+    if too_small:
+        raise BadRequest(f"--hostfile {hostfile}: fewer than --process_per_node {ranks_per_node} slots on {', '.join(too_small)}")
+    total = ranks_per_node * len(slots)
+    return _spread(tuple(slots), f"--hostfile {hostfile}", total if world_size == 1 else world_size, ranks_per_node)

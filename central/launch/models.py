@@ -1,0 +1,24 @@
+"""Short names of models."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """`pretrained`: where fine-tuning starts; `trained_as`, `config`: what pre-training makes, where it can."""
+
+    pretrained: str
+    trained_as: str = ""
+    config: str = ""
+
+
+MODELS = {
+    "base": Model("bert-base-uncased", "bert-base-uncased", "bert_base_config.json"),
+    "large": Model("bert-large-uncased-whole-word-masking", "bert-large-uncased", "bert_config.json"),
+    "roberta-base": Model("roberta-base"),
+    "roberta-large": Model("roberta-large"),
+}
+# Google's miniatures: layers x hidden size, one head for 64.
+for _name, _layers, _hidden in (("tiny", 2, 128), ("mini", 4, 256), ("small", 4, 512), ("medium", 8, 512)):
+    _hub_name = f"google/bert_uncased_L-{_layers}_H-{_hidden}_A-{_hidden // 64}"
+    MODELS[_name] = Model(_hub_name, _hub_name, f"bert_{_name}_config.json")

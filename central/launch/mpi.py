@@ -1,0 +1,103 @@
+"""The words that put ranks on cores and hosts: mpirun of Open MPI 4 and 5, and torchrun.
+
+Open MPI 4 gets the words of the reference. Open MPI 5 refuses `--rank-by core`, and maps odd counts wrongly with
+`ppr:N:socket`, so it gets slots and nodes. On both, local rank and rank line up with the cards.
+"""
+
+import re
+from dataclasses import dataclass
+
+from central.launch.topology import can_bind, cores_per_rank
+
+DEFAULT_PREFIX = "/usr/local/openmpi"
+
+
+@dataclass(frozen=True, eq=False)
+class Mpi:
+    """An mpirun: its major version, and where it is installed on every host."""
+
+    major: int
+    prefix: str = DEFAULT_PREFIX
+
+
+@dataclass(frozen=True, eq=False)
+class Remote:
+    """How mpirun reaches other hosts: network of its own traffic ("" for any), port of sshd, variables to hand on."""
+
+    network: str
+    ssh_port: str
+    variables: tuple[tuple[str, str], ...]
+
+
+def parse_version(text) -> int | None:
+    """Major version from the first line of `mpirun --version`: "mpirun (Open MPI) 5.0.11", "orterun (OpenRTE) 4.1.4"."""
+    match = re.search(r"\((?:Open MPI|OpenRTE)\) (\d+)\.", text)
+    return int(match[1]) if match else None
+
+
+def one_server(mpi, layout, topology) -> list[str]:
+    """mpirun for ranks on this server."""
+    binding, mapping = _placement(mpi, layout, topology)
+    return ["mpirun", "-n", str(layout.world_size), *binding, *mapping, "--allow-run-as-root"]
+
+
+def many_servers(mpi, layout, topology, remote) -> list[str]:
+    """mpirun for the same number of ranks on each host."""
+    variables = dict(remote.variables)
+    master = [f"{name}={variables.pop(name)}" for name in ("MASTER_ADDR", "MASTER_PORT")]
+    binding, mapping = _placement(mpi, layout, topology)
+    slots = layout.ranks_per_node
+    if can_bind(topology, layout.ranks_per_node):
+        slots *= cores_per_rank(topology, layout.ranks_per_node)
+    return [
+        *["mpirun", "--allow-run-as-root"],
+        *_exported(f"{name}={value}" for name, value in variables.items()),
+        *["--prefix", mpi.prefix],
+        *(["--mca", "btl_tcp_if_include", remote.network] if remote.network else []),
+        *_exported(master),
+        *["--mca", "plm_rsh_args", f"-p {remote.ssh_port}"],
+        *binding,
+        *["-H", ",".join(f"{host}:{slots}" for host in layout.hosts)],
+        *["-n", str(layout.world_size)],
+        *mapping,
+    ]
+
+
+def torchrun(python, layout, address, port) -> list[str]:
+    """torchrun for ranks on this server, of the interpreter that runs us."""
+    return [
+        *[python, "-m", "torch.distributed.run"],
+        *["--nproc_per_node", str(layout.world_size)],
+        *["--master_addr", address],
+        *["--master_port", port],
+    ]
+
+
+def network_of(address) -> str:
+    """The network mpirun may use, from the first host: 10.10.100.101 gives 10.10.100.0/16, a name gives none."""
+    match = re.fullmatch(r"(\d+\.\d+\.\d+)\.\d+", address)
+    return f"{match[1]}.0/16" if match else ""
+
+
+def _exported(assignments):
+    return [word for assignment in assignments for word in ("-x", assignment)]
+
+
+def _placement(mpi, layout, topology):
+    """Ranks to cores, cards in rank order: the words for binding, and those for mapping.
+
+    Where there are fewer cores than ranks nothing is bound.
+    """
+    per_node = layout.ranks_per_node
+    rank_by = ["--rank-by", "core" if mpi.major == 4 else "slot"]
+    if not can_bind(topology, per_node):
+        mapping = ["--map-by", f"ppr:{per_node}:node", *rank_by] if layout.hosts else []
+        return ["--bind-to", "none", "--oversubscribe"], mapping
+    if not layout.hosts:
+        unit = "socket" if mpi.major == 4 else "slot"
+    elif mpi.major == 4 and per_node % topology.sockets == 0:
+        unit = f"ppr:{per_node // topology.sockets}:socket"
+    else:
+        unit = f"ppr:{per_node}:node"
+    cores = f"PE={cores_per_rank(topology, per_node)}"
+    return ["--bind-to", "core"], ["--map-by", f"{unit}:{cores}", *rank_by, "--report-bindings"]

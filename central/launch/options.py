@@ -1,0 +1,153 @@
+"""The options of demo_bert.py: one line each, in frozen dataclasses, and the parser made from them.
+
+A field of a settings class is an option. Its name is the flag, and its default is stated there and nowhere else:
+
+    save_steps: tuple[int, int] = option("Schedule", count, (200, 200), "steps between checkpoints", "-st")
+
+A default of two values asks for two values: one for each phase of pre-training.
+"""
+
+import argparse
+from dataclasses import dataclass, field, fields
+
+from central.launch.kinds import choice, cores, count, count_or_zero, path, switch, text
+from central.launch.problems import BadRequest, nearest
+
+REQUIRED = object()
+GROUPS = ("Model", "Data", "Batches", "Schedule", "Checkpoints and results", "Device", "Ranks and hosts", "Running")
+
+
+def option(group, kind, default, help, *short):
+    """A settings field that is an option."""
+    return field(metadata={"group": group, "kind": kind, "default": default, "help": help, "short": short})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Common:
+    """What pre-training and fine-tuning share."""
+
+    # fmt: off
+    data_type: str = option("Model", choice("fp32", "bf16"), REQUIRED, "fp32, or bf16 mixed precision")
+    cache_dir: str | None = option("Data", path, None, "folder for downloaded models and data; only fine-tuning downloads")
+    output_dir: str = option("Checkpoints and results", path, "/tmp", "folder for everything a run leaves behind", "-o")
+    device: str = option("Device", choice("auto", "hpu", "cuda", "cpu"), "auto", "auto: hpu where a card is found, else cuda, else cpu", "-d")
+    mode: str | None = option("Device", choice("lazy", "eager", "graph", "compile"), None, "unset: lazy for large, eager for the others")
+    world_size: int = option("Ranks and hosts", count, 1, "ranks in all, one for each card")
+    dist: bool = option("Ranks and hosts", switch, False, "many ranks; 8 of them where --world_size is 1")
+    process_per_node: int = option("Ranks and hosts", count_or_zero, 0, "ranks on each host of MULTI_HLS_IPS; 0: this server alone")
+    hostfile: str | None = option("Ranks and hosts", path, None, "lines `HOST slots=N`, in place of MULTI_HLS_IPS")
+    no_mpirun: bool = option("Ranks and hosts", switch, False, "start the ranks with torchrun (one server)")
+    mpi: str = option("Ranks and hosts", choice("auto", "openmpi4", "openmpi5"), "auto", "mpirun to compose for; auto asks mpirun --version")
+    node_topology: tuple[int, int] | None = option("Ranks and hosts", cores, None, "sockets x cores per socket of a node, as 2x28; unset: this machine's")
+    dry_run: bool = option("Running", switch, False, "print the commands, one pasteable line each; start and touch nothing")
+    # fmt: on
+    script_args: tuple[str, ...] = ()
+
+
+def option_fields(cls):
+    """The fields of a settings class that are options."""
+    return [f for f in fields(cls) if f.metadata]
+
+
+def settings_parser(cls, prog, description, epilog):
+    """An argparse parser with the options of a settings class, in groups."""
+    parser = _Parser(prog=prog, usage=f"{prog} [options] [-- words for the training script]", description=description, epilog=epilog)
+    parser.add_argument("-h", "--help", action="store_true", help=argparse.SUPPRESS)
+    groups = {title: parser.add_argument_group(title) for title in GROUPS}
+    for option_ in option_fields(cls):
+        spec = option_.metadata
+        groups[spec["group"]].add_argument(
+            *spec["short"], f"--{option_.name}", dest=option_.name, **_words(parser, option_.name, spec)
+        )
+    return parser
+
+
+def parse(cls, parser, words):
+    """Settings from words; BadRequest with every unknown, missing and misspelt one."""
+    words, script_args = split_script_args(words)
+    values, left_over = parser.parse_known_args([_underscored(word) for word in words])
+    problems = parser.problems + _complaints(left_over, cls)
+    named = {f.name: getattr(values, f.name) for f in option_fields(cls)}
+    problems += [f"--{name} is required" for name, value in named.items() if value is REQUIRED]
+    if problems:
+        raise BadRequest(problems)
+    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in named.items()}
+    return cls(**tuples, script_args=tuple(script_args))
+
+
+def split_script_args(words):
+    """Our words, and those behind a bare `--`."""
+    words = list(words)
+    if "--" not in words:
+        return words, []
+    at = words.index("--")
+    return words[:at], words[at + 1 :]
+
+
+def _underscored(word):
+    """`--max-steps=3` as `--max_steps=3`: both spellings are one flag."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    return "--" + name.replace("-", "_") + equals + value
+
+
+def _words(parser, name, spec):
+    """The add_argument settings of one option."""
+    kind, default = spec["kind"], spec["default"]
+    settings = {"type": parser.keeping_problems(f"--{name}", kind), "default": default, "metavar": kind.metavar}
+    if kind is switch:
+        settings |= {"nargs": "?", "const": True}
+    elif isinstance(default, tuple):
+        settings |= {"nargs": len(default), "metavar": (kind.metavar,) * len(default)}
+    return settings | {"help": spec["help"] + _shown(default)}
+
+
+def _shown(default):
+    if default is REQUIRED:
+        return " (required)"
+    if default is None or default is False or default == (None, None):
+        return ""
+    return f" (default {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
+
+
+def _complaints(left_over, cls):
+    known = [f"--{f.name}" for f in option_fields(cls)] + ["--help"]
+    flags = [word.partition("=")[0] for word in left_over if word.startswith("-")]
+    if flags:
+        return [f"unknown flag {flag}{nearest(flag, known)}" for flag in flags]
+    return [f"unexpected word {word!r}: what the script shall get goes behind a bare --" for word in left_over]
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but problems are kept until all are known, and nothing exits."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, add_help=False, formatter_class=_Formatter, **settings)
+        self.problems = []
+
+    def error(self, message):
+        raise BadRequest([*self.problems, message.removeprefix("argument ")])
+
+    def keeping_problems(self, flag, kind):
+        def convert(word):
+            try:
+                return kind(word)
+            except ValueError as error:
+                self.problems.append(f"{flag} {word}: {error}")
+
+        return convert
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """`-o, --output_dir PATH`, the values once and not once a spelling."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=38, width=118)
+
+    def _format_action_invocation(self, action):
+        spellings = ", ".join(action.option_strings)
+        if action.nargs == "?":
+            return spellings
+        values = action.metavar if isinstance(action.metavar, tuple) else (action.metavar,)
+        return f"{spellings} {' '.join(values)}"

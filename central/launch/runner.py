@@ -1,0 +1,144 @@
+"""The one place that starts programs: to ask them something, or to run a command with its output live."""
+
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+
+from central.launch import sessions
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """What a program that was asked something said. Status 127: there is no such program; 124: no answer in time."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def capture(argv, *, env=None, timeout=10) -> Captured:
+    """Ask a program something and wait for the answer, `timeout` seconds at most."""
+    return capture_all([argv], env=env, timeout=timeout)[0]
+
+
+def capture_all(argvs, *, env=None, timeout=10) -> list[Captured]:
+    """Ask several programs at once; the answers in their order."""
+    started = [_ask(argv, env) for argv in argvs]
+    deadline = time.monotonic() + timeout
+    return [_answer(process, deadline) for process in started]
+
+
+def _ask(argv, env):
+    """The started process, or why it did not start."""
+    import subprocess
+
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    try:
+        return subprocess.Popen(argv, env={**os.environ, **(env or {})}, text=True, errors="replace", **pipes)
+    except OSError as error:
+        return Captured(127, "", str(error))
+
+
+def _answer(process, deadline):
+    import subprocess
+
+    if isinstance(process, Captured):
+        return process
+    try:
+        stdout, stderr = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return Captured(124, "", "no answer in time")
+    return Captured(process.returncode, stdout, stderr)
+
+
+class Running:
+    """A command that runs in a session of its own. Should the launcher be killed, a guard ends that session."""
+
+    def __init__(self, command, *, log, listener, grace):
+        """`listener` hears what the ranks write to standard error; `log` gets all output, too."""
+        import subprocess
+
+        self.by_torchrun = "torch.distributed.run" in command.argv
+        several_ranks = self.by_torchrun or command.argv[0] == "mpirun"
+        # One process alone keeps our terminal, and with it its progress bar.
+        self._process = subprocess.Popen(
+            command.argv,
+            env={**os.environ, **dict(command.env)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if log else None,
+            stderr=subprocess.PIPE if log or several_ranks else None,
+            start_new_session=True,
+        )
+        self._session = self._process.pid
+        self._guard = _start_guard(self._session, self.by_torchrun, grace)
+        hearers = [listener.feed, *([log.write] if log else [])]
+        self._threads = [
+            _pass_on(self._process.stdout, sys.stdout.fileno(), [log.write] if log else []),
+            _pass_on(self._process.stderr, sys.stderr.fileno(), hearers),
+        ]
+
+    def status(self) -> int | None:
+        """None while it runs; then its status, 128 + N where signal N killed it."""
+        status = self._process.poll()
+        return 128 - status if status is not None and status < 0 else status
+
+    def end(self, grace, hurry=lambda: 0):
+        """Let the ranks save for `grace` seconds, then end whatever still runs. `hurry()` counts calls for more speed."""
+        sessions.end(self._session, self.by_torchrun, grace, hurry, ended=lambda: self._process.poll() is not None)
+
+    def close(self, patience):
+        """After the end: `patience` seconds for stragglers, then leave nothing behind."""
+        sessions.end_stragglers(self._session, patience)
+        self._process.wait()
+        for thread in filter(None, self._threads):
+            thread.join(timeout=2)
+        os.write(self._guard, b"done")
+        os.close(self._guard)
+
+
+def _pass_on(source, target, hearers):
+    """A thread that hands bytes on as they come; None where there is nothing to hand on."""
+    import threading
+
+    def work():
+        target_is_there = True
+        while chunk := source.read1(65536):
+            for hear in hearers:
+                hear(chunk)
+            try:
+                view = memoryview(chunk)
+                while target_is_there and view:
+                    view = view[os.write(target, view) :]
+            except OSError:
+                target_is_there = False  # the terminal went away; the training goes on
+
+    if source is None:
+        return None
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def _start_guard(session, by_torchrun, grace) -> int:
+    """A process that ends a session when we die without a word; returns the pipe end to write that word to."""
+    read_end, write_end = os.pipe()
+    guard = os.fork()
+    if guard:
+        os.close(read_end)
+        return write_end
+    try:
+        os.setsid()
+        os.close(write_end)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(nowhere, standard)
+        if not os.read(read_end, 4):
+            sessions.end(session, by_torchrun, grace)
+    finally:
+        os._exit(0)

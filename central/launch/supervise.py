@@ -1,0 +1,99 @@
+"""Running a plan: its commands in order, restarts, requests to stop, and whose status is the result."""
+
+import signal
+import socket
+import time
+from dataclasses import replace
+
+from central.launch.failures import Listener, first_failure
+from central.launch.messages import say
+from central.launch.problems import BAD_REQUEST, DIVERGED, DONE, PREEMPTED
+from central.launch.runner import Running
+
+GRACE = 60  # seconds for ranks to save once they are asked to stop
+AFTER_A_DEAD_RANK = 20  # seconds the other ranks may take to notice
+STRAGGLERS = 30  # seconds a rank may outlive its mpirun
+RESUME = "--resume_from_checkpoint"
+
+
+def run(plan, *, log=None, max_restarts=0, grace=GRACE) -> int:
+    """Run the commands of a plan; the first status that is not 0 is the plan's and, unless it keeps going, its end."""
+    statuses = []
+    with StopSignals() as stop:
+        for command in plan.commands:
+            statuses.append(_run_with_restarts(command, stop, log, max_restarts, grace))
+            if statuses[-1] != DONE and (stop.count or not plan.keep_going):
+                break
+    return next((status for status in statuses if status != DONE), DONE)
+
+
+class StopSignals:
+    """Counts signals in place of dying of them. A SIGHUP that nohup set aside stays aside."""
+
+    def __init__(self):
+        self.count = 0
+        self.last = 0
+
+    def __enter__(self):
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+        handlers = {number: signal.getsignal(number) for number in numbers}
+        self._before = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
+        for number in self._before:
+            signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_error):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _frame):
+        self.count += 1
+        self.last = number
+
+
+def _run_with_restarts(command, stop, log, max_restarts, grace):
+    """Run a command; where it fails for no reason that would stay, run it again from its checkpoint."""
+    for restart in range(max_restarts + 1):
+        status = _run_once(command, stop, log, grace)
+        if status in (DONE, BAD_REQUEST, DIVERGED, PREEMPTED) or stop.count or restart == max_restarts:
+            return status
+        say(f"{command.name}: restart {restart + 1} of {max_restarts}, from the newest checkpoint")
+        if RESUME not in command.argv:
+            command = replace(command, argv=(*command.argv, RESUME))
+
+
+def _run_once(command, stop, log, grace):
+    """Run a command to its end. The status is that of the rank that failed first."""
+    if stop.count:
+        return 128 + stop.last
+    listener = Listener(socket.gethostname())
+    running = Running(command, log=log, listener=listener, grace=grace)
+    try:
+        status = _wait(running, listener, stop, grace)
+    finally:
+        running.close(STRAGGLERS)
+    if status == DONE:
+        return DONE
+    failure = first_failure(listener.failures, stop.count > 0)
+    status = failure.status if failure else status
+    if stop.count and status == 128 + signal.SIGUSR1:
+        say(f"{command.name}: stopped before training began; there was nothing to save")
+        return 128 + stop.last
+    say(f"{command.name}: {failure or f'exit status {status}'}")
+    return status
+
+
+def _wait(running, listener, stop, grace):
+    """Wait for the end. Asked to stop, let ranks save; when a rank is dead, do not wait long for the others."""
+    dead_since = None
+    while (status := running.status()) is None:
+        if stop.count:
+            say(f"stopping: ranks have {grace} s to save; a second signal cuts that short")
+            running.end(grace, lambda: stop.count)
+            continue
+        if listener.rank_is_gone:
+            dead_since = dead_since or time.monotonic()
+            if time.monotonic() - dead_since > AFTER_A_DEAD_RANK:
+                running.end(0)
+        time.sleep(0.1)
+    return status
