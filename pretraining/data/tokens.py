@@ -1,0 +1,140 @@
+"""The token store: every document tokenised once, on disk, in parts; from it come all phases and duplicates.
+
+A part holds the documents of one batch in three files: ids, tokens of each sentence, and an index written last, so that
+a part with an index is whole. Documents are then drawn into shards by a permutation that depends on the seed alone.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from pretraining.data.documents import TextSettings, canonical_text
+from pretraining.data.hdf5 import replace_synced
+from pretraining.data.sources import Batch
+from pretraining.data.wordpiece import BLOCK_CHARACTERS, Tokenizer, read_vocabulary
+
+SENTENCE_TYPE = np.int32
+HASH_SAMPLE = 16  # one sentence in so many, chosen by its hash, is looked at for duplicates
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one part lies."""
+
+    folder: Path
+    number: int
+
+    def path(self, what: str) -> Path:
+        return self.folder / f"part_{self.number:06d}.{what}"
+
+    @property
+    def is_done(self) -> bool:
+        return self.path("npz").exists()
+
+    def index(self) -> dict[str, np.ndarray]:
+        with np.load(self.path("npz"), allow_pickle=False) as file:
+            return dict(file)
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    """What the parent wants to know of a finished part."""
+
+    number: int
+    documents: int
+    sentences: int
+    tokens: int
+    sha256: str  # of the documents' ids and boundaries
+    notes: tuple[str, ...]
+
+
+def tokenize_batch(
+    batch: Batch, folder: Path, vocab_file: Path, do_lower_case: bool, settings: TextSettings
+) -> PartSummary:
+    """Write the part of one batch."""
+    canonical = canonical_text(batch, settings)
+    tokenizer = _tokenizer(vocab_file, do_lower_case)
+    blocks = [tokenizer.encode(block) for block in _blocks(canonical.text)]
+    ids, line_tokens, blank = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    is_sentence = line_tokens > 0
+    sentence_tokens = line_tokens[is_sentence]
+    document = np.cumsum(blank)[is_sentence]
+    _, first, document_sentences = np.unique(document, return_index=True, return_counts=True)
+    document_tokens = np.add.reduceat(sentence_tokens, first) if len(first) else first
+
+    part = Part(folder, batch.number)
+    _write(part.path("tokens"), ids.tobytes())
+    _write(part.path("sentences"), sentence_tokens.astype(SENTENCE_TYPE).tobytes())
+    unfinished = part.path("npz.tmp")
+    with open(unfinished, "wb") as file:
+        np.savez(
+            file,
+            document_sentences=document_sentences,
+            document_tokens=document_tokens,
+            sentence_hashes=_sampled_hashes(ids, sentence_tokens),
+            notes=np.array(canonical.notes, dtype=str),
+            sha256=np.array(_sha256(ids, sentence_tokens, document_sentences)),
+        )
+    replace_synced(unfinished, part.path("npz"))
+    return summary(part)
+
+
+def summary(part: Part) -> PartSummary:
+    """The summary of a part that is done."""
+    index = part.index()
+    return PartSummary(
+        number=part.number,
+        documents=len(index["document_tokens"]),
+        sentences=int(index["document_sentences"].sum()),
+        tokens=int(index["document_tokens"].sum()),
+        sha256=str(index["sha256"]),
+        notes=tuple(map(str, index["notes"])),
+    )
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(vocab_file: Path, do_lower_case: bool) -> Tokenizer:
+    """One tokenizer a process: its memory of words is what makes it fast."""
+    return Tokenizer(read_vocabulary(vocab_file, do_lower_case))
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """Whole lines of about BLOCK_CHARACTERS."""
+    start = 0
+    while start < len(text):
+        stop = text.find("\n", start + BLOCK_CHARACTERS) + 1 or len(text)
+        yield text[start:stop]
+        start = stop
+
+
+def _write(path: Path, data: bytes) -> None:
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_bytes(data)
+    replace_synced(unfinished, path)
+
+
+def _sha256(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def _sampled_hashes(ids: np.ndarray, sentence_tokens: np.ndarray) -> np.ndarray:
+    """uint64 hashes of the sentences whose hash is a multiple of HASH_SAMPLE: equal sentences are in it all or not at all."""
+    if not len(sentence_tokens):
+        return np.empty(0, np.uint64)
+    starts = np.cumsum(sentence_tokens) - sentence_tokens
+    place = (np.arange(len(ids)) - np.repeat(starts, sentence_tokens)).astype(np.uint64)
+    mixed = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) ^ place * np.uint64(
+        0xC2B2AE3D27D4EB4F
+    )
+    mixed *= mixed >> np.uint64(29) | np.uint64(1)
+    mixed ^= mixed >> np.uint64(32)
+    hashes = np.add.reduceat(mixed * np.uint64(0x165667B19E3779F9), starts)
+    hashes ^= hashes >> np.uint64(31)
+    return hashes[hashes % np.uint64(HASH_SAMPLE) == 0]

@@ -1,0 +1,60 @@
+"""The same work in one process, in several, or over the ranks of an MPI job."""
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+from central.runtime import rank as ranks
+
+AHEAD = 2  # tasks waiting beyond those at work: keeps workers busy and memory bounded
+
+
+class Workers:
+    """Runs a function over tasks and yields results as they come, in no order."""
+
+    def __init__(self, executor: Executor | None, num_workers: int):
+        self.executor = executor
+        self.num_workers = num_workers
+
+    def map(self, function: Callable[..., Any], tasks: Iterable[tuple]) -> Iterator[Any]:
+        if self.executor is None:
+            yield from (function(*task) for task in tasks)
+            return
+        running: set[Future] = set()
+        try:
+            for task in tasks:
+                if len(running) >= self.num_workers + AHEAD:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+                running.add(self.executor.submit(function, *task))
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        except BrokenProcessPool as error:
+            raise RuntimeError("a worker process was killed; run the same command again to go on") from error
+        finally:
+            for future in running:
+                future.cancel()
+
+
+@contextmanager
+def workers(num_processes: int) -> Iterator[Workers | None]:
+    """Workers of this run; None in an MPI rank that has served as one and is done.
+
+    Under mpirun rank 0 hands out the work and the other ranks do it, on whatever host they are.
+    """
+    world_size = ranks.from_environment().world_size
+    if world_size > 1:
+        from mpi4py.futures import MPICommExecutor
+
+        with MPICommExecutor() as executor:
+            yield Workers(executor, world_size - 1) if executor is not None else None
+    elif num_processes > 1:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(num_processes, mp_context=context) as executor:
+            yield Workers(executor, num_processes)
+    else:
+        yield Workers(None, 1)
