@@ -3,59 +3,61 @@
 import re
 from dataclasses import dataclass
 
-PREEMPTED = 85
+from central.launch.problems import PREEMPTED
+
 # How ranks end because another one did: an error in the exchange, a request to stop, SIGTERM.
 CONSEQUENCES = (1, PREEMPTED, 128 + 15)
 
-_RANK_ENDED = re.compile(r"rank (?P<rank>\d+) on (?P<host>\S+): exit status (?P<status>\d+)")
-_MPIRUN_KILLED = re.compile(r"process rank (?P<rank>\d+) with PID \d+ on node (?P<host>\S+) exited on signal (?P<signal>\d+)")
-_TORCHRUN_FAILED = re.compile(r"failed \(exitcode: (?P<status>-?\d+)\) local_rank: (?P<rank>\d+)")
+# mpirun breaks its lines at some width, so these are searched in text whose white space is single blanks.
+_FAILURES = (
+    re.compile(r"\brank (?P<rank>\d+) on (?P<host>\S+): exit status (?P<status>\d+)"),
+    re.compile(r"process rank (?P<rank>\d+) with PID \d+ on node (?P<host>\S+) exited on signal (?P<signal>\d+)"),
+    re.compile(r"Process name: \[\S+,(?P<rank>\d+)\] Exit code: (?P<status>\d+)"),
+    re.compile(r"failed \(exitcode: (?P<status>-?\d+)\) local_rank: (?P<rank>\d+)"),
+)
 _TORCHRUN_CLOSES = re.compile(r"Sending process \d+ closing signal")
+_LONGEST_MESSAGE = 4096
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A rank that ended with a status other than 0; a signal N counts as 128 + N."""
+    """A rank that ended with a status other than 0; signal N counts as 128 + N. The host may be unknown: ""."""
 
     rank: int
     host: str
     status: int
 
     def __str__(self):
+        host = f" on {self.host}" if self.host else ""
         killed = f" (killed by signal {self.status - 128})" if self.status > 128 else ""
-        return f"rank {self.rank} on {self.host}: exit status {self.status}{killed}"
+        return f"rank {self.rank}{host}: exit status {self.status}{killed}"
 
 
 class Listener:
     """Fed with standard error as it comes, remembers the failures it tells of."""
 
-    def __init__(self, hostname):
-        self.hostname = hostname
+    def __init__(self):
         self.failures = []
         self.rank_is_gone = False
-        self._unfinished = ""
+        self._text = ""
+        self._unfinished = b""
 
     def feed(self, chunk):
-        text = chunk.decode(errors="replace")
-        *lines, self._unfinished = re.split(r"[\r\n]", self._unfinished[-4096:] + text)
-        for line in lines:
-            failure = read_line(line, self.hostname)
-            if failure:
-                self.failures.append(failure)
-            if failure or _TORCHRUN_CLOSES.search(line):
-                self.rank_is_gone = True
+        lines, newline, self._unfinished = (self._unfinished + chunk).rpartition(b"\n")
+        if not newline:
+            self._unfinished = self._unfinished[-_LONGEST_MESSAGE:]
+            return
+        text = " ".join((self._text + " " + lines.decode(errors="replace")).split())
+        found = find_failures(text)
+        self.failures += [failure for _end, failure in found]
+        self.rank_is_gone = self.rank_is_gone or bool(found) or bool(_TORCHRUN_CLOSES.search(text))
+        self._text = text[found[-1][0] if found else 0 :][-_LONGEST_MESSAGE:]
 
 
-def read_line(line, hostname) -> Failure | None:
-    """The failure a line tells of. `hostname` is this host: torchrun does not say it."""
-    if found := _RANK_ENDED.search(line):
-        return Failure(int(found["rank"]), found["host"], int(found["status"]))
-    if found := _MPIRUN_KILLED.search(line):
-        return Failure(int(found["rank"]), found["host"], 128 + int(found["signal"]))
-    if found := _TORCHRUN_FAILED.search(line):
-        status = int(found["status"])
-        return Failure(int(found["rank"]), hostname, status if status > 0 else 128 - status)
-    return None
+def find_failures(text) -> list[tuple[int, Failure]]:
+    """(end in the text, failure) of each failure told of, in the order of the text."""
+    matches = sorted((match for pattern in _FAILURES for match in pattern.finditer(text)), key=lambda match: match.end())
+    return [(match.end(), _failure(match.groupdict())) for match in matches]
 
 
 def first_failure(failures, stop_requested) -> Failure | None:
@@ -68,3 +70,8 @@ def first_failure(failures, stop_requested) -> Failure | None:
             if failure.status not in CONSEQUENCES:
                 return failure
     return failures[0] if failures else None
+
+
+def _failure(found):
+    status = 128 + int(found["signal"]) if "signal" in found else int(found["status"])
+    return Failure(int(found["rank"]), found.get("host", ""), status if status >= 0 else 128 - status)

@@ -1,7 +1,6 @@
 """Running a plan: its commands in order, restarts, requests to stop, and whose status is the result."""
 
 import signal
-import socket
 import time
 from dataclasses import replace
 
@@ -66,7 +65,7 @@ def _run_once(command, stop, log, grace):
     """Run a command to its end. The status is that of the rank that failed first."""
     if stop.count:
         return 128 + stop.last
-    listener = Listener(socket.gethostname())
+    listener = Listener()
     running = Running(command, log=log, listener=listener, grace=grace)
     try:
         status = _wait(running, listener, stop, grace)
