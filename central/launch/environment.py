@@ -8,9 +8,10 @@ FORWARDED = (
     *("PYTORCH_MODULES_ROOT_PATH", "BUILD_ROOT_LATEST", "PYTHONPATH", "HABANA_LOGS", "GC_KERNEL_PATH"),
     *("HCCL_BOX_SIZE", "HCCL_OVER_TCP", "HCCL_COMM_ID", "HCCL_SOCKET_IFNAME", "SOCKET_NTHREADS"),
     *("NSOCK_PERTHREAD", "HCCL_DEFAULT_NIC_COUNT"),
-    *("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "OMP_NUM_THREADS", "HF_HOME", "HF_HUB_OFFLINE"),
+    *("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"),
 )
 FORWARDED_PREFIX = "PT_HPU_"
+OURS = ("OMP_NUM_THREADS", "BERT_LAUNCHER")
 
 
 def child_variables(*, environ, root, device, mode, op_lists, master_port, threads, loopback) -> dict[str, str]:
@@ -39,7 +40,7 @@ def forwarded_variables(environ, variables, master_address) -> tuple[tuple[str, 
     merged = {**environ, **variables}
     names = [name for name in FORWARDED if name in merged]
     names += sorted(name for name in merged if name.startswith(FORWARDED_PREFIX))
-    names += ["BERT_LAUNCHER"] if "BERT_LAUNCHER" in merged else []
+    names += [name for name in OURS if name in variables]
     return (
         *((name, merged[name]) for name in names),
         ("MASTER_ADDR", master_address),
