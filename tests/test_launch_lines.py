@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parent / "golden"
 LINES = [line for name in ("reference", "derived") for line in json.loads((GOLDEN / f"{name}_lines.json").read_text())]
 HOSTS = "10.10.100.101,10.10.100.102,10.10.100.103,10.10.100.104"
 # Cores of a rank, and slots that follow from it: the reference divides in the wrong order and leaves cores idle.
-ON_PURPOSE = {"ppr:4:socket:PE=4": "ppr:4:socket:PE=7"} | {f"10.10.100.10{i}:32": f"10.10.100.10{i}:56" for i in range(5)}
+ON_PURPOSE = (("ppr:4:socket:PE=4", "ppr:4:socket:PE=7"), (":32", ":56"))
 
 
 def dry_run(root, words, **environ):
@@ -43,10 +43,12 @@ def test_readme_line(root, line):
     assert len(found) == len(line["lines"])
     for ours, reference in zip(found, line["lines"]):
         variables, mpirun, script = take_apart(shlex.split(ours))
+        for theirs, changed in ON_PURPOSE:
+            reference = reference.replace(theirs, changed)
         reference = shlex.split(reference.replace("$ROOT", str(root)))
         _, expected_mpirun, expected_script = take_apart(reference)
         assert script == expected_script
-        assert without_gaudi_variables(mpirun) == [ON_PURPOSE.get(word, word) for word in expected_mpirun]
+        assert without_gaudi_variables(mpirun) == expected_mpirun
         assert line["env"].items() <= variables.items()
         lazy = "1" if "--use_lazy_mode" in script else "0"
         assert variables["PT_HPU_LAZY_MODE"] == lazy

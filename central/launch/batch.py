@@ -26,24 +26,24 @@ def split(global_batch_size, world_size, micro_batch_size, accumulate) -> Batch:
     Without `accumulate` a rank's share is one micro-batch and must be `micro_batch_size`: a silent other size would
     be another experiment, or out of memory.
     """
-    one_micro_step = world_size * micro_batch_size
-    if global_batch_size % one_micro_step:
+    unit = world_size * micro_batch_size
+    if global_batch_size % unit:
         raise ValueError(
-            f"--train_batch_size {global_batch_size} is not a multiple of {world_size} ranks x --batch_size"
-            f" {micro_batch_size} = {one_micro_step}; nearest exact: {_nearest_multiples(global_batch_size, one_micro_step)}"
+            f"--train_batch_size {global_batch_size} does not divide into {world_size} ranks with --batch_size"
+            f" {micro_batch_size}; nearest exact: {' or '.join(map(str, nearest_multiples(global_batch_size, unit)))}"
         )
-    grad_accum_steps = global_batch_size // one_micro_step
+    grad_accum_steps = global_batch_size // unit
+    per_rank = global_batch_size // world_size
     if grad_accum_steps > 1 and not accumulate:
         raise ValueError(
-            f"--train_batch_size {global_batch_size} over {world_size} ranks is {global_batch_size // world_size} a rank,"
-            f" but --batch_size is {micro_batch_size}; add --accumulate_gradients ({grad_accum_steps} micro-steps),"
-            f" or give --train_batch_size {one_micro_step}"
+            f"--train_batch_size {global_batch_size} is {per_rank} for each of {world_size} ranks, and --batch_size is"
+            f" {micro_batch_size}; add --accumulate_gradients ({grad_accum_steps} micro-steps), or give"
+            f" --train_batch_size {unit}"
         )
-    return Batch(
-        global_batch_size, world_size, global_batch_size // world_size, micro_batch_size, grad_accum_steps
-    )
+    return Batch(global_batch_size, world_size, per_rank, micro_batch_size, grad_accum_steps)
 
 
-def _nearest_multiples(value, unit):
+def nearest_multiples(value, unit) -> list[int]:
+    """The multiples of `unit` just below and above a value, from 1 x unit on."""
     below = value // unit * unit
-    return f"{below} or {below + unit}" if below else f"{unit}"
+    return [multiple for multiple in (below, below + unit) if multiple]

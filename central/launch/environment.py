@@ -15,7 +15,7 @@ OURS = ("OMP_NUM_THREADS", "BERT_LAUNCHER")
 
 
 def child_variables(*, environ, root, device, mode, op_lists, master_port, threads, loopback) -> dict[str, str]:
-    """Variables a child gets beside the caller's: where ranks meet, where our code is, what a device reads at load time.
+    """Variables a child gets beside the caller's: where ranks meet, where our code is, what its device needs.
 
     `op_lists` are the two files of bf16 on hpu, or None; `threads` is for the cpu; `loopback`: ranks of one server.
     """
@@ -36,7 +36,7 @@ def child_variables(*, environ, root, device, mode, op_lists, master_port, threa
 
 
 def forwarded_variables(environ, variables, master_address) -> tuple[tuple[str, str], ...]:
-    """What other hosts get with -x: the list above as far as it is set, our own, and the first host as meeting point."""
+    """What other hosts get with -x: the names above as far as they are set, and the first host as meeting point."""
     merged = {**environ, **variables}
     names = [name for name in FORWARDED if name in merged]
     names += sorted(name for name in merged if name.startswith(FORWARDED_PREFIX))

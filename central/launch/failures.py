@@ -56,8 +56,8 @@ class Listener:
 
 def find_failures(text) -> list[tuple[int, Failure]]:
     """(end in the text, failure) of each failure told of, in the order of the text."""
-    matches = sorted((match for pattern in _FAILURES for match in pattern.finditer(text)), key=lambda match: match.end())
-    return [(match.end(), _failure(match.groupdict())) for match in matches]
+    matches = [match for pattern in _FAILURES for match in pattern.finditer(text)]
+    return [(match.end(), _failure(match.groupdict())) for match in sorted(matches, key=lambda match: match.end())]
 
 
 def first_failure(failures, stop_requested) -> Failure | None:

@@ -3,16 +3,16 @@
 import os
 from dataclasses import dataclass
 
-from central.launch.kinds import choice, count, count_or_zero, epochs, integer, path, positive, switch, text
+from central.launch.kinds import choice, count, epochs, integer, path, positive, switch, text
 from central.launch.models import MODELS
-from central.launch.options import REQUIRED, Common, option
+from central.launch.options import BATCHES, DATA, MODEL, REQUIRED, SAVING, SCHEDULE, Common, option
 
 GLUE_SCRIPT = "transformers/examples/pytorch/text-classification/run_glue.py"
 QA_SCRIPT = "transformers/examples/pytorch/question-answering/run_qa.py"
 SUMMARY_SCRIPT = "central/finetuning_seeds.py"
 OP_LISTS = ("ops_bf16_bert.txt", "ops_fp32_bert.txt")
 QA_TASKS = ("squad", "squad_v2")
-GLUE_TASKS = ("mrpc", "cola", "sst2", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+TASKS = ("mrpc", *QA_TASKS, "cola", "sst2", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 
 DESCRIPTION = """Fine-tune BERT or RoBERTa on a GLUE task or on SQuAD, with the data of the Hub or with local files.
 The model is a name, a local folder, a Hub id, or the --output_dir of a pre-training run."""
@@ -25,26 +25,24 @@ EXAMPLES = """example: MRPC with evaluation, on the CPU
 class Settings(Common):
     """Settings of a fine-tuning run."""
 
-    # fmt: off
-    model_name_or_path: str = option("Model", text, REQUIRED, f"{', '.join(MODELS)}; a folder; a Hub id")
-    task_name: str = option("Data", choice("mrpc", *QA_TASKS, *GLUE_TASKS[1:]), "mrpc", "the task, which decides script, metric and labels", "-t")
-    dataset_name: str | None = option("Data", text, None, "data set of the Hub; unset: the task's own")
-    train_file: str | None = option("Data", path, None, "local training data; wins over --dataset_name")
-    validation_file: str | None = option("Data", path, None, "local data to evaluate on")
-    test_file: str | None = option("Data", path, None, "local data to predict on")
-    max_seq_length: int = option("Data", count, 128, "tokens in a sequence", "-s")
-    doc_stride: int = option("Data", count, 128, "tokens between the windows of a long paragraph (SQuAD)", "-ds")
-    batch_size: int = option("Batches", count, 8, "training examples one rank sees at once", "-b")
-    per_device_eval_batch_size: int = option("Batches", count, 8, "evaluation examples one rank sees at once", "-v")
-    learning_rate: float = option("Schedule", positive, 2e-5, "peak learning rate", "-r")
-    num_train_epochs: float = option("Schedule", epochs, 1, "passes over the training data", "-e")
-    max_steps: int | None = option("Schedule", count, None, "optimizer steps, in place of --num_train_epochs")
-    seed: int = option("Schedule", integer, 42, "seed of the new layer, data order and dropout")
-    seeds: int = option("Schedule", count, 1, "runs with the seeds from --seed on, and a summary of their scores")
-    do_eval: bool = option("Checkpoints and results", switch, False, "evaluate after training")
-    logging_steps: int = option("Checkpoints and results", count, 1, "optimizer steps between reports", "-l")
-    save_steps: int | None = option("Checkpoints and results", count_or_zero, None, "optimizer steps between checkpoints; unset: the script's 500", "-st")
-    # fmt: on
+    model_name_or_path: str = option(MODEL, text, REQUIRED, f"{', '.join(MODELS)}; a folder; a Hub id")
+    task_name: str = option(DATA, choice(*TASKS), "mrpc", "decides script, metric and labels", "-t")
+    dataset_name: str | None = option(DATA, text, None, "data set of the Hub; unset: the task's own")
+    train_file: str | None = option(DATA, path, None, "local training data; wins over --dataset_name")
+    validation_file: str | None = option(DATA, path, None, "local data to evaluate on")
+    test_file: str | None = option(DATA, path, None, "local data to predict on")
+    max_seq_length: int = option(DATA, count, 128, "tokens in a sequence", "-s")
+    doc_stride: int = option(DATA, count, 128, "tokens two windows of a long paragraph share (SQuAD)", "-ds")
+    batch_size: int = option(BATCHES, count, 8, "training examples one rank sees at once", "-b")
+    per_device_eval_batch_size: int = option(BATCHES, count, 8, "evaluation examples one rank sees at once", "-v")
+    learning_rate: float = option(SCHEDULE, positive, 2e-5, "peak learning rate", "-r")
+    num_train_epochs: float = option(SCHEDULE, epochs, 1, "passes over the training data", "-e")
+    max_steps: int | None = option(SCHEDULE, count, None, "optimizer steps, in place of --num_train_epochs")
+    seed: int = option(SCHEDULE, integer, 42, "seed of the new layer, data order and dropout")
+    seeds: int = option(SCHEDULE, count, 1, "runs with the seeds from --seed on, and a summary of their scores")
+    do_eval: bool = option(SAVING, switch, False, "evaluate after training")
+    logging_steps: int = option(SAVING, count, 1, "optimizer steps between reports", "-l")
+    save_steps: int | None = option(SAVING, count, None, "optimizer steps between checkpoints", "-st")
 
     @property
     def results_dir(self):

@@ -19,13 +19,12 @@ class Layout:
 
 
 def plan_layout(*, world_size, dist, process_per_node, hostfile, environ) -> Layout:
-    """The layout from flags and environment: --hostfile, else MULTI_HLS_IPS, else the SLURM allocation, else this server.
+    """The layout: on the hosts of --hostfile, else MULTI_HLS_IPS, else the SLURM allocation, else on this server.
 
     As in the reference, MULTI_HLS_IPS counts only together with --process_per_node.
     """
     if hostfile:
-        slots = read_hostfile(hostfile)
-        return _from_slots(slots, hostfile, world_size, process_per_node)
+        return _from_slots(read_hostfile(hostfile), f"--hostfile {hostfile}", world_size, process_per_node)
     if dist and world_size == 1:
         world_size = 8
     if process_per_node and environ.get("MULTI_HLS_IPS"):
@@ -106,14 +105,14 @@ def _spread(hosts, source, world_size, process_per_node):
     return Layout(world_size, ranks_per_node, tuple(hosts), source)
 
 
-def _from_slots(slots, hostfile, world_size, process_per_node):
-    """Ranks on the hosts of a file; without --world_size all slots are used."""
+def _from_slots(slots, source, world_size, process_per_node):
+    """The same number of ranks on each host of a file; without --world_size all slots are used."""
     if len(set(slots.values())) > 1 and not process_per_node:
-        counts = ", ".join(f"{host} {count}" for host, count in slots.items())
-        raise BadRequest(f"--hostfile {hostfile} has unequal slots ({counts}): make them equal, or give --process_per_node")
+        found = ", ".join(f"{host} {count}" for host, count in slots.items())
+        raise BadRequest(f"{source} has unequal slots ({found}): make them equal, or give --process_per_node")
     ranks_per_node = process_per_node or next(iter(slots.values()))
-    too_small = [host for host, count in slots.items() if count < ranks_per_node]
-    if too_small:
-        raise BadRequest(f"--hostfile {hostfile}: fewer than --process_per_node {ranks_per_node} slots on {', '.join(too_small)}")
-    total = ranks_per_node * len(slots)
-    return _spread(tuple(slots), f"--hostfile {hostfile}", total if world_size == 1 else world_size, ranks_per_node)
+    too_few = [host for host, count in slots.items() if count < ranks_per_node]
+    if too_few:
+        raise BadRequest(f"{source} has fewer than --process_per_node {ranks_per_node} slots on {', '.join(too_few)}")
+    all_slots = ranks_per_node * len(slots)
+    return _spread(tuple(slots), source, all_slots if world_size == 1 else world_size, ranks_per_node)

@@ -30,7 +30,7 @@ class Remote:
 
 
 def parse_version(text) -> int | None:
-    """Major version from the first line of `mpirun --version`: "mpirun (Open MPI) 5.0.11", "orterun (OpenRTE) 4.1.4"."""
+    """Major version from `mpirun --version`, such as "mpirun (Open MPI) 5.0.11" or "orterun (OpenRTE) 4.1.4"."""
     match = re.search(r"\((?:Open MPI|OpenRTE)\) (\d+)\.", text)
     return int(match[1]) if match else None
 

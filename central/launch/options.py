@@ -2,7 +2,7 @@
 
 A field of a settings class is an option. Its name is the flag, and its default is stated there and nowhere else:
 
-    save_steps: tuple[int, int] = option("Schedule", count, (200, 200), "steps between checkpoints", "-st")
+    save_steps: tuple[int, int] = option(SAVING, count, (200, 200), "steps between checkpoints", "-st")
 
 A default of two values asks for two values: one for each phase of pre-training.
 """
@@ -10,11 +10,18 @@ A default of two values asks for two values: one for each phase of pre-training.
 import argparse
 from dataclasses import dataclass, field, fields
 
-from central.launch.kinds import choice, cores, count, count_or_zero, path, switch, text
+from central.launch.kinds import choice, cores, count, count_or_zero, path, switch
 from central.launch.problems import BadRequest, nearest
 
 REQUIRED = object()
-GROUPS = ("Model", "Data", "Batches", "Schedule", "Checkpoints and results", "Device", "Ranks and hosts", "Running")
+# Headings of the help, in its order.
+GROUPS = MODEL, DATA, BATCHES, SCHEDULE, SAVING, DEVICE, RANKS, RUNNING = (
+    *("Model", "Data", "Batches", "Schedule", "Checkpoints and results"),
+    *("Device", "Ranks and hosts", "Running"),
+)
+DEVICES = ("auto", "hpu", "cuda", "cpu")
+MODES = ("lazy", "eager", "graph", "compile")
+MPIS = ("auto", "openmpi4", "openmpi5")
 
 
 def option(group, kind, default, help, *short):
@@ -26,21 +33,19 @@ def option(group, kind, default, help, *short):
 class Common:
     """What pre-training and fine-tuning share."""
 
-    # fmt: off
-    data_type: str = option("Model", choice("fp32", "bf16"), REQUIRED, "fp32, or bf16 mixed precision")
-    cache_dir: str | None = option("Data", path, None, "folder for downloaded models and data; only fine-tuning downloads")
-    output_dir: str = option("Checkpoints and results", path, "/tmp", "folder for everything a run leaves behind", "-o")
-    device: str = option("Device", choice("auto", "hpu", "cuda", "cpu"), "auto", "auto: hpu where a card is found, else cuda, else cpu", "-d")
-    mode: str | None = option("Device", choice("lazy", "eager", "graph", "compile"), None, "unset: lazy for large, eager for the others")
-    world_size: int = option("Ranks and hosts", count, 1, "ranks in all, one for each card")
-    dist: bool = option("Ranks and hosts", switch, False, "many ranks; 8 of them where --world_size is 1")
-    process_per_node: int = option("Ranks and hosts", count_or_zero, 0, "ranks on each host of MULTI_HLS_IPS; 0: this server alone")
-    hostfile: str | None = option("Ranks and hosts", path, None, "lines `HOST slots=N`, in place of MULTI_HLS_IPS")
-    no_mpirun: bool = option("Ranks and hosts", switch, False, "start the ranks with torchrun (one server)")
-    mpi: str = option("Ranks and hosts", choice("auto", "openmpi4", "openmpi5"), "auto", "mpirun to compose for; auto asks mpirun --version")
-    node_topology: tuple[int, int] | None = option("Ranks and hosts", cores, None, "sockets x cores per socket of a node, as 2x28; unset: this machine's")
-    dry_run: bool = option("Running", switch, False, "print the commands, one pasteable line each; start and touch nothing")
-    # fmt: on
+    data_type: str = option(MODEL, choice("fp32", "bf16"), REQUIRED, "fp32, or bf16 mixed precision")
+    cache_dir: str | None = option(DATA, path, None, "folder for what fine-tuning downloads")
+    output_dir: str = option(SAVING, path, "/tmp", "folder for everything a run leaves behind", "-o")
+    device: str = option(DEVICE, choice(*DEVICES), "auto", "auto: hpu where a card is found, else cuda, else cpu", "-d")
+    mode: str | None = option(DEVICE, choice(*MODES), None, "unset: lazy for large, eager for the others")
+    world_size: int = option(RANKS, count, 1, "ranks in all, one for each card")
+    dist: bool = option(RANKS, switch, False, "many ranks; 8 of them where --world_size is 1")
+    process_per_node: int = option(RANKS, count_or_zero, 0, "ranks on each host of MULTI_HLS_IPS; 0: this server alone")
+    hostfile: str | None = option(RANKS, path, None, "lines `HOST slots=N`, in place of MULTI_HLS_IPS")
+    no_mpirun: bool = option(RANKS, switch, False, "start the ranks with torchrun (one server)")
+    mpi: str = option(RANKS, choice(*MPIS), "auto", "mpirun to compose for; auto asks mpirun --version")
+    node_topology: tuple | None = option(RANKS, cores, None, "sockets x cores of each, as 2x28; unset: this machine's")
+    dry_run: bool = option(RUNNING, switch, False, "print the commands, one pasteable line each; touch nothing")
     script_args: tuple[str, ...] = ()
 
 
@@ -51,7 +56,8 @@ def option_fields(cls):
 
 def settings_parser(cls, prog, description, epilog):
     """An argparse parser with the options of a settings class, in groups."""
-    parser = _Parser(prog=prog, usage=f"{prog} [options] [-- words for the training script]", description=description, epilog=epilog)
+    usage = f"{prog} [options] [-- words for the training script]"
+    parser = _Parser(prog=prog, usage=usage, description=description, epilog=epilog)
     parser.add_argument("-h", "--help", action="store_true", help=argparse.SUPPRESS)
     groups = {title: parser.add_argument_group(title) for title in GROUPS}
     for option_ in option_fields(cls):

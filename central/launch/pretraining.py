@@ -20,7 +20,7 @@ from central.launch.kinds import (
     text,
 )
 from central.launch.models import MODELS
-from central.launch.options import REQUIRED, Common, option
+from central.launch.options import BATCHES, DATA, MODEL, REQUIRED, RUNNING, SAVING, SCHEDULE, Common, option
 
 SCRIPT = "pretraining/run_pretraining.py"
 MAX_PREDICTIONS_PER_SEQ = {1: 20, 2: 80}
@@ -28,7 +28,7 @@ OP_LISTS = ("ops_bf16_bert_pt.txt", "ops_fp32_bert_pt.txt")
 TRAINABLE = tuple(name for name, model in MODELS.items() if model.config)
 
 DESCRIPTION = """Pre-train BERT with LAMB in two phases: short sequences, then long ones.
-Options with two values take one for each phase. `None` leaves one of them out."""
+An option with two values takes one for each phase; `None` leaves a folder or checkpoint out."""
 EXAMPLES = """example: a tiny model on the CPU, both phases
   python demo_bert.py pretraining --model_name_or_path tiny --data_type fp32 --device cpu \\
       --data_dir data/seq_len_128/corpus data/seq_len_512/corpus --output_dir /tmp/tiny --accumulate_gradients \\
@@ -39,30 +39,28 @@ EXAMPLES = """example: a tiny model on the CPU, both phases
 class Settings(Common):
     """Settings of a pre-training run; pairs hold a value for each phase."""
 
-    # fmt: off
-    model_name_or_path: str = option("Model", choice(*MODELS), REQUIRED, "size of the BERT to train")
-    config_file: str | None = option("Model", path, None, "BERT configuration (JSON) in place of the named size's")
-    init_checkpoint: tuple = option("Model", maybe(path), (None, None), "weights to start a phase from, each phase")
-    data_dir: tuple = option("Data", maybe(path), (None, None), "folders of HDF5 files, each phase; required", "-p")
-    task_name: str = option("Data", text, "bookswiki", "name of the corpus, for the record", "-t")
-    max_seq_length: tuple = option("Data", count, (128, 512), "tokens in a sequence, each phase", "-s")
-    train_batch_size: tuple = option("Batches", count, (65536, 32768), "sequences in an optimizer step over all ranks, each phase")
-    batch_size: tuple = option("Batches", count, (64, 8), "sequences one rank sees at once, each phase", "-b")
-    accumulate_gradients: bool = option("Batches", switch, False, "reach --train_batch_size in several micro-steps")
-    allreduce_post_accumulation: bool = option("Batches", switch, False, "exchange gradients once a step, not in DDP buckets")
-    allreduce_post_accumulation_fp16: bool = option("Batches", switch, False, "exchange them in 16 bits")
-    learning_rate: tuple = option("Schedule", positive, (6e-3, 4e-3), "peak learning rate, each phase", "-r")
-    max_steps: tuple = option("Schedule", count, (7038, 1563), "optimizer steps of the schedule, each phase")
-    steps_this_run: tuple = option("Schedule", count_or_all, (-1, -1), "stop at this step of the phase, each phase; -1: run to the end")
-    warmup: tuple = option("Schedule", fraction, (0.2843, 0.128), "part of the steps spent warming up, each phase", "-wp")
-    phase: int | None = option("Schedule", phase_number, None, "run this phase only; unset: both")
-    seed: int = option("Schedule", integer, 12439, "seed of weights, data order and dropout")
-    save_steps: tuple = option("Checkpoints and results", count, (200, 200), "optimizer steps between checkpoints, each phase", "-st")
-    resume_from_checkpoint: bool = option("Checkpoints and results", switch, False, "go on from the newest checkpoint in --output_dir")
-    resume_step: tuple = option("Checkpoints and results", maybe(count_or_zero), (None, None), "step of the checkpoint to go on from, each phase")
-    create_logfile: bool = option("Checkpoints and results", switch, False, "write the output of the run to results/train.log, too")
-    max_restarts: int = option("Running", count_or_zero, 0, "restart a failed phase from its checkpoint, at most N times")
-    # fmt: on
+    model_name_or_path: str = option(MODEL, choice(*MODELS), REQUIRED, "size of the BERT to train")
+    config_file: str | None = option(MODEL, path, None, "BERT configuration (JSON) in place of the named size's")
+    init_checkpoint: tuple = option(MODEL, maybe(path), (None, None), "weights to start a phase from")
+    data_dir: tuple = option(DATA, maybe(path), (None, None), "folders of HDF5 files (required)", "-p")
+    task_name: str = option(DATA, text, "bookswiki", "name of the corpus, for the record", "-t")
+    max_seq_length: tuple = option(DATA, count, (128, 512), "tokens in a sequence", "-s")
+    train_batch_size: tuple = option(BATCHES, count, (65536, 32768), "sequences in an optimizer step, over all ranks")
+    batch_size: tuple = option(BATCHES, count, (64, 8), "sequences one rank sees at once", "-b")
+    accumulate_gradients: bool = option(BATCHES, switch, False, "reach --train_batch_size in several micro-steps")
+    allreduce_post_accumulation: bool = option(BATCHES, switch, False, "exchange gradients once a step, without DDP")
+    allreduce_post_accumulation_fp16: bool = option(BATCHES, switch, False, "exchange them in 16 bits")
+    learning_rate: tuple = option(SCHEDULE, positive, (6e-3, 4e-3), "peak learning rate", "-r")
+    max_steps: tuple = option(SCHEDULE, count, (7038, 1563), "optimizer steps of the schedule")
+    steps_this_run: tuple = option(SCHEDULE, count_or_all, (-1, -1), "optimizer step to stop at; -1: the last")
+    warmup: tuple = option(SCHEDULE, fraction, (0.2843, 0.128), "part of the steps spent warming up, 0 to 1", "-wp")
+    phase: int | None = option(SCHEDULE, phase_number, None, "run this phase only; unset: both")
+    seed: int = option(SCHEDULE, integer, 12439, "seed of weights, data order and dropout")
+    save_steps: tuple = option(SAVING, count, (200, 200), "optimizer steps between checkpoints", "-st")
+    resume_from_checkpoint: bool = option(SAVING, switch, False, "go on from the newest checkpoint in --output_dir")
+    resume_step: tuple = option(SAVING, maybe(count_or_zero), (None, None), "step of the checkpoint to go on from")
+    create_logfile: bool = option(SAVING, switch, False, "write the output of the run to results/train.log, too")
+    max_restarts: int = option(RUNNING, count_or_zero, 0, "restarts of a failed phase, from its newest checkpoint")
 
     @property
     def phases(self):

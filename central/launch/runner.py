@@ -87,7 +87,7 @@ class Running:
         return 128 - status if status is not None and status < 0 else status
 
     def end(self, grace, hurry=lambda: 0):
-        """Let the ranks save for `grace` seconds, then end whatever still runs. `hurry()` counts calls for more speed."""
+        """Let the ranks save for `grace` seconds, then end what still runs. `hurry()` counts calls for more speed."""
         sessions.end(self._session, self.by_torchrun, grace, hurry, ended=lambda: self._process.poll() is not None)
 
     def close(self, patience):

@@ -7,6 +7,7 @@ torchrun does not, so its ranks get it from us. Ranks take SIGUSR1 as: save, mee
 import os
 import signal
 import time
+from contextlib import suppress
 
 LAST_SECONDS = 5
 
@@ -53,10 +54,8 @@ def _gone(session, seconds, give_up) -> bool:
 
 
 def _send(pid, number):
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _processes():
