@@ -1,5 +1,6 @@
 """What both fine-tuning scripts do around their trainer: begin, train, save, report."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,3 +88,7 @@ def report(trainer: FineTuningTrainer, split: str, metrics: dict[str, float]) ->
     """Print metrics and add them to `<split>_results.json` and `all_results.json`."""
     trainer.log_metrics(split, metrics)
     trainer.save_metrics(split, metrics)
+
+
+def write_json(path: Path, content) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,194 @@
+"""Questions about paragraphs: read from SQuAD's nested JSON or from flat rows, checked, and cut into windows of tokens."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from central.runtime.exits import BadRequest
+from central.runtime.features import Features, Ragged
+from central.runtime.finetuning_data import Table, listed
+
+CHUNK = 1000  # questions tokenised at a time
+SHORTEST_QUESTION = 16  # tokens that a question may always have
+
+
+@dataclass(frozen=True)
+class Question:
+    id: str
+    text: str
+    context: str
+    answers: tuple[str, ...]  # none where the paragraph does not answer it
+    starts: tuple[int, ...]  # first character of each answer in the context
+    where: str  # place in the file, for messages
+
+
+def questions_of(table: Table) -> list[Question]:
+    """All questions of a table. Raises BadRequest for a table of another form, and for ids that occur twice."""
+    if "paragraphs" in table.columns:
+        questions = _nested(table)
+    elif {"question", "context"} <= set(table.columns):
+        questions = [_question(row, table.where(i)) for i, row in enumerate(_rows(table))]
+    else:
+        raise BadRequest(
+            f"{table.source}: needs SQuAD's nested form (data, paragraphs, qas), or columns question, context and answers; "
+            f"has {', '.join(table.columns)}"
+        )
+    counts = Counter(question.id for question in questions)
+    twice = [f"{question.id} at {question.where}" for question in questions if counts[question.id] > 1]
+    if twice:
+        raise BadRequest(f"{table.source}: ids that occur more than once: {listed(twice)}")
+    return questions
+
+
+def _rows(table: Table) -> list[dict]:
+    return [dict(zip(table.columns, values)) for values in zip(*table.columns.values())]
+
+
+def _nested(table: Table) -> list[Question]:
+    questions = []
+    try:
+        for title, paragraphs in zip(table.columns.get("title", [""] * len(table)), table.columns["paragraphs"]):
+            for number, paragraph in enumerate(paragraphs, 1):
+                where = f"{table.source}, article {title!r}, paragraph {number}"
+                for row in paragraph["qas"]:
+                    questions.append(_question({"context": paragraph["context"], **row}, where))
+    except (KeyError, TypeError) as error:
+        raise BadRequest(f"{where}: not in SQuAD's form ({error!r})") from None
+    return questions
+
+
+def _question(row: dict, where: str) -> Question:
+    """One question from a row with `answers` as SQuAD, the Hub or a JSON text in a CSV have them."""
+    answers = row.get("answers") or []
+    if isinstance(answers, str):
+        answers = json.loads(answers)
+    if isinstance(answers, dict):
+        answers = [{"text": t, "answer_start": s} for t, s in zip(answers["text"], answers["answer_start"])]
+    if row.get("is_impossible"):
+        answers = []
+    context, text = row["context"], row["question"]
+    if not isinstance(context, str) or not isinstance(text, str):
+        raise BadRequest(f"{where}: question and context must be text")
+    return Question(
+        id=str(row.get("id") or where),
+        text=text.lstrip(),  # some begin with a dozen spaces, which are tokens to some tokenizers
+        context=context,
+        answers=tuple(answer["text"] for answer in answers),
+        starts=tuple(int(answer["answer_start"]) for answer in answers),
+        where=where,
+    )
+
+
+def usable_for_training(questions: Sequence[Question]) -> tuple[list[Question], list[str]]:
+    """The questions one can learn from, and lines that say which were left out, as BERT's own script leaves them out."""
+    empty = [q for q in questions if not q.text.strip() or not q.context.strip()]
+    skipped = {q.id for q in empty}
+    wrong = [q for q in questions if q.id not in skipped and q.answers and not _answer_is_there(q)]
+    lines = []
+    if empty:
+        lines.append(f"{len(empty)} questions skipped, empty question or context: {listed(_names(empty))}")
+    if wrong:
+        lines.append(f"{len(wrong)} questions skipped, answer not at its answer_start: {listed(_names(wrong))}")
+    skipped |= {q.id for q in wrong}
+    return [q for q in questions if q.id not in skipped], lines
+
+
+def _names(questions: Sequence[Question]) -> list[str]:
+    return [f"{q.id} at {q.where}" for q in questions]
+
+
+def _answer_is_there(question: Question) -> bool:
+    answer, start = question.answers[0], question.starts[0]
+    return start >= 0 and bool(answer) and question.context[start : start + len(answer)] == answer
+
+
+def refuse_unanswerable(questions: Sequence[Question]) -> None:
+    """SQuAD 1.1 has an answer to every question."""
+    without = [q for q in questions if not q.answers]
+    if without:
+        raise BadRequest(
+            f"{len(without)} questions have no answer ({listed(_names(without))}): add --version_2_with_negative"
+        )
+
+
+def windows(
+    questions: Sequence[Question], tokenizer, max_seq_length: int, doc_stride: int, with_answers: bool
+) -> tuple[Features, int]:
+    """Windows of `max_seq_length` tokens over each context, neighbours sharing `doc_stride`; and questions cut short.
+
+    Inputs: token ids and, `with_answers`, the first and last token of the first answer, or twice [CLS] where a window
+    does not hold it. Extras: the question a window belongs to, its first context token, and the characters of its
+    context tokens as pairs. Raises BadRequest for a stride that leaves no room.
+    """
+    room = max_seq_length - tokenizer.num_special_tokens_to_add(pair=True) - doc_stride - 1
+    if room < SHORTEST_QUESTION:
+        raise BadRequest(
+            f"--doc_stride {doc_stride} leaves {max(room, 0)} of --max_seq_length {max_seq_length} tokens for a question: "
+            f"at most {doc_stride + room - SHORTEST_QUESTION}"
+        )
+    inputs = {name: [] for name in tokenizer.model_input_names if name != "attention_mask"}
+    extras = {"question": [], "context_start": [], "offsets": []}
+    spans, cut = [], 0
+    for first in range(0, len(questions), CHUNK):
+        chunk = questions[first : first + CHUNK]
+        texts, shortened = _shortened([q.text for q in chunk], tokenizer, room)
+        cut += shortened
+        encoded = tokenizer(
+            texts,
+            [q.context for q in chunk],
+            truncation="only_second",
+            max_length=max_seq_length,
+            stride=doc_stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+        )
+        for name in inputs:
+            inputs[name] += [np.asarray(ids, np.int32) for ids in encoded[name]]
+        for row, source in enumerate(encoded["overflow_to_sample_mapping"]):
+            sequence = encoded.sequence_ids(row)
+            begin = sequence.index(1) if 1 in sequence else len(sequence)
+            offsets = np.array(encoded["offset_mapping"][row][begin : begin + sequence.count(1)], np.int32).reshape(-1, 2)
+            extras["question"].append(first + source)
+            extras["context_start"].append(begin)
+            extras["offsets"].append(offsets)
+            if with_answers:
+                no_answer = encoded["input_ids"][row].index(tokenizer.cls_token_id)
+                spans.append(_span(chunk[source], offsets, begin) or (no_answer, no_answer))
+    columns: dict[str, Ragged | np.ndarray] = {name: Ragged.of(rows) for name, rows in inputs.items()}
+    if with_answers:
+        positions = np.array(spans, np.int64).reshape(-1, 2)
+        columns |= {"start_positions": positions[:, 0], "end_positions": positions[:, 1]}
+    return Features(
+        columns,
+        {
+            "question": np.array(extras["question"], np.int64),
+            "context_start": np.array(extras["context_start"], np.int64),
+            "offsets": Ragged.of(extras["offsets"]),
+        },
+    ), cut
+
+
+def _shortened(texts: list[str], tokenizer, room: int) -> tuple[list[str], int]:
+    """Questions of at most `room` tokens, and how many had more."""
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
+    long = [i for i, ids in enumerate(encoded["input_ids"]) if len(ids) > room]
+    kept = list(texts)
+    for i in long:
+        kept[i] = texts[i][: encoded["offset_mapping"][i][room - 1][1]]
+    return kept, len(long)
+
+
+def _span(question: Question, offsets: np.ndarray, begin: int) -> tuple[int, int] | None:
+    """First and last token of the first answer in a window, None where the window does not hold all of it."""
+    if not question.answers or not len(offsets):
+        return None
+    start, end = question.starts[0], question.starts[0] + len(question.answers[0])
+    if start < offsets[0, 0] or end > offsets[-1, 1]:
+        return None
+    first = int(np.searchsorted(offsets[:, 0], start, side="right")) - 1
+    last = int(np.searchsorted(offsets[:, 1], end, side="left"))
+    return (begin + first, begin + last) if first <= last else None

@@ -1,0 +1,211 @@
+"""Fine-tune and evaluate a model on questions about paragraphs: SQuAD 1.1, SQuAD 2.0, or files of the same forms.
+
+    python run_qa.py --model_name_or_path base --dataset_name squad --do_train --do_eval --output_dir out/squad
+    python run_qa.py --model_name_or_path FOLDER --train_file train-v1.1.json.gz --validation_file dev-v1.1.json ...
+    mpirun -n 2 python run_qa.py ...
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
+from central.runtime import environment, rank
+
+environment.apply_or_exit()  # before torch is imported
+rank.export(rank.from_environment())  # before transformers looks for other ranks
+
+import qa_examples
+import qa_postprocess
+from qa_examples import Question
+from qa_postprocess import Answers
+from transformers import AutoModelForQuestionAnswering, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import EvalPrediction
+
+from central.runtime import finetuning_models, finetuning_run
+from central.runtime.exits import DONE, BadRequest, run
+from central.runtime.features import Features
+from central.runtime.finetuning_arguments import DataArguments, Request, parse
+from central.runtime.finetuning_data import HUB_DATASETS, Table, load_splits
+from central.runtime.finetuning_run import Run
+from central.runtime.model_card import write_model_card
+from central.runtime.trainer import FineTuningTrainer
+
+SAMPLE = 200  # questions looked at to see whether tokenizer and text belong together
+
+
+@dataclass
+class QaArguments(DataArguments):
+    max_seq_length: int = field(default=384, metadata={"help": "tokens of a window: question and part of the context"})
+    doc_stride: int = field(default=128, metadata={"help": "tokens that neighbouring windows share"})
+    version_2_with_negative: bool = field(default=False, metadata={"help": "some questions have no answer"})
+    null_score_diff_threshold: float = field(default=0.0, metadata={"help": "no answer where it scores this much more"})
+    n_best_size: int = field(default=20, metadata={"help": "candidates kept of each window and question"})
+    max_answer_length: int = field(default=30, metadata={"help": "tokens of the longest answer"})
+
+
+@dataclass(frozen=True)
+class Data:
+    """The tables of a run, and the questions in them that are used."""
+
+    name: str  # of the task
+    tables: dict[str, Table]
+    questions: dict[str, list[Question]]
+
+
+@dataclass
+class Scorer:
+    """What the trainer calls after an evaluation; keeps the answers for the prediction files."""
+
+    questions: list[Question]
+    windows: Features
+    args: QaArguments
+    answers: Answers | None = None
+
+    def __call__(self, found: EvalPrediction) -> dict[str, float]:
+        self.answers = answers_of(self.questions, self.windows, found.predictions, self.args)
+        return qa_postprocess.squad_scores(self.questions, self.answers, self.args.version_2_with_negative)
+
+
+def answers_of(questions: list[Question], windows: Features, logits, args: QaArguments) -> Answers:
+    return qa_postprocess.answers_of(
+        questions,
+        windows,
+        *logits,
+        n_best_size=args.n_best_size,
+        max_answer_length=args.max_answer_length,
+        version_2=args.version_2_with_negative,
+        null_threshold=args.null_score_diff_threshold,
+    )
+
+
+def parse_args(argv: list[str]) -> Request:
+    """The command line; SQuAD 2.0 by name means questions without answers."""
+    request = parse(argv, QaArguments, rank.from_environment())
+    data = request.data
+    if data.dataset_name in HUB_DATASETS:
+        data.version_2_with_negative |= data.dataset_name == "squad_v2"
+    for name in ("doc_stride", "n_best_size", "max_answer_length", "max_seq_length"):
+        if getattr(data, name) < 1:
+            raise BadRequest(f"--{name} {getattr(data, name)}: must be at least 1")
+    return request
+
+
+def load_data(this: Run) -> Data:
+    """The questions of the splits this run needs; those one cannot learn from are counted and left out."""
+    data, training = this.request.data, this.request.training
+    tables = load_splits(
+        files={"train": data.train_file, "validation": data.validation_file, "test": data.test_file},
+        dataset_name=data.dataset_name,
+        config_name=data.dataset_config_name,
+        wanted=["train"] * training.do_train + ["validation"] * training.do_eval + ["test"] * training.do_predict,
+        cache_dir=this.request.model.cache_dir,
+    )
+    limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_predict_samples}
+    questions = {split: qa_examples.questions_of(table)[: limits[split]] for split, table in tables.items()}
+    for split in questions:
+        if split != "test" and not data.version_2_with_negative:
+            qa_examples.refuse_unanswerable(questions[split])
+    if training.do_train:
+        questions["train"], lines = qa_examples.usable_for_training(questions["train"])
+        for line in lines:
+            this.say(f"{tables['train'].source}: {line}")
+    for split in questions:
+        if not questions[split]:
+            raise BadRequest(f"{tables[split].source}: holds no question that can be used")
+    return Data("squad_v2" if data.version_2_with_negative else "squad", tables, questions)
+
+
+def build_model(this: Run, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model with a head that marks first and last token, and its tokenizer."""
+    args = this.request.model
+    tokenizer = finetuning_models.load_tokenizer(args, name, this.say)
+    config = finetuning_models.load_config(args, name, this.request.data.max_seq_length, num_labels=2)
+    model = finetuning_models.load_model(AutoModelForQuestionAnswering, args, name, config, tokenizer, this.say)
+    return model, tokenizer
+
+
+def tokenise(this: Run, data: Data, split: str, tokenizer: PreTrainedTokenizerBase) -> Features:
+    """Windows over the contexts of one split."""
+    questions, args = data.questions[split], this.request.data
+    with_answers = split != "test"
+    texts = [question.context for question in questions[:SAMPLE]]
+    finetuning_models.check_text(tokenizer, texts, lambda i: questions[i].where)
+
+    def make() -> Features:
+        windows, cut = qa_examples.windows(questions, tokenizer, args.max_seq_length, args.doc_stride, with_answers)
+        if cut:
+            this.say(f"{data.tables[split].source}: {cut} questions cut to leave room for the context")
+        return windows
+
+    settings = {"max_length": args.max_seq_length, "doc_stride": args.doc_stride, "with_answers": with_answers}
+    used = [question.id for question in questions]
+    return finetuning_run.tokenised(this, data.tables[split], tokenizer, make, used=used, **settings)
+
+
+def evaluate(this: Run, trainer: FineTuningTrainer, scorer: Scorer) -> dict[str, float]:
+    """Exact match and F1 of the validation split; writes `predictions.json`, n-best and null odds."""
+    metrics = {**trainer.evaluate(), "eval_samples": len(scorer.questions)}
+    finetuning_run.report(trainer, "eval", metrics)
+    if trainer.is_world_process_zero():
+        write_answers(this, scorer.answers, "")
+    return metrics
+
+
+def predict(this: Run, data: Data, trainer: FineTuningTrainer, windows: Features) -> None:
+    """Answers of the test split, in `predict_predictions.json` and its companions."""
+    questions, args = data.questions["test"], this.request.data
+    output = trainer.predict(windows, metric_key_prefix="predict")
+    answers = answers_of(questions, windows, output.predictions, args)
+    metrics = {**output.metrics, "predict_samples": len(questions)}
+    if any(question.answers for question in questions):
+        scores = qa_postprocess.squad_scores(questions, answers, args.version_2_with_negative)
+        metrics |= {f"predict_{name}": value for name, value in scores.items()}
+    finetuning_run.report(trainer, "predict", metrics)
+    if trainer.is_world_process_zero():
+        write_answers(this, answers, "predict_")
+
+
+def write_answers(this: Run, answers: Answers, prefix: str) -> None:
+    finetuning_run.write_json(this.output_dir / f"{prefix}predictions.json", answers.predictions)
+    finetuning_run.write_json(this.output_dir / f"{prefix}nbest_predictions.json", answers.nbest)
+    if answers.null_odds:
+        finetuning_run.write_json(this.output_dir / f"{prefix}null_odds.json", answers.null_odds)
+
+
+def main(argv: list[str]) -> int:
+    request = parse_args(argv)
+    this = finetuning_run.begin(request)
+    model_name = finetuning_models.locate(request.model.model_name_or_path)
+    data = load_data(this)
+    model, tokenizer = build_model(this, model_name)
+    features = {split: tokenise(this, data, split, tokenizer) for split in data.tables}
+    this.make_output_dir()
+    scorer = Scorer(data.questions["validation"], features["validation"], request.data) if request.training.do_eval else None
+    trainer = FineTuningTrainer(
+        model=model,
+        args=request.training,
+        processing_class=tokenizer,
+        train_dataset=features.get("train"),
+        eval_dataset=features.get("validation"),
+        compute_metrics=scorer,
+        flags=request.flags,
+        pad_to_max_length=request.data.pad_to_max_length,
+        max_seq_length=request.data.max_seq_length,
+        stop=this.stop,
+    )
+    metrics = {}
+    if request.training.do_train:
+        metrics |= finetuning_run.train(this, trainer)
+    if request.training.do_eval:
+        metrics |= evaluate(this, trainer, scorer)
+    if request.training.do_predict:
+        predict(this, data, trainer, features["test"])
+    if trainer.is_world_process_zero():
+        write_model_card(this, data.name, data.tables, model, metrics)
+    trainer.end()
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
