@@ -56,7 +56,7 @@ class PlainKernels:
         q, k, v = qkv.view(rows, seq_len, 3, num_heads, -1).permute(2, 0, 3, 1, 4)  # each B x heads x S x d
         mask = attention_mask(batch.sequence_ids, qkv.dtype)
         if self.fused_sdpa is not None:
-            context = self.fused_sdpa(q, k, v, mask, p, False, None, "None")
+            context = self.fused_sdpa(q, k, v, mask, p)
         else:
             scores = torch.matmul(q, k.transpose(-1, -2)) / math.sqrt(q.shape[-1]) + mask
             context = torch.matmul(F.dropout(torch.softmax(scores, dim=-1), p), v)
@@ -82,7 +82,9 @@ def _jagged_attention(qkv, batch, num_heads, p):
     """Attention within each sequence of flat tokens, by torch's kernels for sequences of different lengths."""
     offsets = batch.offsets
     q, k, v = (
-        torch.nested.nested_tensor_from_jagged(part.contiguous(), offsets, max_seqlen=max(batch.lengths)).transpose(1, 2)
+        torch.nested.nested_tensor_from_jagged(part.contiguous(), offsets, max_seqlen=max(batch.lengths)).transpose(
+            1, 2
+        )
         for part in qkv.view(len(qkv), 3, num_heads, -1).unbind(1)
     )
     context = F.scaled_dot_product_attention(q, k, v, dropout_p=p)

@@ -11,10 +11,10 @@ CHUNK = 1 << 18  # elements summed in fp32 at a time; one long fp32 sum of squar
 
 
 def square_sum(x):
-    """Sum of squares as a 0-dim fp64 tensor (fp32 on devices without it), to about 2e-7."""
-    chunks = x.reshape(-1).split(CHUNK)
-    sums = torch.stack([torch.dot(chunk, chunk) for chunk in chunks])
-    return sums.sum(dtype=torch.float64 if x.device.type in ("cpu", "cuda") else torch.float32)
+    """Sum of squares as a 0-dim tensor; on a CPU in fp64 over chunks, to about 2e-7."""
+    if x.device.type != "cpu":
+        return torch.linalg.vector_norm(x).square()
+    return torch.stack([torch.dot(chunk, chunk) for chunk in x.reshape(-1).split(CHUNK)]).sum(dtype=torch.float64)
 
 
 def global_norm(gradients):
@@ -64,8 +64,10 @@ class Lamb(Optimizer):
     def __init__(
         self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, bias_correction=True, max_grad_norm=1.0
     ):
-        defaults = dict(lr=lr, bias_correction=bias_correction, betas=betas, eps=eps, weight_decay=weight_decay)
-        super().__init__(params, {**defaults, "grad_averaging": True, "max_grad_norm": max_grad_norm})
+        defaults = {"lr": lr, "bias_correction": bias_correction, "betas": betas, "eps": eps}
+        super().__init__(
+            params, {**defaults, "weight_decay": weight_decay, "grad_averaging": True, "max_grad_norm": max_grad_norm}
+        )
 
     @torch.no_grad()
     def step(self, norm=None):

@@ -1,0 +1,155 @@
+"""The device a training script runs on: one place to look when a card behaves differently.
+
+Nothing happens at import, and nothing here is asked for by name elsewhere: a script opens a Device once and calls it.
+"""
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from central.runtime import hpu
+from central.runtime import rank as ranks
+from central.runtime.rank import Rank
+
+BACKENDS = {"hpu": "hccl", "cuda": "nccl", "cpu": "gloo"}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # rank 0 may be writing or compiling while the others wait
+PEAK_SIZES = {"cpu": (1024, 2048), "cuda": (8192,), "hpu": (8192,)}  # sides of the square matrices timed
+PEAK_REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Device:
+    type: str  # "hpu", "cuda" or "cpu"
+    device: torch.device
+    mode: str  # "lazy", "eager" or "compile"
+    data_type: str  # "fp32" or "bf16": what matrix products run in; weights stay fp32
+    backend: str  # of torch.distributed
+
+    @property
+    def static_shapes(self) -> bool:
+        """Whether a new tensor shape means a new compilation."""
+        return self.type == "hpu" or self.mode == "compile"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.data_type]
+
+    @property
+    def checks_every_step(self) -> bool:
+        """Whether reading a number from the device after each step costs nothing."""
+        return self.type == "cpu"
+
+    def autocast(self):
+        """Context for forward and loss; backward and optimizer stay outside."""
+        if self.data_type == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.type, dtype=torch.bfloat16)
+
+    def mark_step(self) -> None:
+        """End a graph where graphs are gathered (hpu, lazy mode); empty elsewhere."""
+        if self.type == "hpu":
+            hpu.mark_step()
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.type != "cpu":
+            self.mark_step()
+            getattr(torch, self.type).synchronize()
+
+    def compile(self, module):
+        """`module` under torch.compile in compile mode, as it is in the others."""
+        if self.mode != "compile":
+            return module
+        return torch.compile(module, backend=hpu.COMPILE_BACKEND if self.type == "hpu" else "inductor", dynamic=False)
+
+    def available_memory(self) -> int | None:
+        """Bytes that this process may still take on the device, None where the device does not tell."""
+        if self.type == "cpu":
+            return available_host_memory()
+        try:
+            return getattr(torch, self.type).mem_get_info()[0]
+        except (AttributeError, RuntimeError, NotImplementedError):
+            return None
+
+    def peak_memory(self) -> int:
+        """Highest number of bytes used so far: on the card, or resident in this process on cpu."""
+        if self.type == "cpu":
+            import resource
+
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return getattr(torch, self.type).max_memory_allocated()
+
+    def matrix_peak(self) -> float:
+        """FLOP/s of the best square matrix product on this device in its data type, measured now (about a second)."""
+        best = 0.0
+        with torch.no_grad():
+            for size in PEAK_SIZES[self.type]:
+                a = torch.ones(size, size, device=self.device, dtype=self.dtype)
+                for repeat in range(PEAK_REPEATS):
+                    self.synchronize()
+                    start = time.perf_counter()
+                    torch.mm(a, a)
+                    self.synchronize()
+                    if repeat:  # the first one warms up
+                        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+        return best
+
+
+def open_device(name: str, mode: str, data_type: str, rank: Rank) -> Device:
+    """Open "hpu", "cuda", "cpu" or "auto" (cuda if there, else cpu) for this rank; ValueError says what was found."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "hpu":
+        device = hpu.initialize(rank)
+    elif name == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count < rank.local_world_size:
+            raise ValueError(
+                f"device cuda: {count} GPUs found for {rank.local_world_size} ranks on this host: "
+                "start fewer ranks, or choose --no_cuda"
+            )
+        device = torch.device("cuda", rank.local_rank)
+        torch.cuda.set_device(device)
+    elif name == "cpu":
+        device = torch.device("cpu")
+    else:
+        raise ValueError(f"device {name!r}: choose hpu, cuda or cpu")
+    if mode == "lazy" and name != "hpu":
+        mode = "eager"
+    return Device(name, device, mode, data_type, BACKENDS[name])
+
+
+def init_process_group(device: Device, rank: Rank) -> None:
+    """Join the ranks over the device's own backend; nothing to do for a rank alone."""
+    if rank.world_size == 1:
+        return
+    ranks.export(rank)
+    if device.type == "hpu":
+        hpu.initialize_hccl(rank)
+    if device.backend == "gloo" and os.environ["MASTER_ADDR"] in ("localhost", "127.0.0.1"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name that resolves to nothing must not matter
+    dist.init_process_group(device.backend, rank=rank.rank, world_size=rank.world_size, timeout=COLLECTIVE_TIMEOUT)
+
+
+def available_host_memory() -> int | None:
+    """Bytes of memory this process may still take: what the machine has free, within the cgroup's limit."""
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
+    except (OSError, StopIteration):
+        pass
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+    return max(0, min(found)) if found else None

@@ -1,0 +1,136 @@
+"""What a training run tells: a log in dllogger's format, lines or a bar on the terminal, TensorBoard, a picture."""
+
+import datetime
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+BAR_WIDTH = 24
+COLOURS = ("#1f6f8b", "#c8553d", "#588157")
+
+
+class DlLogger:
+    """Appends lines as the package dllogger writes them; that package does it where it is installed."""
+
+    def __init__(self, path: Path, fresh: bool):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not fresh and path.exists() and not path.read_bytes().endswith(b"\n"):
+            with path.open("a") as file:  # a killed run left half a line
+                file.write("\n")
+        self._began = time.time()
+        try:
+            import dllogger
+
+            self._backend = dllogger.JSONStreamBackend(dllogger.Verbosity.VERBOSE, str(path), append=not fresh)
+        except (ImportError, TypeError):
+            self._backend, self._file = None, path.open("w" if fresh else "a", buffering=1)
+
+    def log(self, step, data: dict) -> None:
+        """`step` is "PARAMETER", [epoch, global_step], or () for the line of the whole run."""
+        now = datetime.datetime.now()
+        elapsed = time.time() - self._began
+        if self._backend is not None:
+            self._backend.log(now, elapsed, step, data)
+            self._backend.flush()
+            return
+        line = {
+            "timestamp": str(now.timestamp()),
+            "datetime": str(now),
+            "elapsedtime": str(elapsed),
+            "type": "LOG",
+            "step": step if isinstance(step, str) else list(step),
+            "data": data,
+        }
+        self._file.write(f"DLLL {json.dumps(line)}\n")
+
+
+def read_log(path: Path) -> list[tuple[list[int], dict]]:
+    """([epoch, global_step], data) of a log's lines that belong to a step; half-written lines are passed over."""
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line.removeprefix("DLLL "))
+            step, data = entry["step"], entry["data"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if isinstance(step, list) and len(step) == 2:
+            found.append((step, data))
+    return found
+
+
+class Console:
+    """One bar on a terminal, plain lines elsewhere, with the time left reckoned from the steps of this run."""
+
+    def __init__(self, total_steps: int, done_steps: int, bar: bool):
+        self._total, self._first = total_steps, done_steps
+        self._began = time.monotonic()
+        self._bar = bar and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    def say(self, text: str) -> None:
+        print(f"{chr(13) + chr(27) + '[K' if self._bar else ''}{text}", file=sys.stderr if self._bar else sys.stdout)
+        sys.stdout.flush()
+
+    def step(self, step: int, text: str) -> None:
+        done = step - self._first
+        left = (time.monotonic() - self._began) / max(done, 1) * (self._total - step)
+        eta = f"ETA {datetime.timedelta(seconds=round(left))}"
+        if not self._bar:
+            print(f"step {step}/{self._total}  {text}  {eta}", flush=True)
+            return
+        filled = BAR_WIDTH * step // max(self._total, 1)
+        bar = "#" * filled + "." * (BAR_WIDTH - filled)
+        print(f"\r\x1b[K[{bar}] {step}/{self._total}  {text}  {eta}", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self._bar:
+            print(file=sys.stderr)
+
+
+def open_tensorboard(folder: Path):
+    """A SummaryWriter; ValueError where the package is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("--tensorboard: the package tensorboard is not installed: pip install tensorboard") from error
+    return SummaryWriter(str(folder))
+
+
+def draw_training(log: Path, picture: Path, title: str) -> None:
+    """Loss, learning rate and throughput over global steps, phases marked, drawn from the log; replaced at once."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    training, held_out = {}, {}
+    for (_, step), data in read_log(log):  # a step done again after a restart: its last line counts
+        if "average_loss" in data:
+            training[step] = data
+        elif "eval_mlm_loss" in data:
+            held_out[step, data.get("phase", 1)] = data
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, rate, speed = figure.subplots(3, 1, sharex=True)
+    for phase in sorted({data.get("phase", 1) for data in training.values()}):
+        steps = sorted(step for step, data in training.items() if data.get("phase", 1) == phase)
+        colour = COLOURS[(phase - 1) % len(COLOURS)]
+        for axis, key in ((loss, "average_loss"), (rate, "learning_rate"), (speed, "sequences_per_second")):
+            axis.plot(steps, [training[step][key] for step in steps], color=colour, label=f"phase {phase}")
+            if phase > 1:
+                axis.axvline(steps[0], color="#999999", linestyle=":", linewidth=1)
+        points = sorted(step for step, p in held_out if p == phase)
+        values = [held_out[step, phase] for step in points]
+        if points:
+            sums = [data["eval_mlm_loss"] + data["eval_nsp_loss"] for data in values]
+            loss.plot(points, sums, "o--", color=colour, markersize=3, linewidth=1, label=f"held out, phase {phase}")
+    for axis, label in ((loss, "loss (MLM + NSP)"), (rate, "learning rate"), (speed, "sequences / s")):
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.25)
+    if training:
+        loss.legend(frameon=False)
+    speed.set_ylim(bottom=0)
+    speed.set_xlabel("global step")
+    loss.set_title(title, loc="left", fontsize=10)
+    partial = picture.with_name(f".{picture.name}.{os.getpid()}")
+    figure.savefig(partial, format="png", dpi=110)
+    partial.replace(picture)

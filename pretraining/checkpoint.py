@@ -1,0 +1,242 @@
+"""Writing and reading checkpoints: Hugging Face folders that are complete or absent.
+
+Knows names and steps, not the data. Everything on disk is unpadded; padded vocabulary rows live in the run only.
+"""
+
+import errno
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from central.runtime.checkpoints import checkpoint_step, list_checkpoints, read_state
+from central.runtime.exits import BadRequest
+from pretraining.modeling import PADDED_ROW_BIAS, BertConfig, BertForPreTraining
+
+WEIGHTS, MOMENTS, STATE = "model.safetensors", "optimizer.pt", "state.json"
+PADDED = ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")
+MOMENT_NAMES = ("exp_avg", "exp_avg_sq")
+TEMPORARY = ".writing_"  # before a checkpoint is whole
+DISCARDED = ".discarded_"  # after it was decided to delete it
+
+
+def unpadded(name: str, tensor: torch.Tensor, config: BertConfig) -> torch.Tensor:
+    return tensor[: config.vocab_size] if name in PADDED else tensor
+
+
+def copy_weights(model: BertForPreTraining) -> dict[str, torch.Tensor]:
+    """The weights on the host, under Hugging Face's names, as a copy that training does not touch."""
+    parts = {name: unpadded(name, tensor.detach(), model.config) for name, tensor in model.named_parameters()}
+    return {name: _host_copy(tensor) for name, tensor in parts.items()}
+
+
+def copy_moments(optimizer, model: BertForPreTraining) -> dict:
+    """The optimizer's state_dict on the host: parameters by their number, as FusedLamb and `Lamb` both read it."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    state = optimizer.state_dict()
+    moments = {
+        index: {name: _host_copy(unpadded(order[index], values[name], model.config)) for name in MOMENT_NAMES}
+        for index, values in state["state"].items()
+    }
+    groups = [{key: _number(value) for key, value in group.items()} for group in state["param_groups"]]
+    return {"state": moments, "param_groups": groups, "names": order}
+
+
+def _host_copy(tensor):
+    tensor = tensor.detach()
+    return tensor.clone(memory_format=torch.contiguous_format) if tensor.device.type == "cpu" else tensor.cpu()
+
+
+def _number(value):
+    return value.item() if isinstance(value, torch.Tensor) else value
+
+
+@torch.no_grad()
+def load_weights(model: BertForPreTraining, weights: dict[str, torch.Tensor], where: Path) -> None:
+    """Copy unpadded weights into the model; every name and shape must be the model's own."""
+    expected = dict(model.named_parameters())
+    problems = [f"{where}: no weight {name}" for name in expected if name not in weights]
+    problems += [f"{where}: unknown weight {name}" for name in weights if name not in expected]
+    for name, parameter in expected.items():
+        wanted = unpadded(name, parameter, model.config).shape
+        if name in weights and weights[name].shape != wanted:
+            problems.append(f"{where}: {name} is {list(weights[name].shape)}, the model has {list(wanted)}")
+    if problems:
+        more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
+        raise BadRequest(f"{problems[0]}{more}: a model of another size; give the --config_file it was made with")
+    for name, parameter in expected.items():
+        unpadded(name, parameter, model.config).copy_(weights[name])
+    word_embeddings = model.bert.embeddings.word_embeddings.weight
+    word_embeddings[model.config.vocab_size :] = 0
+    model.cls.predictions.bias[model.config.vocab_size :] = PADDED_ROW_BIAS
+
+
+@torch.no_grad()
+def load_moments(optimizer, model: BertForPreTraining, saved: dict) -> None:
+    """Put moments, by name, and the optimizer's own step count into it, on the device of its parameters."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    by_name = {saved["names"][index]: moments for index, moments in saved["state"].items()}
+    step = max((group.get("step", 0) for group in saved["param_groups"]), default=0)
+    for group in optimizer.param_groups:
+        group["step"] = step
+        for parameter in group["params"]:
+            moments = by_name.get(names[parameter])
+            if moments is None:
+                continue
+            for key in MOMENT_NAMES:
+                full = torch.zeros_like(parameter)
+                unpadded(names[parameter], full, model.config).copy_(moments[key])
+                optimizer.state[parameter][key] = full
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise BadRequest(f"{folder / WEIGHTS}: cannot be read ({error}): delete this checkpoint") from error
+
+
+def read_moments(folder: Path) -> dict | None:
+    """The saved optimizer state, None where a folder has none."""
+    if not (folder / MOMENTS).exists():
+        return None
+    try:
+        return torch.load(folder / MOMENTS, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file cut short
+        raise BadRequest(f"{folder / MOMENTS}: cannot be read ({error}): delete this checkpoint") from error
+
+
+def checkpoint_bytes(config: BertConfig, parameters: int) -> int:
+    """Size of a checkpoint on disk: weights and two moments in fp32, and little else."""
+    return 12 * parameters + 4 * config.vocab_size + (1 << 20)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half written or half deleted."""
+    for path in folder.glob(".*"):
+        if path.is_dir() and path.name.startswith((TEMPORARY, DISCARDED)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def prune(folder: Path, limit: int) -> None:
+    """Delete all but the newest `limit` whole checkpoints and the last of each phase."""
+    whole = {}
+    for path in list_checkpoints(folder):
+        try:
+            whole[path] = read_state(path)
+        except ValueError:
+            continue  # not ours to delete: resuming will name it
+    kept = set(list(whole)[-limit:])
+    kept |= {
+        [path for path in whole if whole[path]["phase"] == phase][-1] for phase in {s["phase"] for s in whole.values()}
+    }
+    for path in whole.keys() - kept:
+        discarded = path.with_name(DISCARDED + path.name)
+        path.rename(discarded)
+        shutil.rmtree(discarded, ignore_errors=True)
+
+
+class Saver:
+    """Writes checkpoints in a thread; training stops for the copy of the state only. One rank of a run has one."""
+
+    def __init__(self, folder: Path, limit: int):
+        self.folder = folder
+        self.limit = limit
+        self._thread = None
+        self._error = None
+
+    def save(self, model, optimizer, state: dict, texts: dict[str, str], then: Callable[[], None] = lambda: None):
+        """Copy the state now, write it meanwhile, call `then` when it is in place."""
+        self.wait()
+        weights, moments = copy_weights(model), copy_moments(optimizer, model)
+        texts = {"config.json": json.dumps(model.config.to_hugging_face(), indent=2) + "\n", **texts}
+        work = (weights, moments, state, texts, then)
+        self._thread = threading.Thread(target=self._write, args=work, name="saver")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when nothing is being written; raises what went wrong in the last save."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what went wrong in the last save, without waiting for one under way."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(self, weights, moments, state, texts, then) -> None:
+        target = self.folder / f"ckpt_{state['global_step']}"
+        try:
+            write_checkpoint(target, weights, moments, state, texts)
+            prune(self.folder, self.limit)
+            then()
+        except OSError as error:
+            self._error = _explained(error, target)
+        except BaseException as error:
+            self._error = error
+
+
+def write_checkpoint(target: Path, weights: dict, moments: dict, state: dict, texts: dict[str, str]) -> None:
+    """Write beside, sync, rename: `target` is whole or not there. An older folder of that name is replaced."""
+    partial = target.with_name(f"{TEMPORARY}{target.name}_{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        try:
+            save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
+            torch.save(moments, partial / MOMENTS)
+        except (SafetensorError, RuntimeError) as error:  # both hide the errno of a full disk
+            raise OSError(errno.ENOSPC if _is_full(partial, weights) else errno.EIO, str(error)) from error
+        for name, text in texts.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+        (partial / STATE).write_text(json.dumps({**state, "files": files}, indent=2) + "\n")
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
+        if target.exists():
+            discarded = target.with_name(DISCARDED + target.name)
+            shutil.rmtree(discarded, ignore_errors=True)
+            target.rename(discarded)
+            partial.rename(target)
+            shutil.rmtree(discarded, ignore_errors=True)
+        else:
+            partial.rename(target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _is_full(folder: Path, weights: dict) -> bool:
+    return shutil.disk_usage(folder).free < 3 * sum(tensor.nbytes for tensor in weights.values())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explained(error: OSError, target: Path) -> BadRequest:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return BadRequest(
+            f"{target}: the disk is full, this checkpoint was not written and the older ones are whole: make room, "
+            "then --resume_from_checkpoint"
+        )
+    return BadRequest(f"{target}: this checkpoint could not be written ({error}); the older ones are whole")
+
+
+def step_of(path: Path) -> int | None:
+    """The global step in the name of a checkpoint folder or of a reference's ckpt_<step>.pt."""
+    return checkpoint_step(path.with_suffix("") if path.suffix == ".pt" else path)

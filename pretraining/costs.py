@@ -1,0 +1,74 @@
+"""What a model costs: floating-point operations of its sequences and memory of a training process."""
+
+from central.runtime.device import Device
+from central.runtime.exits import BadRequest
+from pretraining.modeling import BertConfig
+
+BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments
+PROCESS_BYTES = 600 << 20  # interpreter, torch and its libraries
+
+
+def sequence_flops(config: BertConfig, tokens: int, masked: float) -> float:
+    """Forward and backward of one sequence of `tokens` real tokens, `masked` of them sent to the masked-LM head."""
+    h, layers, vocab = config.hidden_size, config.num_hidden_layers, config.vocab_size
+    dense = 4 * h * h + 2 * h * config.intermediate_size  # multiplications per token and layer
+    encoder = layers * tokens * (2 * dense + 4 * tokens * h)
+    return 3 * (encoder + masked * (2 * h * h + 2 * h * vocab) + 2 * h * h)
+
+
+def batch_flops(config: BertConfig, micro_batch) -> float:
+    """Forward and backward of one micro-batch, counted over real tokens only."""
+    masked = len(micro_batch.masked_positions)
+    lengths = micro_batch.lengths
+    if lengths is None:
+        lengths = [micro_batch.sequence_ids.shape[1]] * len(micro_batch.sequence_ids)
+    head = sequence_flops(config, 0, masked / len(lengths))
+    return sum(sequence_flops(config, length, 0) for length in lengths) + len(lengths) * head
+
+
+def count_parameters(config: BertConfig) -> int:
+    h, wide = config.hidden_size, config.intermediate_size
+    embeddings = (config.padded_vocab_size + config.max_position_embeddings + config.type_vocab_size) * h + 2 * h
+    layer = 4 * (h * h + h) + 2 * h * wide + wide + h + 4 * h
+    heads = 2 * (h * h + h) + 2 * h + config.padded_vocab_size + 2 * h + 2
+    return embeddings + config.num_hidden_layers * layer + heads
+
+
+def training_bytes(config: BertConfig, device: Device, micro_batch_size: int, seq_len: int, masked: int) -> int:
+    """Estimated peak of one training process, for rows without padding and `masked` positions a row."""
+    h, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+    width = 2 if device.data_type == "bf16" else 4
+    if device.type == "cpu" and device.mode != "compile":
+        token = width * (10 * h + config.intermediate_size + heads * seq_len)  # kept per token and layer
+    else:
+        token = width * (17 * h + 2 * config.intermediate_size) + 5 * heads * seq_len * width // 2
+    tokens = micro_batch_size * seq_len
+    logits = micro_batch_size * masked * config.padded_vocab_size * (width + 2)
+    copies = 2 * count_parameters(config) if device.data_type == "bf16" else 0
+    widest = tokens * width * (3 * config.intermediate_size + 2 * heads * seq_len)  # temporaries of one layer
+    gradient = 4 * config.padded_vocab_size * h  # of the word embedding, on its way into the sum
+    fixed = BYTES_PER_PARAMETER * count_parameters(config) + copies + gradient
+    return fixed + layers * tokens * token + widest + logits
+
+
+def check_memory(
+    config: BertConfig, device: Device, micro_batch_size: int, seq_len: int, masked: int, ranks: int
+) -> int:
+    """Estimated bytes of one process; BadRequest where they plainly do not fit, with the micro-batch that would.
+
+    `ranks` is the number of processes that share the device's memory.
+    """
+    needed = training_bytes(config, device, micro_batch_size, seq_len, masked)
+    available = device.available_memory()
+    if available is None or needed <= available // ranks:
+        return needed
+    fits = 0
+    for size in range(1, micro_batch_size):
+        if training_bytes(config, device, size, seq_len, masked) > available // ranks:
+            break
+        fits = size
+    remedy = f"a micro-batch of {fits} fits" if fits else "not even a micro-batch of 1 fits: choose a smaller model"
+    raise BadRequest(
+        f"a micro-batch of {micro_batch_size} rows of {seq_len} tokens needs about {needed / 2**30:.1f} GiB per "
+        f"process, {available / ranks / 2**30:.1f} GiB are free: {remedy} (raise --gradient_accumulation_steps)"
+    )

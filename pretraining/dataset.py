@@ -1,0 +1,364 @@
+"""HDF5 shards of pre-training rows, their order, and reading them ahead of the training loop.
+
+Knows shards and rows, not the model. The order of rows is a pure function of (seed, epoch), the same for any number
+of ranks, and a place in it is one integer: rows taken since the phase began, over all ranks.
+"""
+
+import json
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from central.runtime.exits import BadRequest
+from pretraining.batches import Masking, Rows, Step, concatenate, flat_micro_batches, static_micro_batches
+
+KEYS = (
+    "input_ids",
+    "input_mask",
+    "segment_ids",
+    "masked_lm_positions",
+    "masked_lm_ids",
+    "next_sentence_labels",
+)
+PACKED_KEYS = ("positions", "next_sentence_positions", "next_sentence_weights")
+SUFFIXES = (".hdf5", ".h5")
+CACHE_BYTES = 1 << 30  # shards kept in memory, per process
+CHECKED_BYTES = 1 << 28  # contents checked before the first step; later shards are checked as they are read
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What rows must fit into."""
+
+    vocab_size: int
+    max_seq_length: int
+    max_position_embeddings: int
+    max_predictions_per_seq: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    path: Path
+    num_rows: int
+    seq_len: int
+    packed: bool
+    attributes: dict
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.num_rows * self.seq_len * 6
+
+
+def find_shards(folder: Path, split: str) -> list[Path]:
+    """HDF5 files of `folder` with `split` ("training" or "test") in their names, in the order of their names."""
+    if not folder.is_dir():
+        raise BadRequest(f"{folder}: no such folder: give the folder that holds the {split} shards (*.hdf5)")
+    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    return [path for path in files if split in path.name]
+
+
+def open_shards(folder: Path, split: str, limits: Limits) -> list[Shard]:
+    """Open and check all shards of a folder; every damaged one is named, none is passed over."""
+    paths = find_shards(folder, split)
+    if not paths:
+        inside = sorted({path.parent for path in folder.glob(f"*/*{split}*") if path.suffix in SUFFIXES})
+        hint = f"; there are some in {inside[0]}" if inside else ": make them with pretraining/data/prepare.py"
+        raise BadRequest(f"{folder}: no file *{split}*.hdf5 in this folder{hint}")
+    shards, problems = [], []
+    for path in paths:
+        try:
+            shards.append(_open_shard(path, limits))
+        except ValueError as error:
+            problems.append(str(error))
+    widths = sorted({shard.seq_len for shard in shards})
+    if len(widths) > 1:
+        problems.append(f"{folder}: shards with rows of {widths} tokens side by side: keep one length per folder")
+    if problems:
+        raise BadRequest(problems)
+    return shards
+
+
+def _open_shard(path: Path, limits: Limits) -> Shard:
+    try:
+        with h5py.File(path, "r") as file:
+            attributes = {key: _plain(value) for key, value in file.attrs.items()}
+            shapes = {key: (file[key].shape, file[key].dtype) for key in file if isinstance(file[key], h5py.Dataset)}
+    except OSError as error:
+        raise ValueError(f"{path}: not a whole HDF5 file ({error}): make or copy this shard again") from error
+    packed = "next_sentence_positions" in shapes
+    missing = [key for key in (*KEYS, *(PACKED_KEYS if packed else ())) if key not in shapes]
+    if missing:
+        raise ValueError(f"{path}: no dataset {', '.join(missing)}: not a shard for BERT pre-training, remove it")
+    wrong = [f"{key} {dtype}" for key, (_, dtype) in shapes.items() if key in KEYS and not _holds_ids(dtype)]
+    if wrong:
+        raise ValueError(f"{path}: {', '.join(wrong)} where integers are due: make this shard again")
+    num_rows = len_of(shapes["input_ids"][0])
+    uneven = [key for key in KEYS if len_of(shapes[key][0]) != num_rows]
+    if uneven or len(shapes["input_ids"][0]) != 2:
+        raise ValueError(f"{path}: {', '.join(uneven) or 'input_ids'} of the wrong shape: make this shard again")
+    if not num_rows:
+        raise ValueError(f"{path}: holds no row: remove this shard")
+    seq_len = shapes["input_ids"][0][1]
+    if seq_len > limits.max_seq_length:
+        raise ValueError(
+            f"{path}: rows of {seq_len} tokens are longer than --max_seq_length {limits.max_seq_length}: raise it, "
+            "or give the folder of the other phase"
+        )
+    if seq_len > limits.max_position_embeddings:
+        raise ValueError(
+            f"{path}: rows of {seq_len} tokens, but the model has {limits.max_position_embeddings} positions: "
+            "raise max_position_embeddings in --config_file"
+        )
+    return Shard(path, num_rows, seq_len, packed, attributes)
+
+
+def _holds_ids(dtype) -> bool:
+    return np.issubdtype(dtype, np.integer) or np.issubdtype(dtype, np.bool_)
+
+
+def len_of(shape) -> int:
+    return shape[0] if shape else 0
+
+
+def _plain(value):
+    value = value.item() if isinstance(value, np.generic) else value
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def read_shard(shard: Shard, limits: Limits) -> Rows:
+    """All rows of a shard, checked; ValueError names file and fault."""
+    try:
+        with h5py.File(shard.path, "r") as file:
+            columns = {key: file[key][()] for key in (*KEYS, *(PACKED_KEYS if shard.packed else ()))}
+    except (OSError, KeyError) as error:
+        raise ValueError(f"{shard.path}: cannot be read ({error}): make or copy this shard again") from error
+    rows = _rows(columns, shard, limits)
+    _check_content(rows, shard, limits)
+    return rows
+
+
+def _rows(columns: dict, shard: Shard, limits: Limits) -> Rows:
+    num_rows, seq_len = columns["input_ids"].shape
+    masked_positions, masked_ids = columns["masked_lm_positions"], columns["masked_lm_ids"]
+    if shard.packed:
+        positions, cls = columns["positions"], columns["next_sentence_positions"]
+        labels, weights = columns["next_sentence_labels"], columns["next_sentence_weights"]
+        labels = np.where(weights != 0, labels, 0)
+    else:
+        masked_positions = masked_positions[:, : limits.max_predictions_per_seq]
+        masked_ids = masked_ids[:, : limits.max_predictions_per_seq]
+        positions = np.broadcast_to(np.arange(seq_len, dtype=np.int32), (num_rows, seq_len))
+        cls = np.zeros((num_rows, 1), dtype=np.int32)
+        labels = columns["next_sentence_labels"].reshape(num_rows, 1)
+        weights = np.ones((num_rows, 1), dtype=np.int8)
+    return Rows(
+        _int32(columns["input_ids"]),
+        columns["input_mask"].astype(np.int8, copy=False),
+        columns["segment_ids"].astype(np.int8, copy=False),
+        _int32(positions),
+        _int32(masked_positions),
+        _int32(masked_ids),
+        _int32(cls),
+        labels.astype(np.int8, copy=False),
+        (weights != 0).astype(np.int8),
+    )
+
+
+def _int32(array):
+    return array.astype(np.int32, copy=False)
+
+
+def _check_content(rows: Rows, shard: Shard, limits: Limits) -> None:
+    faults = (
+        ("input_ids", rows.input_ids, limits.vocab_size, "ids outside the vocabulary"),
+        ("masked_lm_ids", rows.masked_ids, limits.vocab_size, "ids outside the vocabulary"),
+        ("masked_lm_positions", rows.masked_positions, shard.seq_len, "positions outside the row"),
+        ("positions", rows.positions, limits.max_position_embeddings, "positions the model does not have"),
+        ("segment_ids", rows.segment_ids, 2, "segments other than 0 and 1"),
+        ("next_sentence_positions", rows.cls_positions, shard.seq_len, "positions outside the row"),
+        ("next_sentence_labels", rows.next_sentence_labels, 2, "labels other than 0 and 1"),
+    )
+    for name, values, stop, fault in faults:
+        if values.size and (values.min() < 0 or values.max() >= stop):
+            worst = int(values.max()) if values.max() >= stop else int(values.min())
+            raise ValueError(f"{shard.path}: {name} has {fault} ({worst}, limit {stop}): not made for this model")
+    if not rows.sequence_ids.any(axis=1).all() or not (rows.sequence_ids[:, 0] != 0).all():
+        raise ValueError(f"{shard.path}: input_mask has rows without a token: make this shard again")
+    row, column = np.nonzero(rows.masked_positions)
+    if not rows.sequence_ids[row, rows.masked_positions[row, column]].all():
+        raise ValueError(f"{shard.path}: masked_lm_positions point at padding: make this shard again")
+
+
+def average_sequences_per_row(folder: Path, shards: list[Shard]) -> float:
+    """1.0 for ordinary shards; for packed ones what their metadata says, else Habana's averages."""
+    if not shards[0].packed:
+        return 1.0
+    for path in (folder.parent / f"{folder.name}_metadata.json", *sorted(folder.glob("*_metadata.json"))):
+        if path.is_file():
+            try:
+                return float(json.loads(path.read_text())["avg_seq_per_sample"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise BadRequest(f"{path}: no number avg_seq_per_sample in it ({error})") from error
+    return 1.2 if shards[0].seq_len <= 128 else 2.0
+
+
+class ShardReader:
+    """Rows by their place in the order, through a cache of shards; the next shard is read while one is in use."""
+
+    def __init__(self, shards: list[Shard], seed: int, limits: Limits):
+        self.shards = shards
+        self.seed = seed
+        self.limits = limits
+        self.rows_per_epoch = sum(shard.num_rows for shard in shards)
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="shards")
+        self._cache: OrderedDict[int, Future] = OrderedDict()
+        self._plan = (-1, None, None)  # epoch, order of its shards, first row of each in the epoch
+        self._row_order = ((-1, -1), None)
+
+    def locate(self, position: int) -> tuple[int, int, int]:
+        """(epoch, index of the shard, row in the shard) at a place in the order."""
+        epoch, shard, offset = self._shard_at(position)
+        return epoch, shard, int(self._rows_of(epoch, shard)[offset])
+
+    def describe(self, position: int) -> str:
+        _, shard, row = self.locate(position)
+        return f"{self.shards[shard].path.name} row {row}"
+
+    def read(self, start: int, stop: int) -> Rows:
+        """The rows at places start <= place < stop."""
+        parts = []
+        while start < stop:
+            epoch, shard, offset = self._shard_at(start)
+            taken = min(stop - start, self.shards[shard].num_rows - offset)
+            rows = self._load(shard).result()
+            following = start + self.shards[shard].num_rows - offset
+            self._load(self._shard_at(following)[1])  # ahead of need
+            self._shard_at(start)
+            parts.append(rows.take(self._rows_of(epoch, shard)[offset : offset + taken]))
+            start += taken
+        return concatenate(parts)
+
+    def check_first(self) -> None:
+        """Read and check shards before the first step, as far as that takes a few seconds only."""
+        seen, problems = 0, []
+        for shard in self.shards:
+            seen += shard.stored_bytes
+            if seen > CHECKED_BYTES:
+                break
+            try:
+                read_shard(shard, self.limits)
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise BadRequest(problems)
+
+    def _shard_at(self, position: int) -> tuple[int, int, int]:
+        """(epoch, index of the shard, place within the shard's own order)."""
+        epoch, offset = divmod(position, self.rows_per_epoch)
+        if self._plan[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))
+            sizes = [self.shards[index].num_rows for index in order]
+            self._plan = (epoch, order, np.concatenate([[0], np.cumsum(sizes)]))
+        _, order, firsts = self._plan
+        index = int(np.searchsorted(firsts, offset, side="right")) - 1
+        return epoch, int(order[index]), int(offset - firsts[index])
+
+    def _rows_of(self, epoch: int, shard: int):
+        if self._row_order[0] != (epoch, shard):
+            rng = np.random.default_rng([self.seed, epoch, shard])
+            self._row_order = ((epoch, shard), rng.permutation(self.shards[shard].num_rows))
+        return self._row_order[1]
+
+    def _load(self, shard: int) -> Future:
+        if shard not in self._cache:
+            self._cache[shard] = self._background.submit(read_shard, self.shards[shard], self.limits)
+            held = sum(self.shards[index].stored_bytes for index in self._cache)
+            while len(self._cache) > 2 and held > CACHE_BYTES:
+                oldest, _ = self._cache.popitem(last=False)
+                held -= self.shards[oldest].stored_bytes
+        self._cache.move_to_end(shard)
+        return self._cache[shard]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank takes of each optimizer step."""
+
+    rank: int
+    world_size: int
+    rows_per_micro_batch: int
+    num_micro_batches: int
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.rows_per_micro_batch * self.num_micro_batches
+
+    @property
+    def global_rows_per_step(self) -> int:
+        return self.rows_per_step * self.world_size
+
+
+def steps(
+    reader: ShardReader, share: Share, rows_read: int, global_step: int, static_shapes: bool, masking: Masking | None
+) -> Iterator[Step]:
+    """This rank's steps without end, the first one after `rows_read` rows of the phase and `global_step` steps."""
+    make = static_micro_batches if static_shapes else flat_micro_batches
+    while True:
+        global_step += 1
+        first = rows_read + share.rank * share.rows_per_step
+        rows = reader.read(first, first + share.rows_per_step)
+        if masking is not None:
+            rows = masking(rows, np.random.default_rng([reader.seed, global_step, share.rank]))
+        yield Step(
+            micro_batches=tuple(make(rows, share.rows_per_micro_batch)),
+            num_rows=len(rows),
+            num_masked=rows.num_masked,
+            num_sequences=rows.num_sequences,
+            num_tokens=rows.num_tokens,
+            source=f"{reader.describe(first)} to {reader.describe(first + share.rows_per_step - 1)}",
+        )
+        rows_read += share.global_rows_per_step
+
+
+class Prefetch:
+    """Runs an iterator in a thread, `depth` items ahead; an error there is raised here, in its turn."""
+
+    def __init__(self, items: Iterator, depth: int = 2):
+        self._queue = queue.Queue(depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._fill, args=(items,), daemon=True, name="prefetch")
+        self._thread.start()
+
+    def __next__(self):
+        item, error = self._queue.get()
+        if error is not None:
+            raise error
+        return item
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._thread.join(timeout=5)
+
+    def _fill(self, items: Iterator) -> None:
+        try:
+            for item in items:
+                if not self._put((item, None)):
+                    return
+        except BaseException as error:
+            self._put((None, BadRequest(str(error)) if isinstance(error, ValueError) else error))
+
+    def _put(self, item) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False

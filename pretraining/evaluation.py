@@ -1,0 +1,98 @@
+"""Held-out evaluation: masked-LM loss and accuracy, next-sentence accuracy, and the unigram baseline beside them."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pretraining.batches import Rows, concatenate, flat_micro_batch, static_micro_batch
+from pretraining.dataset import Limits, Shard, read_shard
+
+MAX_ROWS = 1024  # of the test shards, evenly spaced, the same ones at every evaluation
+MAX_COUNTED_ROWS = 200_000  # training rows read for the unigram counts of foreign shards
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    rows: Rows  # this rank's share
+    unigram_loss: float
+
+
+def load_held_out(shards: list[Shard], limits: Limits, rank: int, world_size: int, counts) -> HeldOut:
+    """Rows spread over all test shards; `counts` are the training ids behind the unigram baseline."""
+    total = sum(shard.num_rows for shard in shards)
+    chosen = np.unique(np.linspace(0, total - 1, min(total, MAX_ROWS)).astype(np.int64))
+    firsts = np.concatenate([[0], np.cumsum([shard.num_rows for shard in shards])])
+    parts = []
+    for shard, first, last in zip(shards, firsts, firsts[1:]):
+        index = chosen[(chosen >= first) & (chosen < last)] - first
+        if len(index):
+            parts.append(read_shard(shard, limits).take(index))
+    rows = concatenate(parts)
+    return HeldOut(rows.take(np.arange(rank, len(rows), world_size)), unigram_loss(rows, counts))
+
+
+def unigram_loss(rows: Rows, counts) -> float:
+    """Mean cross-entropy of the masked ids under add-one counts of the training ids."""
+    masked = rows.masked_ids[rows.masked_positions != 0]
+    probabilities = (counts[masked] + 1) / (counts.sum() + len(counts))
+    return float(-np.log(probabilities).mean()) if len(masked) else 0.0
+
+
+def training_counts(folder: Path, shards: list[Shard], limits: Limits):
+    """Occurrences of each id in the training documents: from token_counts.npy, else counted over the shards."""
+    stored = folder / "token_counts.npy"
+    if stored.is_file():
+        counts = np.load(stored, allow_pickle=False)
+        if counts.shape == (limits.vocab_size,):
+            return counts
+    counts, seen = np.zeros(limits.vocab_size, dtype=np.int64), 0
+    for shard in shards:
+        rows = read_shard(shard, limits)
+        ids = rows.input_ids.copy()
+        row, column = np.nonzero(rows.masked_positions)
+        ids[row, rows.masked_positions[row, column]] = rows.masked_ids[row, column]
+        ids[:, 0] = 0  # [CLS] and [SEP] are no words of the documents
+        real = (rows.sequence_ids != 0) & (ids != 0)
+        counts += np.bincount(ids[real], minlength=limits.vocab_size)
+        seen += len(rows)
+        if seen >= MAX_COUNTED_ROWS:
+            break
+    return counts
+
+
+@torch.no_grad()
+def evaluate(model, held_out: HeldOut, micro_batch_size: int, device, exchange) -> dict[str, float]:
+    """The eval_* numbers of a report, over all ranks' shares. The model is left in training mode."""
+    rows = held_out.rows
+    make = static_micro_batch if device.static_shapes else flat_micro_batch
+    sums = torch.zeros(4, device=device.device)
+    model.eval()
+    for start in range(0, len(rows), micro_batch_size):
+        part = rows.take(np.arange(start, min(start + micro_batch_size, len(rows))))
+        if device.static_shapes and len(part) < micro_batch_size:
+            part = _filled(part, micro_batch_size)
+        sums += model(make(part).to(device.device))
+        device.mark_step()
+    model.train()
+    counts = [rows.num_masked, rows.num_sequences]
+    *sums, masked, sequences = exchange.sum([*sums.tolist(), *counts])  # a host sync, once per evaluation
+    return {
+        "eval_mlm_loss": sums[0] / max(masked, 1),
+        "eval_nsp_loss": sums[1] / max(sequences, 1),
+        "eval_mlm_accuracy": sums[2] / max(masked, 1),
+        "eval_nsp_accuracy": sums[3] / max(sequences, 1),
+        "eval_unigram_loss": held_out.unigram_loss,
+        "eval_sequences": int(sequences),
+    }
+
+
+def _filled(rows: Rows, size: int) -> Rows:
+    """Rows brought to `size` by repeating the first one with nothing to predict in it."""
+    index = np.concatenate([np.arange(len(rows)), np.zeros(size - len(rows), dtype=np.int64)])
+    filled = rows.take(index)
+    masked_positions, weights = filled.masked_positions.copy(), filled.next_sentence_weights.copy()
+    masked_positions[len(rows) :] = 0
+    weights[len(rows) :] = 0
+    return replace(filled, masked_positions=masked_positions, next_sentence_weights=weights)

@@ -1,0 +1,89 @@
+"""What ranks tell each other: counts before a step on the host, gradients after it on the device."""
+
+import contextlib
+
+import torch
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
+
+BUCKET_MB = 230
+
+
+class Alone:
+    """One rank: nothing to exchange."""
+
+    loss_scale = 1.0
+
+    def wrap(self, model):
+        return model
+
+    def between_micro_steps(self, model, last: bool):
+        """Context of one micro-step's forward and backward."""
+        return contextlib.nullcontext()
+
+    def gradients(self, parameters) -> None:
+        """Make every rank's gradients the sum over ranks."""
+
+    def sum(self, numbers: list[float]) -> list[float]:
+        """Sums over ranks of host numbers."""
+        return numbers
+
+    def barrier(self) -> None:
+        pass
+
+
+class _Ranks(Alone):
+    def __init__(self, bf16: bool):
+        self.bf16 = bf16
+        # Host numbers never touch the device: they go over gloo whatever carries the gradients.
+        self._host = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+
+    def sum(self, numbers):
+        total = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(total, group=self._host)
+        return total.tolist()
+
+    def barrier(self):
+        dist.barrier(group=self._host)
+
+
+class FlatExchange(_Ranks):
+    """One all-reduce per optimizer step over all gradients as one vector."""
+
+    def wrap(self, model):
+        for parameter in model.parameters():
+            dist.broadcast(parameter.data, src=0)
+        return model
+
+    def gradients(self, parameters):
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        if self.bf16:
+            flat = flat.bfloat16()
+        dist.all_reduce(flat)
+        for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
+            gradient.copy_(part.view_as(gradient))
+
+
+class DdpExchange(_Ranks):
+    """torch's DistributedDataParallel: buckets leave during the last backward pass of a step, none before."""
+
+    def __init__(self, bf16: bool):
+        super().__init__(bf16)
+        self.loss_scale = float(dist.get_world_size())  # DDP takes the mean over ranks, a step's loss is a sum
+
+    def wrap(self, model):
+        wrapped = DistributedDataParallel(model, bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True)
+        if self.bf16:
+            wrapped.register_comm_hook(None, default_hooks.bf16_compress_hook)
+        return wrapped
+
+    def between_micro_steps(self, model, last):
+        return contextlib.nullcontext() if last else model.no_sync()
+
+
+def open_exchange(world_size: int, flat: bool, bf16: bool):
+    if world_size == 1:
+        return Alone()
+    return FlatExchange(bf16) if flat else DdpExchange(bf16)

@@ -1,0 +1,213 @@
+"""Weights made elsewhere: Hugging Face folders, and the `.pt` files of the reference and of NVIDIA.
+
+A `.pt` is a pickle and could run any code. It is read by an unpickler that knows tensors and plain containers; every
+other class becomes an inert object that holds nothing.
+"""
+
+import collections
+import io
+import json
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from central.runtime.exits import BadRequest
+from pretraining.modeling import BertConfig, BertForPreTraining, decays
+
+# Older names -> today's. "decoder" is the word embedding itself.
+RENAMED = (
+    ("module.", ""),
+    ("_orig_mod.", ""),
+    ("LayerNorm.gamma", "LayerNorm.weight"),
+    ("LayerNorm.beta", "LayerNorm.bias"),
+    ("intermediate.dense_act.", "intermediate.dense."),
+    ("pooler.dense_act.", "pooler.dense."),
+    ("transform.dense_act.", "transform.dense."),
+)
+DROPPED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias", "bert.embeddings.position_ids")
+HEADS = ("cls.predictions.", "cls.seq_relationship.", "bert.pooler.")
+
+
+@dataclass(frozen=True)
+class Foreign:
+    weights: dict[str, torch.Tensor]  # Hugging Face's names, unpadded
+    moments: dict | None  # as checkpoint.load_moments reads it
+    notes: tuple[str, ...]
+
+
+def read_foreign(path: Path, model: BertForPreTraining) -> Foreign:
+    """Weights, and moments where there are any, for `model`; heads that `path` lacks stay the model's own, said."""
+    if path.is_dir():
+        found, moments = _read_folder(path), None
+    else:
+        found, moments = _read_pt(path, model)
+    weights = {}
+    for name, tensor in found.items():
+        for old, new in RENAMED:
+            name = name.replace(old, new)
+        if not name.startswith(("bert.", "cls.")):
+            name = f"bert.{name}"
+        if name not in DROPPED:
+            weights[name] = _trimmed(name, tensor, model.config)
+    own = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    made = [name for name in own if name not in weights and name.startswith(HEADS)]
+    for name in made:
+        weights[name] = _trimmed(name, own[name], model.config)
+    weights = {name: tensor.float() for name, tensor in weights.items() if name in own or name.startswith("bert.enc")}
+    notes = [f"{path}: has no {_head_names(made)}: made anew"] if made else []
+    return Foreign(weights, moments, tuple(notes))
+
+
+def _head_names(names: list[str]) -> str:
+    labels = {"cls.predictions.": "masked-LM head", "cls.seq_relationship.": "next-sentence head"}
+    labels["bert.pooler."] = "pooler"
+    return " and ".join(label for prefix, label in labels.items() if any(name.startswith(prefix) for name in names))
+
+
+def _trimmed(name: str, tensor, config: BertConfig):
+    """NVIDIA and the reference pad the vocabulary to a multiple of 8 on disk too."""
+    padded_name = name in ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")
+    if padded_name and len(tensor) == config.padded_vocab_size:
+        return tensor[: config.vocab_size]
+    return tensor
+
+
+def _read_folder(folder: Path) -> dict:
+    index = folder / "model.safetensors.index.json"
+    try:
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            return {key: value for name in names for key, value in load_file(folder / name).items()}
+        if (folder / "model.safetensors").is_file():
+            return load_file(folder / "model.safetensors")
+        if (folder / "pytorch_model.bin").is_file():
+            return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise BadRequest(f"{folder}: its weights cannot be read ({error}): copy it again") from error
+    raise BadRequest(f"{folder}: no model.safetensors or pytorch_model.bin in it: give a model folder or a .pt")
+
+
+def _read_pt(path: Path, model: BertForPreTraining) -> tuple[dict, dict | None]:
+    try:
+        content = load_restricted(path)
+    except Exception as error:  # whatever a broken pickle leads to
+        raise BadRequest(f"{path}: not a checkpoint that can be read ({error})") from error
+    weights = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not weights or not all(isinstance(v, torch.Tensor) for v in weights.values()):
+        raise BadRequest(f"{path}: holds no model weights: give a ckpt_<step>.pt of the reference or of NVIDIA")
+    return weights, _moments(content.get("optimizer"), model)
+
+
+def _moments(saved, model: BertForPreTraining) -> dict | None:
+    """The optimizer state of the reference, whose parameters come in the model's order, decayed ones first."""
+    if not isinstance(saved, dict) or not saved.get("state"):
+        return None
+    names = [name for name, _ in model.named_parameters()]
+    order = [name for name in names if decays(name)] + [name for name in names if not decays(name)]
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    state = {}
+    for index, moments in saved["state"].items():
+        if not isinstance(index, int) or index >= len(order) or not isinstance(moments, dict):
+            return None
+        tensors = [moments.get(key) for key in ("exp_avg", "exp_avg_sq")]
+        fits = [isinstance(t, torch.Tensor) and t.shape[1:] == shapes[order[index]][1:] for t in tensors]
+        if not all(fits):
+            return None
+        trimmed = [_trimmed(order[index], tensor.float(), model.config) for tensor in tensors]
+        state[index] = dict(zip(("exp_avg", "exp_avg_sq"), trimmed))
+    steps = [group.get("step", 0) for group in saved.get("param_groups", []) if isinstance(group, dict)]
+    steps += [moments.get("step", 0) for moments in saved["state"].values()]
+    whole = [int(step) for step in steps if isinstance(step, int | float | torch.Tensor)]
+    return {"state": state, "param_groups": [{"step": max(whole, default=0)}], "names": order}
+
+
+class Inert:
+    """Stands for an object of a class that is not read."""
+
+    def __new__(cls, *args, **kwargs):
+        return super().__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+    def __call__(self, *args, **kwargs):
+        return self
+
+    def append(self, item):
+        pass
+
+    def extend(self, items):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+
+class _Storage:
+    """A storage type's name in a pickle, as the element type it stands for."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+
+STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+HARMLESS = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch", "Size"): torch.Size,
+}
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    def __init__(self, stream, storage_of):
+        super().__init__(stream)
+        self._storage_of = storage_of
+
+    def find_class(self, module, name):
+        if module in ("torch", "torch.storage") and name in STORAGES:
+            return _Storage(STORAGES[name])
+        return HARMLESS.get((module, name), Inert)
+
+    def persistent_load(self, pid):
+        _, kind, key, _, count = pid[:5]
+        dtype = kind.dtype if isinstance(kind, _Storage) else torch.uint8
+        return self._storage_of(key, dtype, count)
+
+
+def load_restricted(path: Path):
+    """Content of a torch.save file (zip format) without running any code it names."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError("not in torch's zip format; save it again with torch 1.6 or later")
+    reader = torch._C.PyTorchFileReader(str(path))
+    storages = {}
+
+    def storage_of(key, dtype, count):
+        if key not in storages:
+            size = count * torch._utils._element_size(dtype)
+            untyped = reader.get_storage_from_record(f"data/{key}", size, torch.UntypedStorage)._typed_storage()
+            storages[key] = torch.storage.TypedStorage(
+                wrap_storage=untyped._untyped_storage, dtype=dtype, _internal=True
+            )
+        return storages[key]
+
+    return _RestrictedUnpickler(io.BytesIO(reader.get_record("data.pkl")), storage_of).load()

@@ -1,0 +1,360 @@
+"""A run put together: everything is checked first, then data, model, optimizer and exchange are made from it."""
+
+import os
+import shutil
+import time
+from dataclasses import dataclass, replace
+
+import torch.distributed as dist
+
+from central.runtime import hpu, reports
+from central.runtime.device import Device
+from central.runtime.exits import BadRequest
+from central.runtime.rank import Rank
+from pretraining import checkpoint, costs
+from pretraining.batches import Masking
+from pretraining.dataset import (
+    Limits,
+    Prefetch,
+    Shard,
+    ShardReader,
+    Share,
+    average_sequences_per_row,
+    find_shards,
+    open_shards,
+    steps,
+)
+from pretraining.evaluation import HeldOut, evaluate, load_held_out, training_counts
+from pretraining.exchange import open_exchange
+from pretraining.foreign import read_foreign
+from pretraining.kernels import PlainKernels
+from pretraining.kernels_cpu import CpuKernels
+from pretraining.lamb import Lamb
+from pretraining.modeling import BertConfig, BertForPreTraining, decays, initialise
+from pretraining.settings import Settings
+from pretraining.start import Start
+from pretraining.train_loop import TrainState
+from pretraining.vocabulary import SPECIAL_TOKENS, Vocabulary, find_vocabulary
+from pretraining.watch import Watch
+
+NAMED_SIZES = os.path.dirname(os.path.abspath(__file__))  # configurations here take their vocabulary size from the data
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the checks before the first step have found out."""
+
+    config: BertConfig
+    vocabulary: Vocabulary | None
+    limits: Limits
+    reader: ShardReader
+    share: Share
+    test_shards: list[Shard]
+    memory_bytes: int
+
+
+def check_request(settings: Settings, start: Start, device: Device, rank: Rank) -> Request:
+    """Look at everything that can be known before the first step; raises BadRequest."""
+    vocabulary = find_vocabulary(settings.vocab_file, settings.input_dir)
+    config = _config(settings, vocabulary)
+    limits = Limits(
+        config.vocab_size, settings.max_seq_length, config.max_position_embeddings, settings.max_predictions_per_seq
+    )
+    _check_state(settings, start, vocabulary)
+    shards = open_shards(settings.input_dir, "training", limits)
+    test_folder = settings.eval_dir or settings.input_dir
+    wants_test = settings.eval_dir is not None or find_shards(test_folder, "test")
+    test_shards = open_shards(test_folder, "test", limits) if wants_test else []
+    if not settings.do_train and not test_shards:
+        raise BadRequest("nothing to do: give --do_train, or an --eval_dir to evaluate the start point on")
+    _check_vocabulary_of([*shards, *test_shards], vocabulary)
+    seed = start.state["settings"]["seed"] if start.exact and start.state else settings.seed
+    reader = ShardReader(shards, seed, limits)
+    reader.check_first()
+    average = average_sequences_per_row(settings.input_dir, shards)
+    micro_batches = max(1, round(settings.grad_accum_steps / average))
+    share = Share(rank.rank, rank.world_size, settings.micro_batch_size, micro_batches)
+    if rank.is_main:
+        _check_output(settings, config)
+    memory = costs.check_memory(
+        config,
+        device,
+        settings.micro_batch_size,
+        shards[0].seq_len,
+        min(settings.max_predictions_per_seq, shards[0].seq_len),
+        rank.local_world_size if device.type == "cpu" else 1,
+    )
+    return Request(config, vocabulary, limits, reader, share, test_shards, memory)
+
+
+def _config(settings: Settings, vocabulary: Vocabulary | None) -> BertConfig:
+    try:
+        config = BertConfig.from_json(settings.config_file)
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+    if vocabulary is None or len(vocabulary.tokens) == config.vocab_size:
+        return config
+    if os.path.dirname(os.path.abspath(settings.config_file)) == NAMED_SIZES:
+        return replace(config, vocab_size=len(vocabulary.tokens))
+    raise BadRequest(
+        f"{settings.config_file}: vocab_size {config.vocab_size}, but the vocabulary of the data has "
+        f"{len(vocabulary.tokens)} tokens: set vocab_size to that, or give the other --vocab_file"
+    )
+
+
+def _check_state(settings: Settings, start: Start, vocabulary: Vocabulary | None) -> None:
+    saved = (start.state or {}).get("vocab_sha256")
+    if saved and vocabulary and saved != vocabulary.sha256:
+        raise BadRequest(f"{start.path}: made with another vocabulary than the data: give the data's own checkpoint")
+
+
+def _check_vocabulary_of(shards: list[Shard], vocabulary: Vocabulary | None) -> None:
+    if vocabulary is None:
+        return
+    other = [
+        shard.path for shard in shards if shard.attributes.get("vocab_sha256", vocabulary.sha256) != vocabulary.sha256
+    ]
+    if other:
+        raise BadRequest(f"{other[0]}: made with another vocabulary than the one given: give the --vocab_file it names")
+
+
+def _check_output(settings: Settings, config: BertConfig) -> None:
+    """The output folders can be written, and one checkpoint fits on the disk."""
+    for folder in (settings.output_dir, settings.results_dir):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".probe_{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise BadRequest(f"{folder}: cannot be written ({error.strerror}): give another --output_dir") from error
+    needed = checkpoint.checkpoint_bytes(config, costs.count_parameters(config))
+    free = shutil.disk_usage(settings.output_dir).free
+    if free < needed and not settings.skip_checkpoint:
+        raise BadRequest(
+            f"{settings.output_dir}: {free / 2**20:.0f} MiB free, a checkpoint needs {needed / 2**20:.0f}: "
+            "make room, or give another --output_dir"
+        )
+
+
+class Run:
+    """What the training loop works with."""
+
+    def __init__(self, settings: Settings, start: Start, device: Device, rank: Rank, request: Request, stop):
+        self._began = time.monotonic()
+        self.settings, self.device, self.rank, self.stop = settings, device, rank, stop
+        self.request, self.share = request, request.share
+        self.exchange = open_exchange(rank.world_size, settings.flat_exchange, settings.bf16_exchange)
+        self.kernels = self._open_kernels()
+        self._raw_model = BertForPreTraining(request.config, self.kernels, settings.checkpoint_activations)
+        notes = self._load(start)
+        self.parameters = list(self._raw_model.parameters())
+        self.model = self.exchange.wrap(device.compile(self._raw_model))
+        rows_read = start.rows_read
+        if rows_read is None:  # a .pt does not say: as many whole steps as it has done
+            rows_read = start.step * self.share.global_rows_per_step
+        self.state = TrainState(settings.phase, start.step, start.global_step, rows_read)
+        self.batches = Prefetch(
+            steps(request.reader, self.share, rows_read, start.global_step, device.static_shapes, self._masking())
+        )
+        self.watch = Watch(device, request.config, device.matrix_peak(), self.exchange)
+        self._held_out = self._open_held_out()
+        self._open_reports(fresh=start.path is None and settings.phase == 1, notes=notes)
+        self._last_report, self._evaluated, self._saved = {}, None, None
+        self._saver = checkpoint.Saver(settings.output_dir, settings.save_total_limit) if rank.is_main else None
+        if rank.is_main:
+            checkpoint.sweep(settings.output_dir)
+
+    def _open_kernels(self):
+        settings, device = self.settings, self.device
+        if device.type == "cpu" and not device.static_shapes:
+            return CpuKernels(device.dtype, in_place=self.rank.world_size == 1 or settings.flat_exchange)
+        try:
+            fused_sdpa = hpu.fused_sdpa() if settings.fused_sdpa and device.type == "hpu" else None
+        except ValueError as error:
+            raise BadRequest(str(error)) from error
+        return PlainKernels(device.autocast, fused_sdpa)
+
+    def _load(self, start: Start) -> list[str]:
+        """Weights and optimizer as `start` says; returns lines to say."""
+        model, notes, moments = self._raw_model, [], None
+        initialise(model, self.settings.seed)
+        if start.path is not None and (start.path / "state.json").is_file():
+            checkpoint.load_weights(model, checkpoint.read_weights(start.path), start.path)
+            moments = checkpoint.read_moments(start.path)
+        elif start.path is not None:
+            foreign = read_foreign(start.path, model)
+            checkpoint.load_weights(model, foreign.weights, start.path)
+            moments, notes = foreign.moments, list(foreign.notes)
+        model.to(self.device.device)
+        self.optimizer, self.update = self._open_optimizer()
+        if moments is not None:
+            checkpoint.load_moments(self.optimizer, model, moments)
+        return notes
+
+    def _open_optimizer(self):
+        """The optimizer, and a function of the global gradient norm that applies one update."""
+        named = list(self._raw_model.named_parameters())
+        groups = [
+            {"params": [p for name, p in named if decays(name)], "weight_decay": 0.01},
+            {"params": [p for name, p in named if not decays(name)], "weight_decay": 0.0},
+        ]
+        if self.settings.fused_lamb and self.device.type == "hpu":
+            optimizer = hpu.fused_lamb()(groups, lr=self.settings.lr)
+            return optimizer, lambda norm: optimizer.step()  # clips by itself
+        optimizer = Lamb(groups, lr=self.settings.lr)
+        return optimizer, optimizer.step
+
+    def _masking(self) -> Masking | None:
+        if not self.settings.dynamic_masking:
+            return None
+        vocabulary = self.request.vocabulary
+        ids = vocabulary.special_ids() if vocabulary else SPECIAL_TOKENS
+        special = tuple(ids[token] for token in ("[PAD]", "[CLS]", "[SEP]"))
+        return Masking(self.request.config.vocab_size, ids["[MASK]"], special)
+
+    def _open_held_out(self) -> HeldOut | None:
+        request, settings = self.request, self.settings
+        if not request.test_shards:
+            return None
+        try:
+            counts = training_counts(settings.input_dir, request.reader.shards, request.limits)
+            return load_held_out(request.test_shards, request.limits, self.rank.rank, self.rank.world_size, counts)
+        except ValueError as error:
+            raise BadRequest(str(error)) from error
+
+    def _open_reports(self, fresh: bool, notes: list[str]) -> None:
+        settings, rank = self.settings, self.rank
+        self._log = self._board = None
+        self._console = reports.Console(settings.stop_step, self.state.step, settings.progress_bar and rank.is_main)
+        if not rank.is_main:
+            return
+        self._log = reports.DlLogger(settings.json_summary, fresh)
+        if settings.tensorboard:
+            try:
+                self._board = reports.open_tensorboard(settings.results_dir / "tensorboard")
+            except ValueError as error:
+                raise BadRequest(str(error)) from error
+        if self.request.vocabulary is None:
+            notes.append("no vocab.txt beside the shards and no --vocab_file: checkpoints get no tokenizer")
+        if settings.bf16_exchange and rank.world_size > 1 and self.device.type == "hpu":
+            notes.append("gradients are exchanged in bf16, as asked")
+        self._log.log("PARAMETER", {"settings": settings.to_json(), "world_size": rank.world_size})
+        self._log.log("PARAMETER", {"SEED": settings.seed, "batch_size_per_pu": settings.micro_batch_size})
+        sizes = f"{costs.count_parameters(self.request.config) / 1e6:.1f} M parameters"
+        global_rows = self.share.global_rows_per_step
+        for line in (
+            f"{settings.bert_model}: {sizes}, {self.device.type} {self.device.mode} {self.device.data_type}, "
+            f"{rank.world_size} rank(s), about {self.request.memory_bytes / 2**30:.1f} GiB per process",
+            f"{global_rows} rows a step: {rank.world_size} rank(s) x {self.share.num_micro_batches} micro-steps x "
+            f"{self.share.rows_per_micro_batch}; {self.request.reader.rows_per_epoch} rows an epoch",
+            *notes,
+        ):
+            self._console.say(line)
+
+    @property
+    def _place(self) -> list[int]:
+        return [self.state.rows_read // self.request.reader.rows_per_epoch, self.state.global_step]
+
+    def report(self) -> None:
+        """Log the steps since the last report."""
+        numbers = self.watch.read()
+        if self._log is None:
+            return
+        if self._saver is not None:
+            self._saver.check()
+        self._last_report = {"phase": self.state.phase, **numbers}
+        self._log.log(self._place, self._last_report)
+        self._console.step(
+            self.state.step,
+            f"loss {numbers['average_loss']:.4f}  lr {numbers['learning_rate']:.2e}  "
+            f"{numbers['sequences_per_second']:.1f} seq/s  {numbers['tokens_per_second']:.0f} tokens/s  "
+            f"mfu {numbers['mfu']:.1%}",
+        )
+        self._to_board(numbers)
+
+    def evaluate(self) -> None:
+        """Evaluate on the held-out rows, if there are any and this very state has not been evaluated."""
+        if self._held_out is None or self._evaluated == self.state.global_step:
+            return
+        self._evaluated = self.state.global_step
+        size = self.settings.micro_batch_size
+        numbers = evaluate(self.model, self._held_out, size, self.device, self.exchange)
+        if self._log is None:
+            return
+        self._log.log(self._place, {"phase": self.state.phase, **numbers})
+        self._console.say(
+            f"held out: MLM loss {numbers['eval_mlm_loss']:.4f} (unigram {numbers['eval_unigram_loss']:.4f}), MLM "
+            f"accuracy {numbers['eval_mlm_accuracy']:.3f}, NSP accuracy {numbers['eval_nsp_accuracy']:.3f}, "
+            f"{numbers['eval_sequences']} sequences"
+        )
+        self._to_board(numbers)
+
+    def _to_board(self, numbers: dict) -> None:
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, self.state.global_step)
+
+    def save(self, wait: bool) -> None:
+        """Save the state of now, on the main rank; returns after the copy unless `wait`."""
+        self.watch.settle()  # nothing that is not finite reaches a checkpoint
+        if self._saver is None or self.settings.skip_checkpoint:
+            return
+        if self._saved != self.state.global_step:
+            self._saved = self.state.global_step
+            texts = self.request.vocabulary.files() if self.request.vocabulary else {}
+            self._saver.save(self._raw_model, self.optimizer, self._state_json(), texts, self._draw)
+        if wait:
+            self._saver.wait()
+
+    def _state_json(self) -> dict:
+        state, reader = self.state, self.request.reader
+        epoch, shard, row = reader.locate(state.rows_read)
+        position = {"rows_read": state.rows_read, "epoch": epoch, "shard": reader.shards[shard].path.name, "row": row}
+        vocabulary = self.request.vocabulary
+        return {
+            "phase": state.phase,
+            "step": state.step,
+            "global_step": state.global_step,
+            "data": position,
+            "vocab_sha256": vocabulary.sha256 if vocabulary else None,
+            "world_size": self.rank.world_size,
+            "settings": self.settings.to_json(),
+        }
+
+    def _draw(self) -> None:
+        try:
+            title = f"{self.settings.bert_model}, {self.device.type} {self.device.data_type}"
+            reports.draw_training(self.settings.json_summary, self.settings.results_dir / "training.png", title)
+        except ImportError:
+            pass  # a picture is not worth a run: matplotlib is missing
+
+    def finish(self) -> None:
+        """The line of the whole run and the last picture."""
+        if self._log is None:
+            return
+        self._console.end()
+        watch = self.watch
+        self._log.log(
+            (),
+            {
+                "e2e_train_time": time.monotonic() - self._began,
+                "raw_train_time": watch.train_time,
+                "training_sequences_per_second": watch.sequences / watch.train_time if watch.train_time else 0.0,
+                "final_loss": self._last_report.get("average_loss"),
+                "peak_memory_bytes": self.device.peak_memory(),
+            },
+        )
+        if self._last_report:
+            self._draw()
+
+    def close(self) -> None:
+        """Wait for what is being written, then part from the other ranks."""
+        self.batches.close()
+        if self._saver is not None:
+            self._saver.wait()
+        if self._board is not None:
+            self._board.close()
+        if self.rank.world_size > 1 and dist.is_initialized():
+            self.exchange.barrier()
+            dist.destroy_process_group()

@@ -1,0 +1,112 @@
+"""Where a run begins: anew, from other weights, or where an earlier run of its folder stopped."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from central.runtime.checkpoints import list_checkpoints, read_state
+from central.runtime.exits import BadRequest
+from pretraining.checkpoint import step_of
+from pretraining.settings import Settings
+
+
+@dataclass(frozen=True)
+class Start:
+    """`path` holds weights (None: fresh ones); `exact` when it is a checkpoint of this very phase to continue."""
+
+    path: Path | None
+    note: str
+    step: int = 0  # optimizer steps done in this phase
+    global_step: int = 0  # and in all phases
+    rows_read: int | None = 0  # rows taken in this phase, None: reckon from the step
+    exact: bool = False
+    state: dict | None = None
+
+
+def find_start(settings: Settings) -> Start:
+    """Decide from the flags and from what lies in the output folder; raises BadRequest where that is unclear."""
+    found = [(path, _state(path)) for path in list_checkpoints(settings.output_dir)]
+    older = [path for path in sorted(settings.output_dir.glob("ckpt_*.pt")) if step_of(path) is not None]
+    if not settings.resume:
+        if found or older:
+            raise BadRequest(
+                f"{settings.output_dir}: holds {(found[-1][0] if found else older[-1]).name}: give "
+                "--resume_from_checkpoint to go on from it, or another --output_dir"
+            )
+        return _from_weights(settings, found) if settings.init_checkpoint else Start(None, "start anew")
+    damaged = [path for path, state in found if isinstance(state, ValueError)]
+    if damaged and damaged[-1] == found[-1][0]:
+        raise BadRequest(str(found[-1][1]))
+    whole = [(path, state) for path, state in found if not isinstance(state, ValueError)]
+    own = [(path, state) for path, state in whole if state["phase"] == settings.phase]
+    if own:
+        return _continued(settings, own)
+    if settings.init_checkpoint:
+        return _from_weights(settings, whole)
+    if settings.resume_step is not None and not older:
+        raise BadRequest(
+            f"{settings.output_dir}: no checkpoint of step {settings.resume_step} of phase {settings.phase}"
+        )
+    if settings.phase == 1:
+        if older:
+            return _from_pt(settings, older)
+        return Start(None, f"{settings.output_dir}: no checkpoint of phase 1 to resume: start anew")
+    if whole:
+        path, state = whole[-1]
+        note = f"phase 2 starts from {path.name}, step {state['step']} of phase {state['phase']}"
+        return Start(path, note, global_step=state["global_step"], state=state)
+    if older:
+        return _from_pt(settings, older)
+    raise BadRequest(
+        f"{settings.output_dir}: no checkpoint for phase 2 to start from: run phase 1 first, or give --init_checkpoint"
+    )
+
+
+def _state(path: Path):
+    """A checkpoint's state, or the ValueError that says what is wrong with it."""
+    try:
+        return read_state(path)
+    except ValueError as error:
+        return error
+
+
+def _continued(settings: Settings, own: list) -> Start:
+    if settings.resume_step is not None and not settings.init_checkpoint:
+        own = [(path, state) for path, state in own if state["global_step"] == settings.resume_step]
+        if not own:
+            raise BadRequest(f"{settings.output_dir}: no checkpoint ckpt_{settings.resume_step} of this phase")
+    path, state = own[-1]
+    begun_with = state["settings"]["init_checkpoint"]
+    if settings.init_checkpoint and begun_with != str(settings.init_checkpoint):
+        raise BadRequest(
+            f"{path} belongs to a run that began with --init_checkpoint {begun_with}, not with "
+            f"{settings.init_checkpoint}: give another --output_dir"
+        )
+    note = f"resume from {path.name}: step {state['step']} of phase {state['phase']}"
+    return Start(path, note, state["step"], state["global_step"], state["data"]["rows_read"], True, state)
+
+
+def _from_weights(settings: Settings, whole: list) -> Start:
+    """--init_checkpoint: weights and moments, step 0, fresh schedule. Never counts over checkpoints already there."""
+    path, done = settings.init_checkpoint, 0
+    if settings.phase == 2:
+        state = _state(path) if (path / "state.json").is_file() else None
+        named = settings.resume_step if settings.resume_step is not None else (step_of(path) or 0)
+        done = state["global_step"] if isinstance(state, dict) else named
+        done = max([done, *(earlier["global_step"] for _, earlier in whole)])
+    elif whole:
+        raise BadRequest(f"{settings.output_dir}: holds checkpoints of phase 2: give another --output_dir")
+    return Start(path, f"weights from {path}, step 0 of phase {settings.phase}", global_step=done)
+
+
+def _from_pt(settings: Settings, older: list[Path]) -> Start:
+    """A `.pt` of the reference says its global step by its name and its phase not at all."""
+    by_step = {step_of(path): path for path in older}
+    step = max(by_step) if settings.resume_step is None else settings.resume_step
+    if step not in by_step:
+        raise BadRequest(f"{settings.output_dir}: no ckpt_{step}.pt")
+    path = by_step[step]
+    if settings.phase == 1:
+        return Start(path, f"resume from {path.name}: step {step} of phase 1", step, step, None)
+    done = max(0, step - settings.phase1_end_step)
+    note = f"phase 2 from {path.name}: step {done} (phase 1 ended at {settings.phase1_end_step})"
+    return Start(path, note, done, step, None)

@@ -1,0 +1,88 @@
+"""The training loop: what happens in one optimizer step, and what happens between steps.
+
+It knows nothing of devices: `device.mark_step()` is empty where there is nothing to mark.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from central.runtime.exits import Preempted
+from pretraining.lamb import global_norm
+from pretraining.schedule import poly_warmup
+
+
+@dataclass
+class TrainState:
+    """Where a run stands; with the weights and moments it is all that a resume needs."""
+
+    phase: int
+    step: int  # optimizer steps done in this phase
+    global_step: int  # and in all phases
+    rows_read: int  # rows taken in this phase, over all ranks
+
+    def state_dict(self) -> dict:
+        return asdict(self)
+
+
+def train(run) -> None:
+    """Train from `run.state` to the stop step; raises Preempted when a signal asked to stop, after saving."""
+    state, settings, watch = run.state, run.settings, run.watch
+    run.evaluate()
+    while state.step < settings.stop_step:
+        watch.restart()
+        batch = next(run.batches)
+        watch.lap("data")
+        counts = [batch.num_masked, batch.num_sequences, batch.num_tokens, run.stop.requested]
+        masked, sequences, tokens, stop = run.exchange.sum(counts)  # host integers over gloo, not a device sync
+        if stop:
+            run.save(wait=True)
+            run.exchange.barrier()
+            raise Preempted(f"stopped by a signal after step {state.step}; --resume_from_checkpoint goes on from there")
+        take_step(run, batch, masked, sequences)
+        state.step += 1
+        state.global_step += 1
+        state.rows_read += run.share.global_rows_per_step
+        watch.count(batch, masked, sequences, tokens)
+        last = state.step == settings.stop_step
+        save_due = last or state.step % settings.save_steps == 0
+        if last or state.step % settings.log_steps == 0:
+            run.report()
+        if last or (state.step % settings.eval_steps == 0 if settings.eval_steps else save_due):
+            run.evaluate()
+        if save_due:
+            run.save(wait=last)
+
+
+def take_step(run, batch, masked: float, sequences: float) -> None:
+    """One optimizer step over this rank's micro-batches; `masked` and `sequences` are counts over all ranks."""
+    settings, state, device, watch = run.settings, run.state, run.device, run.watch
+    lr = poly_warmup(
+        state.step + 1,
+        base_lr=settings.lr,
+        warmup_proportion=settings.warmup_proportion,
+        total_steps=settings.max_steps,
+    )
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    run.kernels.reseed(settings.seed, state.global_step + 1, run.rank.rank)
+    # Divisors change every step: as a tensor they do not change a compiled graph.
+    weights = torch.tensor([1 / max(masked, 1), 1 / max(sequences, 1)]).to(device.device)
+    for number, micro_batch in enumerate(batch.micro_batches, start=1):
+        last = number == len(batch.micro_batches)
+        with run.exchange.between_micro_steps(run.model, last):
+            sums = run.model(micro_batch.to(device.device))
+            loss = (sums[:2] * weights).sum()
+            watch.add(loss, sums)
+            watch.lap("forward")
+            (loss * run.exchange.loss_scale).backward()
+        device.mark_step()
+        watch.lap("backward")
+    run.exchange.gradients(run.parameters)
+    norm = global_norm([parameter.grad for parameter in run.parameters if parameter.grad is not None])
+    watch.lap("exchange")
+    watch.check(norm, lr, state.step + 1, batch.source)
+    run.update(norm)
+    run.optimizer.zero_grad()
+    device.mark_step()
+    watch.lap("step")

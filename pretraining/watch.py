@@ -1,0 +1,109 @@
+"""What a run is seen to do between two reports: sums on the device, counts and times on the host."""
+
+import time
+
+import torch
+
+from central.runtime.exits import Diverged
+from pretraining.costs import batch_flops
+
+STAGES = ("data", "forward", "backward", "exchange", "step")
+
+
+class Watch:
+    """Gathers without waiting for the device; `read` waits once."""
+
+    def __init__(self, device, config, peak_flops: float, exchange):
+        self._device, self._config, self._exchange = device, config, exchange
+        self._peak = peak_flops * exchange.sum([1.0])[0]  # of all ranks together
+        self.train_time = 0.0  # s in steps, without evaluation and saving
+        self.sequences = 0  # trained on by this process, over all ranks
+        self._mark = time.perf_counter()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._steps = self._micro_steps = 0
+        self._masked = self._sequences = self._tokens = self._flops = 0.0
+        self._totals = torch.zeros(4, device=self._device.device)
+        self._loss = torch.zeros((), device=self._device.device)
+        self._step_loss = torch.zeros((), device=self._device.device)
+        self._unread = []  # (global norm, lr, step, rows) of steps not looked at yet
+        self._norm = self._lr = 0.0
+        self._times = dict.fromkeys(STAGES, 0.0)
+
+    def restart(self) -> None:
+        """Begin a step: what came before it (evaluation, saving) is no training time."""
+        self._mark = time.perf_counter()
+        self._step_loss = torch.zeros_like(self._step_loss)
+
+    def lap(self, stage: str) -> None:
+        """Book the time since the last lap on a stage (host time: a card may still be working)."""
+        now = time.perf_counter()
+        self._times[stage] += now - self._mark
+        self._mark = now
+
+    def add(self, loss, sums) -> None:
+        loss = loss.detach()
+        self._step_loss = self._step_loss + loss
+        self._loss = self._loss + loss
+        self._totals = self._totals + sums.detach()
+        self._micro_steps += 1
+
+    def count(self, batch, masked: float, sequences: float, tokens: float) -> None:
+        """Book a finished step: this rank's batch and the counts of all ranks."""
+        self._steps += 1
+        self._masked += masked
+        self._sequences += sequences
+        self._tokens += tokens
+        self._flops += sum(batch_flops(self._config, micro_batch) for micro_batch in batch.micro_batches)
+
+    def check(self, norm, lr: float, step: int, rows: str) -> None:
+        """Remember a step's gradient norm; look at it at once where that costs nothing, before the update."""
+        self._unread.append((norm, lr, step, rows))
+        if self._device.checks_every_step:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for the device and raise Diverged if an update since the last look was not finite."""
+        if not self._unread:
+            return
+        norms = torch.stack([norm for norm, *_ in self._unread]).tolist()  # the host sync of a report or save
+        for norm, (_, _, step, rows) in zip(norms, self._unread):
+            if not norm < float("inf"):
+                raise Diverged(
+                    f"step {step}: the gradient is not finite (norm {norm}), rows {rows}: no update was saved, the "
+                    "last checkpoint is good. Lower --learning_rate, or look at these rows"
+                )
+        self._norm, self._lr = norms[-1], self._unread[-1][1]
+        self._unread = []
+
+    def read(self) -> dict[str, float]:
+        """The numbers of the steps since the last report, over all ranks. All ranks call it together."""
+        self.settle()
+        numbers = [self._loss.item(), self._step_loss.item(), *self._totals.tolist(), self._flops]
+        self.lap("step")
+        loss, step_loss, mlm_loss, nsp_loss, mlm_right, nsp_right, flops = self._exchange.sum(numbers)
+        seconds = sum(self._times.values())
+        self.train_time += seconds
+        self.sequences += self._sequences
+        steps, masked, sequences = self._steps, max(self._masked, 1), max(self._sequences, 1)
+        ranks = self._exchange.sum([1.0])[0]
+        report = {
+            "average_loss": loss / steps,
+            "step_loss": step_loss,
+            "learning_rate": self._lr,
+            "average_training_time_step": seconds / self._micro_steps,
+            "average_perf_per_step": self._sequences / ranks / seconds,
+            "mlm_loss": mlm_loss / masked,
+            "nsp_loss": nsp_loss / sequences,
+            "mlm_accuracy": mlm_right / masked,
+            "nsp_accuracy": nsp_right / sequences,
+            "grad_norm": self._norm,
+            "sequences_per_second": self._sequences / seconds,
+            "tokens_per_second": self._tokens / seconds,
+            "step_time": seconds / steps,
+            "mfu": flops / seconds / self._peak,
+            **{f"time_{stage}": self._times[stage] / steps for stage in STAGES},
+        }
+        self._reset()
+        return report
