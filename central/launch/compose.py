@@ -4,23 +4,28 @@ from dataclasses import dataclass
 
 from central.launch import environment, finetuning, mpi, pretraining
 from central.launch.command import Command, Plan
+from central.launch.devices import Devices
 from central.launch.hosts import DEFAULT_SSH_PORT, Layout
 from central.launch.topology import Topology, can_bind
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Place:
-    """Where the commands will run, as far as composing needs to know."""
+    """Where the commands will run. `mpirun` is None where it is not needed."""
 
     python: str
     root: str
     environ: dict[str, str]
-    device: str
+    devices: Devices
     layout: Layout
     topology: Topology
-    mpirun: mpi.Mpi
+    mpirun: mpi.Mpi | None
     master_port: str
     extra_variables: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def device(self):
+        return self.devices.type
 
 
 def execution_mode(settings, device) -> str:

@@ -4,15 +4,17 @@ import os
 import sys
 from dataclasses import dataclass
 
-from central.launch.problems import BadRequest
-
 
 @dataclass(frozen=True, eq=False)
 class Devices:
-    """The device of a run and how many cards of it there are; None where that is not known or does not count."""
+    """The device of a run and how many cards of it there are; None where that is not known or does not count.
+
+    `missing` says why a device that was asked for cannot be had.
+    """
 
     type: str
     cards: int | None = None
+    missing: str = ""
 
 
 def hpu_count(capture, environ) -> int:
@@ -36,20 +38,23 @@ def cuda_count(capture, environ) -> int:
 
 
 def choose(wanted, capture, environ) -> Devices:
-    """The device asked for, which must be there; for auto hpu, else cuda, else cpu."""
+    """The device asked for, or for auto the best there is: hpu, else cuda, else cpu."""
     if wanted == "cpu":
         return Devices("cpu")
-    counted = {}
-    for name, count in (("hpu", hpu_count), ("cuda", cuda_count)):
-        counted[name] = count(capture, environ)
-        if counted[name] and wanted in ("auto", name):
-            return Devices(name, counted[name])
+    found = {"hpu": hpu_count(capture, environ), "cuda": cuda_count(capture, environ)}
     if wanted == "auto":
-        return Devices("cpu")
-    found = ", ".join(f"{cards} on {name}" for name, cards in counted.items())
-    missing = "habana_frameworks is not installed" if not _is_installed("habana_frameworks") else "no card is visible"
-    reason = missing if wanted == "hpu" else "nvidia-smi and torch see no GPU"
-    raise BadRequest(f"--device {wanted}: {reason}; found cards: {found}; --device cpu works everywhere")
+        best = next((name for name, cards in found.items() if cards), "cpu")
+        return Devices(best, found.get(best))
+    return Devices(wanted, found[wanted], "" if found[wanted] else _why_missing(wanted, found))
+
+
+def _why_missing(wanted, found):
+    reason = {
+        "hpu": "no card is seen" if _is_installed("habana_frameworks") else "habana_frameworks is not installed",
+        "cuda": "torch sees no GPU",
+    }[wanted]
+    others = ", ".join(f"{cards} {name} cards" for name, cards in found.items() if name != wanted)
+    return f"--device {wanted}: {reason}; found {others} and the cpu (--device cpu)"
 
 
 def _is_installed(package):

@@ -65,11 +65,11 @@ def epochs(word):
 
 @kind("SxC")
 def cores(word):
-    sockets, _, cores_per_socket = word.lower().partition("x")
     try:
-        return (count(sockets), count(cores_per_socket))
+        sockets, cores_per_socket = (count(part) for part in word.lower().split("x"))
     except ValueError:
-        raise ValueError("expected sockets x cores per socket, such as 2x28") from None
+        raise ValueError("expected sockets x cores of each, such as 2x28") from None
+    return f"{sockets}x{cores_per_socket}"
 
 
 @kind("true|false")
@@ -101,7 +101,7 @@ def maybe(inner):
 
     @kind(inner.metavar)
     def inner_or_none(word):
-        return None if word in ("None", "none", "null") else inner(word)
+        return None if word == "None" else inner(word)
 
     return inner_or_none
 

@@ -11,7 +11,7 @@ DEFAULT_PORT = "12345"
 
 def node_topology(settings) -> Topology:
     """The node to compose for: --node_topology, else this machine."""
-    return Topology(*settings.node_topology) if settings.node_topology else this_machine()
+    return Topology.parse(settings.node_topology) if settings.node_topology else this_machine()
 
 
 def mpirun_version(capture) -> int | None:

@@ -26,7 +26,9 @@ MPIS = ("auto", "openmpi4", "openmpi5")
 
 def option(group, kind, default, help, *short):
     """A settings field that is an option."""
-    return field(metadata={"group": group, "kind": kind, "default": default, "help": help, "short": short})
+    is_path = kind.metavar == path.metavar
+    spec = {"group": group, "kind": kind, "default": default, "help": help, "short": short, "is_path": is_path}
+    return field(metadata=spec)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,9 +46,13 @@ class Common:
     hostfile: str | None = option(RANKS, path, None, "lines `HOST slots=N`, in place of MULTI_HLS_IPS")
     no_mpirun: bool = option(RANKS, switch, False, "start the ranks with torchrun (one server)")
     mpi: str = option(RANKS, choice(*MPIS), "auto", "mpirun to compose for; auto asks mpirun --version")
-    node_topology: tuple | None = option(RANKS, cores, None, "sockets x cores of each, as 2x28; unset: this machine's")
+    node_topology: str | None = option(RANKS, cores, None, "sockets x cores of each, as 2x28; unset: this machine's")
     dry_run: bool = option(RUNNING, switch, False, "print the commands, one pasteable line each; touch nothing")
     script_args: tuple[str, ...] = ()
+
+    # Pre-training lets its user choose these.
+    log_path = None
+    max_restarts = 0
 
 
 def option_fields(cls):

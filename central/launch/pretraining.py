@@ -70,6 +70,10 @@ class Settings(Common):
     def results_dir(self):
         return os.path.join(self.output_dir, "results")
 
+    @property
+    def log_path(self):
+        return os.path.join(self.results_dir, "train.log") if self.create_logfile else None
+
 
 def problems(settings, world_size) -> list[str]:
     """What cannot run, without looking at any file."""
@@ -106,6 +110,12 @@ def script_words(settings, *, root, world_size, device, mode) -> list[tuple[str,
     ]
 
 
+def config_file(settings, root) -> str | None:
+    """The BERT configuration: the one given, else that of the named size."""
+    named = MODELS[settings.model_name_or_path].config
+    return settings.config_file or (os.path.join(root, "pretraining", named) if named else None)
+
+
 def _common_words(settings, root, device, mode):
     model = MODELS[settings.model_name_or_path]
     bf16, fp32 = (os.path.join(root, name) for name in OP_LISTS)
@@ -116,7 +126,7 @@ def _common_words(settings, root, device, mode):
         *(["--hmp", f"--hmp_bf16={bf16}", f"--hmp_fp32={fp32}"] if settings.data_type == "bf16" else []),
         *(["--use_lazy_mode"] if mode == "lazy" else []),
         *(["--torch_compile"] if mode == "compile" else []),
-        f"--config_file={settings.config_file or os.path.join(root, 'pretraining', model.config)}",
+        f"--config_file={config_file(settings, root)}",
         *{"hpu": ["--use_habana"], "cpu": ["--no_cuda"], "cuda": []}[device],
         *(["--allreduce_post_accumulation"] if settings.allreduce_post_accumulation else []),
         *(["--allreduce_post_accumulation_fp16"] if settings.allreduce_post_accumulation_fp16 else []),

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 from central.launch.failures import Listener, first_failure
@@ -15,10 +16,10 @@ STRAGGLERS = 30  # seconds a rank may outlive its mpirun
 RESUME = "--resume_from_checkpoint"
 
 
-def run(plan, *, log=None, max_restarts=0, grace=GRACE) -> int:
+def run(plan, *, log_path=None, max_restarts=0, grace=GRACE) -> int:
     """Run the commands of a plan; the first status that is not 0 is the plan's and, unless it keeps going, its end."""
     statuses = []
-    with StopSignals() as stop:
+    with StopSignals() as stop, open(log_path, "ab", buffering=0) if log_path else nullcontext() as log:
         for command in plan.commands:
             statuses.append(_run_with_restarts(command, stop, log, max_restarts, grace))
             if statuses[-1] != DONE and (stop.count or not plan.keep_going):
@@ -78,7 +79,7 @@ def _run_once(command, stop, log, grace):
     if stop.count and status == 128 + signal.SIGUSR1:
         say(f"{command.name}: stopped before training began; there was nothing to save")
         return 128 + stop.last
-    say(f"{command.name}: {failure or f'exit status {status}'}")
+    say(f"{command.name}: {'stopped after saving' if status == PREEMPTED else failure or f'exit status {status}'}")
     return status
 
 

