@@ -26,12 +26,11 @@ def write_rows(
 ) -> None:
     """Write `blocks` of equally named arrays, `num_rows` rows in all; an error leaves nothing behind.
 
-    Every block but the last has a multiple of `chunk_rows` rows.
+    Every block but the last has a multiple of `chunk_rows` rows. Attributes come last: they may count what blocks held.
     """
     unfinished = path.with_name(path.name + ".tmp")
     try:
         with h5py.File(unfinished, "w") as file:
-            file.attrs.update(attributes)
             start = 0
             for block in blocks:
                 for name, rows in block.items():
@@ -40,6 +39,7 @@ def write_rows(
                     _write_chunks(file[name], start, rows)
                 start += len(rows)
             assert start == num_rows, (start, num_rows)
+            file.attrs.update(attributes)
         replace_synced(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
@@ -56,6 +56,17 @@ def replace_synced(unfinished: Path, path: Path) -> None:
     with open(unfinished, "rb") as file:
         os.fsync(file.fileno())
     os.replace(unfinished, path)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file that is whole or absent."""
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        unfinished.write_bytes(data)
+        replace_synced(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def _create_dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype, chunk_rows: int) -> None:

@@ -107,7 +107,7 @@ def _truncate(
     max_tokens: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Drop tokens one by one from the longer segment (the second when equal), each from a random end: in closed form."""
+    """Drop tokens one by one from the longer segment, the second when equal, each from a random end: in closed form."""
     excess = np.maximum(a_tokens + b_tokens - max_tokens, 0)
     difference = a_tokens - b_tokens
     level = np.minimum(excess, np.abs(difference))  # drops until both are equally long

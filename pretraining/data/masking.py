@@ -49,7 +49,7 @@ def mask_rows(
 ) -> None:
     """Choose the predicted positions, put [MASK] (80 %), a random token (10 %) or nothing (10 %) there, in place.
 
-    Adds masked_lm_positions and masked_lm_ids, int32 [rows, max_predictions_per_seq], in order of position, 0 if unused.
+    Adds masked_lm_positions and masked_lm_ids, int32 [rows, max_predictions_per_seq]: ascending, 0 where unused.
     """
     input_ids = arrays["input_ids"]
     wanted = np.rint(pairs.lengths * settings.masked_lm_prob).astype(np.int64)  # half to even, as Python's round
@@ -98,7 +98,7 @@ def _whole_words(
     vocabulary: Vocabulary,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `_single_tokens`, but all pieces of a word or none: words in random order, one that no longer fits is passed over."""
+    """As `_single_tokens`, but all pieces of a word or none: words in random order, one that does not fit is skipped."""
     rows = np.arange(len(pairs))
     columns, position_bits = _columns(input_ids.shape[1], np.uint64)
     starts_word = ~vocabulary.continuation[input_ids]

@@ -1,16 +1,17 @@
-"""The two halves of the whole run: text to stored tokens, stored tokens to HDF5 of all phases. Both go on where they stopped."""
+"""The whole run: text to stored tokens, tokens to the HDF5 files of all phases. Each half goes on where it stopped."""
 
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from central.runtime.exits import BadRequest
-from pretraining.data.documents import TextSettings
+from pretraining.data.documents import TextSettings, canonical_text
+from pretraining.data.hdf5 import write_synced
 from pretraining.data.progress import Progress
 from pretraining.data.shards import (
     FORMAT,
@@ -25,13 +26,13 @@ from pretraining.data.shards import (
     write_shard,
 )
 from pretraining.data.sources import Batch, HubDataset, Source, batches
-from pretraining.data.tokens import HASH_SAMPLE, Part, PartSummary, summary, tokenize_batch
+from pretraining.data.tokens import Part, PartSummary, summary, tokenize_batch
 from pretraining.data.wordpiece import Vocabulary, read_vocabulary
 from pretraining.data.workers import Workers
 
 SHOWN_NOTES = 20
-BYTES_PER_POSITION = 2.2  # of an HDF5 file, for each of sequences x max_seq_length; measured 1.9 to 2.0
-SEQUENCE_SHARE = 0.7  # of a target's tokens that a sequence uses up: a random second half gives its sentences back
+BYTES_PER_POSITION = 2.0  # of an HDF5 file, for each of sequences x max_seq_length; measured 1.8 to 1.97
+SEQUENCE_SHARE = 0.7  # of its length that a sequence uses up: a random second half gives its sentences back
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,15 @@ class Request:
     settings: ShardSettings
     output_dir: Path
     corpus: str
+    keep_tokens: bool = False
 
     @property
     def tokens_folder(self) -> Path:
         return self.output_dir / f"tokens_{self.corpus}"
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return read_vocabulary(self.settings.vocab_file, self.settings.do_lower_case)
 
     def corpus_folder(self, phase: Phase) -> Path:
         """Where the files of a phase go: the reference's names."""
@@ -59,9 +65,13 @@ class Request:
         )
         return self.output_dir / name / self.corpus
 
+    @property
+    def corpus_folders(self) -> list[Path]:
+        return [self.corpus_folder(phase) for phase in self.settings.phases]
+
     def outputs(self, shard: Shard) -> tuple[Path, ...]:
         """The shard's file of each phase."""
-        return tuple(self.corpus_folder(phase) / f"{self.corpus}_{shard.name}.hdf5" for phase in self.settings.phases)
+        return tuple(folder / f"{self.corpus}_{shard.name}.hdf5" for folder in self.corpus_folders)
 
 
 @dataclass(frozen=True)
@@ -85,38 +95,78 @@ class Corpus:
         return sum(part.tokens for part in self.parts)
 
 
-def tokenize(request: Request, workers: Workers) -> Corpus:
-    """Tokenise what is not tokenised yet."""
+class TokensGone(BadRequest):
+    """The tokens were removed after an earlier run, and a shard needs them."""
+
+
+def prepare(request: Request, workers: Workers) -> None:
+    """The whole run."""
+    corpus = tokenize(request, workers)
+    try:
+        write_hdf5(request, corpus, workers)
+    except TokensGone:
+        write_hdf5(request, tokenize(request, workers, need_tokens=True), workers)
+
+
+def stored_corpus(request: Request) -> Corpus:
+    """What the step `shard` left."""
     folder = request.tokens_folder
-    vocabulary = read_vocabulary(request.settings.vocab_file, request.settings.do_lower_case)
-    _open_folder(request, vocabulary)
-    total = sum(source.size for source in request.sources)
-    progress = Progress("tokenising", total, "MB", 1e6)
-    parts: dict[int, PartSummary] = {}
-    for part in workers.map(tokenize_batch, _new_batches(request, parts, progress)):
-        parts[part.number] = part
-    progress.update(total)
-    progress.close()
-    ordered = [parts[number] for number in sorted(parts)]
-    _show_notes([note for part in ordered for note in part.notes], folder)
-    corpus = describe_corpus(folder, ordered)
+    if not (folder / "complete.json").exists():
+        raise BadRequest(f"{folder}: no finished tokens in it; run `prepare.py shard` first")
+    made_with = json.loads((folder / "request.json").read_text(encoding="utf-8"))["vocabulary"]
+    if made_with != request.vocabulary.sha256:
+        raise BadRequest(
+            f"--vocab_file {request.settings.vocab_file}: the tokens in {folder} are of another vocabulary"
+        )
+    return _describe(folder, _stored_parts(folder))
+
+
+def tokenize(request: Request, workers: Workers, need_tokens: bool = False) -> Corpus:
+    """Tokenise what is not tokenised yet; of a finished run the numbers are enough, unless tokens are needed."""
+    folder = request.tokens_folder
+    claim_folder(folder, _description(request))
+    if (folder / "complete.json").exists() and not need_tokens:
+        parts = _stored_parts(folder)
+    else:
+        parts = _tokenize(request, workers)
+        write_synced(folder / "complete.json", json.dumps({"parts": len(parts)}).encode())
+    show_notes([note for part in parts for note in part.notes], folder)
+    corpus = _describe(folder, parts)
     if not corpus.tokens:
         raise BadRequest("--input: no text in it, so there is nothing to make sequences of")
+    print(
+        f"{corpus.documents} documents, {corpus.sentences} sentences, {corpus.tokens} tokens;"
+        f" {corpus.duplicate_share:.1%} of the sentences occurred before"
+    )
     return corpus
 
 
-def _new_batches(request: Request, parts: dict[int, PartSummary], progress: Progress) -> Iterator[tuple]:
-    """Tasks for the batches that have no part yet; the summaries of the others go to `parts`."""
-    folder, settings = request.tokens_folder, request.settings
-    for batch in batches(list(request.sources), request.dataset):
-        if Part(folder, batch.number).is_done:
-            parts[batch.number] = summary(Part(folder, batch.number))
-        else:
-            yield batch, folder, settings.vocab_file, settings.do_lower_case, request.text
-        progress.update(batch.bytes_read)
+def _tokenize(request: Request, workers: Workers) -> list[PartSummary]:
+    total = sum(source.size for source in request.sources)
+    progress = Progress("tokenising", total, "MB", 1e6)
+    parts: dict[int, PartSummary] = {}
+
+    def new_batches() -> Iterator[tuple]:
+        for batch in batches(list(request.sources), request.dataset):
+            part = Part(request.tokens_folder, batch.number)
+            if part.is_done:
+                parts[batch.number] = summary(part)
+            else:
+                yield batch, part.folder, request.settings.vocab_file, request.settings.do_lower_case, request.text
+            progress.update(batch.bytes_read)
+
+    for part in workers.map(tokenize_batch, new_batches()):
+        parts[part.number] = part
+    progress.close()
+    return [parts[number] for number in sorted(parts)]
 
 
-def describe_corpus(folder: Path, parts: list[PartSummary]) -> Corpus:
+def _stored_parts(folder: Path) -> list[PartSummary]:
+    count = json.loads((folder / "complete.json").read_text(encoding="utf-8"))["parts"]
+    return [summary(Part(folder, number)) for number in range(count)]
+
+
+def _describe(folder: Path, parts: list[PartSummary]) -> Corpus:
     hashes = [Part(folder, part.number).index()["sentence_hashes"] for part in parts]
     sampled = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
     duplicate_share = 1 - len(np.unique(sampled)) / len(sampled) if len(sampled) else 0.0
@@ -124,71 +174,88 @@ def describe_corpus(folder: Path, parts: list[PartSummary]) -> Corpus:
     return Corpus(parts, digest, duplicate_share)
 
 
-def _open_folder(request: Request, vocabulary: Vocabulary) -> None:
-    """Keep the parts of an unfinished run of the same request; begin anew when anything differs."""
-    folder = request.tokens_folder
-    described = {
-        "sources": [
-            (source.path, source.kind, source.size, Path(source.path).stat().st_mtime_ns) for source in request.sources
-        ],
+def _description(request: Request) -> dict[str, object]:
+    return {
+        "sources": describe_sources(request.sources),
         "dataset": repr(request.dataset),
         "text": repr(request.text),
-        "vocabulary": vocabulary.sha256,
-        "do_lower_case": vocabulary.do_lower_case,
+        "vocabulary": request.vocabulary.sha256,
+        "do_lower_case": request.settings.do_lower_case,
     }
-    text = json.dumps(described, indent=1)
+
+
+def describe_sources(sources: tuple[Source, ...]) -> list[list[object]]:
+    return [[s.path, s.kind, s.size, Path(s.path).stat().st_mtime_ns] for s in sources]
+
+
+def claim_folder(folder: Path, description: dict[str, object]) -> None:
+    """Keep what an unfinished run of the same request left in our working folder; empty it when anything differs."""
+    text = json.dumps(description, indent=1)
     record = folder / "request.json"
-    if record.exists() and record.read_text(encoding="utf-8") != text:
-        print(f"{folder}: tokens of another request, made anew")
+    if folder.exists() and not (record.exists() and record.read_text(encoding="utf-8") == text):
+        if any(folder.iterdir()):
+            print(f"{folder}: of another request, made anew")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
+    if not record.exists():
+        write_synced(record, text.encode())
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Drop files that a killed run was writing."""
     for unfinished in folder.glob("*.tmp"):
         unfinished.unlink()
-    if not record.exists():
-        record.write_text(text, encoding="utf-8")
 
 
-def _show_notes(notes: list[str], folder: Path) -> None:
+def show_notes(notes: list[str], folder: Path) -> None:
+    """Print what a user should know of the input: the first few, all of them in a file."""
     for note in notes[:SHOWN_NOTES]:
         print(f"note: {note}")
     if len(notes) > SHOWN_NOTES:
-        (folder / "notes.txt").write_text("\n".join(notes) + "\n", encoding="utf-8")
-        print(f"note: {len(notes) - SHOWN_NOTES} more in {folder / 'notes.txt'}")
+        (folder / "notes.log").write_text("\n".join(notes) + "\n", encoding="utf-8")
+        print(f"note: {len(notes) - SHOWN_NOTES} more in {folder / 'notes.log'}")
 
 
-def write_hdf5(request: Request, settings: ShardSettings, corpus: Corpus, workers: Workers) -> None:
+def write_hdf5(request: Request, corpus: Corpus, workers: Workers) -> None:
     """Write the shards that are not there yet, then what belongs to each corpus folder."""
-    vocabulary = read_vocabulary(settings.vocab_file, settings.do_lower_case)
-    common = _common_attributes(settings, corpus, vocabulary)
-    shards = list(
-        draw_shards(
-            request.tokens_folder, corpus.parts, settings.num_shards, settings.test_fraction, settings.random_seed
-        )
-    )
+    folder, asked = request.tokens_folder, request.settings.num_shards
+    num_shards = choose_num_shards(asked, corpus.documents, corpus.tokens)
+    if asked > num_shards:
+        print(f"--num_shards {asked}: {num_shards} made, so that each has two documents")
+    settings = replace(request.settings, num_shards=num_shards)
+    common = _common_attributes(request, settings, corpus)
+    shards = list(draw_shards(folder, corpus.parts, num_shards, settings.test_fraction, settings.random_seed))
     _check_outputs(request, shards, common)
-    _check_space(request, settings, corpus)
-    for phase in settings.phases:
-        _write_vocabulary(request.corpus_folder(phase), vocabulary)
     unfinished = [shard for shard in shards if not _is_done(request, shard)]
     if len(unfinished) < len(shards):
         print(f"{len(shards) - len(unfinished)} of {len(shards)} shards are there already")
+    if unfinished:
+        if not all(Part(folder, part.number).is_done for part in corpus.parts):
+            raise TokensGone(f"{folder}: the tokens were removed after the last run; run `prepare.py shard` again")
+        _check_space(request, corpus)
     progress = Progress("writing", len(unfinished), "shards")
-    tasks = ((shard, request.tokens_folder, request.outputs(shard), settings, common) for shard in unfinished)
+    tasks = ((shard, folder, request.outputs(shard), settings, common) for shard in unfinished)
     for number, _ in enumerate(workers.map(write_shard, tasks), 1):
         progress.update(number)
     progress.close()
-    counts = sum(np.load(counts_file(request.tokens_folder, shard.name)) for shard in shards if shard.split == TRAINING)
-    for phase in settings.phases:
-        np.save(request.corpus_folder(phase) / "token_counts.npy", counts.astype(np.int64))
+    counts = sum(np.load(counts_file(folder, shard.name)) for shard in shards if shard.split == TRAINING)
+    for corpus_folder in request.corpus_folders:
+        _write_vocabulary(corpus_folder, request.vocabulary)
+        np.save(corpus_folder / "token_counts.npy", counts.astype(np.int64))
+        print(corpus_folder)
+    if not request.keep_tokens:
+        for part in corpus.parts:
+            Part(folder, part.number).remove_tokens()
 
 
-def _common_attributes(settings: ShardSettings, corpus: Corpus, vocabulary: Vocabulary) -> dict[str, object]:
-    """Attributes that all files of this request share."""
+def _common_attributes(request: Request, settings: ShardSettings, corpus: Corpus) -> dict[str, object]:
+    """Attributes that all files of a request share."""
     return {
         "format": FORMAT,
         "random_seed": settings.random_seed,
-        "vocab_sha256": vocabulary.sha256,
-        "vocab_size": len(vocabulary),
+        "vocab_sha256": request.vocabulary.sha256,
+        "vocab_size": len(request.vocabulary),
         "do_lower_case": int(settings.do_lower_case),
         "masked_lm_prob": settings.masked_lm_prob,
         "short_seq_prob": settings.short_seq_prob,
@@ -201,20 +268,17 @@ def _common_attributes(settings: ShardSettings, corpus: Corpus, vocabulary: Voca
 
 
 def _is_done(request: Request, shard: Shard) -> bool:
-    return counts_file(request.tokens_folder, shard.name).exists() and all(
-        path.exists() for path in request.outputs(shard)
-    )
+    counts = counts_file(request.tokens_folder, shard.name)
+    return counts.exists() and all(path.exists() for path in request.outputs(shard))
 
 
 def _check_outputs(request: Request, shards: list[Shard], common: dict[str, object]) -> None:
-    """Refuse a folder with files of another request; drop what a killed run left unfinished."""
+    """Refuse a folder with files of another request; drop what a killed run was writing."""
     problems = []
     expected = {path for shard in shards for path in request.outputs(shard)}
-    for phase in request.settings.phases:
-        folder = request.corpus_folder(phase)
+    for folder in request.corpus_folders:
         folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in folder.glob("*.tmp"):
-            unfinished.unlink()
+        remove_unfinished(folder)
         for path in sorted(folder.glob("*.hdf5")):
             fault = check_finished(path, common) if path in expected else f"{path}: not of this request"
             if fault:
@@ -223,10 +287,10 @@ def _check_outputs(request: Request, shards: list[Shard], common: dict[str, obje
         raise BadRequest(problems)
 
 
-def _check_space(request: Request, settings: ShardSettings, corpus: Corpus) -> None:
+def _check_space(request: Request, corpus: Corpus) -> None:
     needed = 0.0
-    for phase in settings.phases:
-        sequences = corpus.tokens * settings.dupe_factor / (phase.max_seq_length * SEQUENCE_SHARE) + corpus.documents
+    for phase in request.settings.phases:
+        sequences = corpus.tokens * request.settings.dupe_factor / (phase.max_seq_length * SEQUENCE_SHARE)
         there = sum(path.stat().st_size for path in request.corpus_folder(phase).glob("*.hdf5"))
         needed += max(0.0, sequences * phase.max_seq_length * BYTES_PER_POSITION - there)
     free = shutil.disk_usage(request.output_dir).free
@@ -239,7 +303,6 @@ def _check_space(request: Request, settings: ShardSettings, corpus: Corpus) -> N
 
 def _write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
     """Leave what a tokenizer of Hugging Face needs, so that checkpoints can carry it."""
-    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary.tokens), encoding="utf-8")
     config = {
         "tokenizer_class": "BertTokenizer",
         "do_lower_case": vocabulary.do_lower_case,
@@ -248,9 +311,31 @@ def _write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
         "strip_accents": None,
         **{f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")},
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_synced(folder / "vocab.txt", "".join(f"{token}\n" for token in vocabulary.tokens).encode())
+    write_synced(folder / "tokenizer_config.json", (json.dumps(config, indent=2) + "\n").encode())
 
 
-def remove_tokens(request: Request) -> None:
-    """Drop the token store once nothing needs it any more."""
-    shutil.rmtree(request.tokens_folder)
+def extract(
+    sources: list[Source], dataset: HubDataset | None, text: TextSettings, folder: Path, workers: Workers
+) -> None:
+    """Write the sources as plain text, one sentence a line, a blank line between documents."""
+    progress = Progress("extracting", sum(source.size for source in sources), "MB", 1e6)
+
+    def tasks() -> Iterator[tuple]:
+        for batch in batches(sources, dataset):
+            yield batch, text, folder / f"text_{batch.number:06d}.txt"
+            progress.update(batch.bytes_read)
+
+    notes = [note for found in workers.map(extract_batch, tasks()) for note in found]
+    progress.close()
+    show_notes(notes, folder)
+    print(folder)
+
+
+def extract_batch(batch: Batch, text: TextSettings, path: Path) -> tuple[str, ...]:
+    """Write the text of one batch, unless it is there; return its notes."""
+    if path.exists():
+        return ()
+    canonical = canonical_text(batch, text)
+    write_synced(path, canonical.text.encode())
+    return canonical.notes

@@ -1,224 +1,176 @@
 """From any text to BERT's pre-training data, in one run or step by step.
 
-    prepare.py --input FILE_OR_FOLDER... --vocab_file V --output_dir D --corpus NAME     the whole run
-    prepare.py download | extract | vocab | shard | hdf5 | pack | verify --help          one step
+    prepare.py --input FILE_OR_FOLDER... --vocab_file V --output_dir D --corpus NAME    the whole run
+    prepare.py download|extract|vocab|shard|hdf5|pack|verify ...                        one step
 
-The whole run is `shard` (tokenise once) and `hdf5` (sequences of every phase). Both go on where they were stopped.
+The whole run is `shard` (tokenise once) and `hdf5` (sequences of every phase). Each goes on where it was stopped.
 """
 
 import argparse
-import os
+import errno
 import sys
-from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from central.runtime.exits import BadRequest, run
+from central.runtime.exits import DONE, BadRequest, run
 from pretraining.data import pipeline
-from pretraining.data.documents import TextSettings
-from pretraining.data.sentences import SPLITTERS
-from pretraining.data.shards import Phase, ShardSettings, choose_num_shards
-from pretraining.data.sources import HubDataset, find_sources
+from pretraining.data import prepare_options as options
+from pretraining.data.download import download, wikipedia_dump
+from pretraining.data.pack import pack_folder
+from pretraining.data.verify import verify_folder
 from pretraining.data.vocabulary import train_vocabulary, write_vocabulary
 from pretraining.data.workers import workers
-from pretraining.data.wordpiece import SPECIAL_TOKENS, read_vocabulary
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+WHOLE_RUN = "all"
 
 
-def add_source_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("text")
-    group.add_argument(
-        "--input",
-        nargs="+",
-        default=[],
-        metavar="PATH",
-        help="files and folders: plain text (a blank line ends a document), JSONL, MediaWiki XML; .gz and .bz2 too",
-    )
-    group.add_argument(
-        "--one_document_per_file",
-        action="store_true",
-        help="each plain text file is one document with wrapped lines, as books are",
-    )
-    group.add_argument(
-        "--dataset", metavar="ID", help="a data set of the Hugging Face Hub, or a local folder that `datasets` reads"
-    )
-    group.add_argument("--dataset_config", metavar="NAME", help="its configuration, such as 20231101.en")
-    group.add_argument("--dataset_split", default="train", metavar="NAME", help="its split")
-    group.add_argument(
-        "--text_column", default="text", metavar="NAME", help="the field with the text, in JSONL files and data sets"
-    )
-    group.add_argument(
-        "--sentences", choices=SPLITTERS, default="rules", help="how sentences are found; line: every line is one"
-    )
-    group.add_argument(
-        "--language", default="en", metavar="CODE", help="language of the abbreviations that end no sentence"
-    )
-    group.add_argument("--do_lower_case", type=int, choices=(0, 1), default=1, help="1: an uncased vocabulary")
+def all_options(parser: argparse.ArgumentParser) -> None:
+    options.add_text_options(parser)
+    options.add_token_options(parser)
+    options.add_sequence_options(parser)
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sequences")
-    group.add_argument(
-        "--vocab_file", required=True, type=Path, metavar="FILE", help="WordPiece vocabulary, one token a line"
-    )
-    group.add_argument(
-        "--output_dir", required=True, type=Path, metavar="DIR", help="where the folders of the phases go"
-    )
-    group.add_argument("--corpus", default="corpus", metavar="NAME", help="name of the corpus folder and of its files")
-    group.add_argument(
-        "--max_seq_length",
-        type=int,
-        nargs="+",
-        default=[128, 512],
-        metavar="N",
-        help="tokens of a sequence, for each phase",
-    )
-    group.add_argument(
-        "--max_predictions_per_seq",
-        type=int,
-        nargs="+",
-        default=[20, 80],
-        metavar="N",
-        help="most masked tokens of a sequence, for each phase",
-    )
-    group.add_argument("--masked_lm_prob", type=float, default=0.15, metavar="P", help="share of tokens to mask")
-    group.add_argument(
-        "--short_seq_prob",
-        type=float,
-        default=0.1,
-        metavar="P",
-        help="share of documents cut to a random shorter length",
-    )
-    group.add_argument("--whole_word_masking", action="store_true", help="mask all pieces of a word or none")
-    group.add_argument(
-        "--dupe_factor", type=int, default=5, metavar="N", help="times the text is used, with other pairs and masks"
-    )
-    group.add_argument("--random_seed", type=int, default=12345, metavar="N", help="same seed and text, same bytes")
-    group.add_argument("--num_shards", type=int, default=0, metavar="N", help="training files of a phase; 0: by size")
-    group.add_argument(
-        "--test_fraction", type=float, default=0.1, metavar="P", help="share of documents held out for evaluation"
-    )
-    group.add_argument(
-        "--num_processes",
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        metavar="N",
-        help="worker processes; under mpirun the ranks are the workers",
-    )
-    group.add_argument(
-        "--keep_tokens", action="store_true", help="keep the tokenised text for another run with other masks or lengths"
-    )
-
-
-def text_settings(args: argparse.Namespace) -> TextSettings:
-    return TextSettings(sentences=args.sentences, language=args.language, text_column=args.text_column)
-
-
-def dataset_of(args: argparse.Namespace) -> HubDataset | None:
-    return HubDataset(args.dataset, args.dataset_config, args.dataset_split, args.text_column) if args.dataset else None
-
-
-def request_of(args: argparse.Namespace) -> pipeline.Request:
-    """The run asked for, checked; BadRequest with all that is wrong."""
-    problems = list(faults(args))
-    sources = []
-    for check in (
-        lambda: sources.extend(find_sources(args.input, args.one_document_per_file)),
-        lambda: read_vocabulary(args.vocab_file, bool(args.do_lower_case)),
-    ):
-        try:
-            check()
-        except BadRequest as error:
-            problems += error.problems
-    if problems:
-        raise BadRequest(problems)
-    phases = tuple(Phase(*pair) for pair in zip(args.max_seq_length, args.max_predictions_per_seq, strict=True))
-    settings = ShardSettings(
-        phases=phases,
-        vocab_file=args.vocab_file.resolve(),
-        do_lower_case=bool(args.do_lower_case),
-        masked_lm_prob=args.masked_lm_prob,
-        short_seq_prob=args.short_seq_prob,
-        whole_word_masking=args.whole_word_masking,
-        dupe_factor=args.dupe_factor,
-        random_seed=args.random_seed,
-        num_shards=args.num_shards,
-        test_fraction=args.test_fraction,
-    )
-    return pipeline.Request(
-        tuple(sources), dataset_of(args), text_settings(args), settings, args.output_dir.resolve(), args.corpus
-    )
-
-
-def faults(args: argparse.Namespace):
-    """What is wrong with the numbers of a request, a line each."""
-    if not args.input and not args.dataset:
-        yield "no text given: --input FILE_OR_FOLDER... or --dataset ID"
-    if len(args.max_seq_length) != len(args.max_predictions_per_seq):
-        yield f"--max_seq_length has {len(args.max_seq_length)} values and --max_predictions_per_seq {len(args.max_predictions_per_seq)}; one of each a phase"
-    for length, predictions in zip(args.max_seq_length, args.max_predictions_per_seq, strict=False):
-        if length < 5:
-            yield f"--max_seq_length {length}: at least 5 ([CLS] a [SEP] b [SEP])"
-        elif not 1 <= predictions <= length - 3:
-            yield f"--max_predictions_per_seq {predictions}: from 1 to {length - 3} for sequences of {length}"
-    if not 0 < args.masked_lm_prob < 1:
-        yield f"--masked_lm_prob {args.masked_lm_prob}: between 0 and 1, such as 0.15"
-    for name, value, least, most in (
-        ("short_seq_prob", args.short_seq_prob, 0, 1),
-        ("test_fraction", args.test_fraction, 0, 0.9),
-        ("dupe_factor", args.dupe_factor, 1, 1000),
-        ("random_seed", args.random_seed, 0, 2**63),
-        ("num_shards", args.num_shards, 0, 100_000),
-        ("num_processes", args.num_processes, 1, 4096),
-    ):
-        if not least <= value <= most:
-            yield f"--{name} {value}: from {least} to {most}"
-    if not args.corpus or "/" in args.corpus:
-        yield f"--corpus {args.corpus!r}: a name without /"
-
-
-def prepare(args: argparse.Namespace, last_step: str) -> int:
-    """The whole run, or its first half."""
-    request = request_of(args)
+def run_all(args: argparse.Namespace) -> None:
+    request = options.request_of(args)
     with workers(args.num_processes) as pool:
-        if pool is None:
-            return 0
-        corpus = pipeline.tokenize(request, pool)
-        print(
-            f"{corpus.documents} documents, {corpus.sentences} sentences, {corpus.tokens} tokens, {corpus.duplicate_share:.1%} of the sentences seen before"
-        )
-        if last_step == "shard":
-            return 0
-        settings = replace(
-            request.settings, num_shards=choose_num_shards(args.num_shards, corpus.documents, corpus.tokens)
-        )
-        pipeline.write_hdf5(request, settings, corpus, pool)
-    for phase in settings.phases:
-        print(request.corpus_folder(phase))
-    return 0
+        if pool:
+            pipeline.prepare(request, pool)
 
 
-def vocab(args: argparse.Namespace) -> int:
-    sources = find_sources(args.input, args.one_document_per_file)
-    tokens = train_vocabulary(sources, dataset_of(args), text_settings(args), args.vocab_size, bool(args.do_lower_case))
+def run_shard(args: argparse.Namespace) -> None:
+    request = options.request_of(args)
+    with workers(args.num_processes) as pool:
+        if pool:
+            pipeline.tokenize(request, pool, need_tokens=True)
+            print(request.tokens_folder)
+
+
+def run_hdf5(args: argparse.Namespace) -> None:
+    request = options.request_of(args, text_is_needed=False)
+    with workers(args.num_processes) as pool:
+        if pool:
+            pipeline.write_hdf5(request, pipeline.stored_corpus(request), pool)
+
+
+def download_options(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--wikipedia", metavar="CODE", help="newest dump of this language's Wikipedia, such as en")
+    source.add_argument("--url", metavar="URL", help="any file")
+    parser.add_argument("--checksum", metavar="NAME:HEX", help="sha256:, sha1: or md5: and the digits expected")
+    parser.add_argument("--output_dir", required=True, type=Path, metavar="DIR", help="where the file goes")
+
+
+def run_download(args: argparse.Namespace) -> None:
+    url, checksum = (args.url, args.checksum) if args.url else wikipedia_dump(args.wikipedia)
+    target = args.output_dir / urlsplit(url).path.rpartition("/")[2]
+    if target == args.output_dir:
+        raise BadRequest(f"--url {url}: no file name at its end")
+    download(url, target, checksum)
+    print(target)
+
+
+def extract_options(parser: argparse.ArgumentParser) -> None:
+    options.add_text_options(parser)
+    options.add_process_option(parser)
+    parser.add_argument(
+        "--output_dir", required=True, type=Path, metavar="DIR", help="a folder for the text files alone"
+    )
+
+
+def run_extract(args: argparse.Namespace) -> None:
+    sources, dataset = options.sources_of(args), options.dataset_of(args)
+    with workers(args.num_processes) as pool:
+        if pool:
+            pipeline.extract(sources, dataset, options.text_settings(args), args.output_dir, pool)
+
+
+def vocab_options(parser: argparse.ArgumentParser) -> None:
+    options.add_text_options(parser)
+    options.add_case_option(parser)
+    parser.add_argument("--vocab_size", type=int, default=30522, metavar="N", help="tokens wanted")
+    parser.add_argument("--vocab_file", required=True, type=Path, metavar="FILE", help="where to write them")
+
+
+def run_vocab(args: argparse.Namespace) -> None:
+    sources, dataset = options.sources_of(args), options.dataset_of(args)
+    text = options.text_settings(args)
+    tokens = train_vocabulary(sources, dataset, text, args.vocab_size, bool(args.do_lower_case))
     write_vocabulary(tokens, args.vocab_file)
     print(f"{args.vocab_file}: {len(tokens)} tokens")
-    return 0
+
+
+def pack_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--input_dir", required=True, type=Path, metavar="DIR", help="corpus folder with HDF5 files")
+    parser.add_argument("--output_dir", required=True, type=Path, metavar="DIR", help="folder for the packed ones")
+    parser.add_argument("--random_seed", type=int, default=12345, metavar="N", help="order of the packed rows")
+    options.add_process_option(parser)
+
+
+def run_pack(args: argparse.Namespace) -> None:
+    with workers(args.num_processes) as pool:
+        if pool:
+            pack_folder(args.input_dir, args.output_dir, args.random_seed, pool)
+
+
+def verify_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="corpus folder, or any folder above")
+    options.add_process_option(parser)
+
+
+def run_verify(args: argparse.Namespace) -> None:
+    with workers(args.num_processes) as pool:
+        if pool:
+            verify_folder(args.folder, pool)
+
+
+# Step: (its options, what it does, one line of help). Without the name of a step, the whole run.
+STEPS = {
+    WHOLE_RUN: (all_options, run_all, "text to the HDF5 files of all phases"),
+    "download": (download_options, run_download, "fetch a Wikipedia dump or any file"),
+    "extract": (extract_options, run_extract, "sources to plain text, one sentence a line"),
+    "vocab": (vocab_options, run_vocab, "learn a WordPiece vocabulary from text"),
+    "shard": (all_options, run_shard, "tokenise, and stop there"),
+    "hdf5": (all_options, run_hdf5, "HDF5 files from the tokens that `shard` left"),
+    "pack": (pack_options, run_pack, "put several sequences into one row"),
+    "verify": (verify_options, run_verify, "check HDF5 files and tell what is in them"),
+}
 
 
 def main(argv: list[str]) -> int:
-    if argv and argv[0] == "vocab":
-        parser = argparse.ArgumentParser(
-            prog="prepare.py vocab", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
-        add_source_options(parser)
-        parser.add_argument("--vocab_size", type=int, default=30522, metavar="N", help="tokens wanted")
-        parser.add_argument("--vocab_file", type=Path, required=True, metavar="FILE", help="where to write it")
-        return vocab(parser.parse_args(argv[1:]))
-    parser = argparse.ArgumentParser(prog="prepare.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_source_options(parser)
-    add_run_options(parser)
-    return prepare(parser.parse_args(argv), "hdf5")
+    step, words = (argv[0], argv[1:]) if argv and argv[0] in STEPS else (WHOLE_RUN, argv)
+    add_options, do, description = STEPS[step]
+    steps = "\n".join(f"  {name:<10}{line}" for name, (_, _, line) in STEPS.items() if name != WHOLE_RUN)
+    parser = argparse.ArgumentParser(
+        prog="prepare.py" if step == WHOLE_RUN else f"prepare.py {step}",
+        description=description,
+        epilog=f"steps, each with its own --help (prepare.py STEP --help):\n{steps}" if step == WHOLE_RUN else None,
+        formatter_class=HelpFormatter,
+    )
+    add_options(parser)
+    args = parser.parse_args(words)
+    try:
+        do(args)
+    except OSError as error:
+        raise _explained(error) from error
+    return DONE
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults at each option, line breaks kept in the list of steps."""
+
+
+def _explained(error: OSError) -> Exception:
+    """A full or closed disk is the user's to mend; what is finished stays."""
+    number = error.errno or next((code for code in FULL + NOT_WRITABLE if f"errno = {code}" in str(error)), None)
+    if number in FULL:
+        return BadRequest(f"no space left ({error}); finished files stay: free some and run the same command again")
+    if number in NOT_WRITABLE:
+        return BadRequest(f"cannot write: {error}; choose another folder or change its permissions")
+    return error
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ SPLITTERS = ("rules", "line", "pysbd")
 
 # Abbreviations that are followed by more of the same sentence, without the period, lower-cased.
 ABBREVIATIONS = {
-    "en": "b c d fl r mr mrs ms dr prof rev fr sr jr st mt gen col lt capt sgt cmdr adm maj hon gov sen rep pres messrs mme mlle "
-    "vs etc cf al e.g i.e viz ca approx no nos vol vols fig figs sec ch pp p art ed eds trans est dept univ assn bros "
-    "jan feb mar apr jun jul aug sep sept oct nov dec a.m p.m u.s u.k u.n d.c b.c a.d ph.d inc ltd co corp",
-    "de": "dr prof hr fr nr bd st str ca bzw usw z.b d.h u.a s.o s.u vgl ggf inkl jh jhd geb gest abs art aufl hrsg evtl "
-    "jan feb mär apr jun jul aug sep okt nov dez o.ä v.a u.u i.d.r sog",
-    "fr": "m mm mme mlle dr pr st ste av bd cf ex p pp vol no env etc art chap fig ch éd janv févr avr juil sept oct nov déc",
+    "en": "b c d fl r mr mrs ms dr prof rev fr sr jr st mt gen col lt capt sgt cmdr adm maj hon gov sen rep "
+    "pres messrs mme mlle vs etc cf al e.g i.e viz ca approx no nos vol vols fig figs sec ch pp p art ed "
+    "eds trans est dept univ assn bros jan feb mar apr jun jul aug sep sept oct nov dec a.m p.m u.s u.k "
+    "u.n d.c b.c a.d ph.d inc ltd co corp",
+    "de": "dr prof hr fr nr bd st str ca bzw usw z.b d.h u.a s.o s.u vgl ggf inkl jh jhd geb gest abs art aufl "
+    "hrsg evtl jan feb mär apr jun jul aug sep okt nov dez o.ä v.a u.u i.d.r sog",
+    "fr": "m mm mme mlle dr pr st ste av bd cf ex p pp vol no env etc art chap fig ch éd janv févr avr juil "
+    "sept oct nov déc",
     "es": "sr sra srta dr dra d dña prof ud uds av avda c pág págs vol núm art cap fig etc ee.uu p.ej ej aprox",
     "it": "sig dott prof ing avv on s ss pag pagg vol art cap fig ecc es a.c d.c",
     "pt": "sr sra dr dra prof av pág págs vol núm art cap fig etc ex séc",

@@ -1,5 +1,6 @@
 """Which document goes to which shard, and a shard's way from stored tokens to HDF5 files of all phases."""
 
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import h5py
 import numpy as np
 
 from central.runtime.exits import BadRequest
-from pretraining.data.hdf5 import replace_synced, rows_per_chunk, write_rows
+from pretraining.data.hdf5 import rows_per_chunk, write_rows, write_synced
 from pretraining.data.instances import Documents, Pairs, make_pairs
 from pretraining.data.masking import MaskSettings, mask_rows, token_rows
 from pretraining.data.tokens import SENTENCE_TYPE, Part, PartSummary
@@ -62,7 +63,7 @@ class Shard:
         return f"{self.split}_{self.number}"
 
 
-def choose_num_shards(asked: int | None, documents: int, tokens: int) -> int:
+def choose_num_shards(asked: int, documents: int, tokens: int) -> int:
     """The number asked for, else by size; at least two documents each, so that a pair can come from two documents."""
     num_shards = asked or max(1, round(tokens / TOKENS_PER_SHARD))
     least = -(-tokens // MOST_TOKENS_PER_SHARD)
@@ -131,7 +132,9 @@ def write_shard(
     vocabulary = read_vocabulary(settings.vocab_file, settings.do_lower_case)
     documents = _read_documents(shard, tokens_folder, vocabulary)
     counts = np.bincount(documents.tokens, minlength=len(vocabulary))
-    _save(counts_file(tokens_folder, shard.name), counts)
+    buffer = io.BytesIO()
+    np.save(buffer, counts)
+    write_synced(counts_file(tokens_folder, shard.name), buffer.getvalue())
     written = 0
     for phase, path in zip(settings.phases, outputs, strict=True):
         if not path.exists():
@@ -224,13 +227,6 @@ def _read_slices(path: Path, kind: type, starts: np.ndarray, counts: np.ndarray)
 
 def counts_file(tokens_folder: Path, name: str) -> Path:
     return tokens_folder / f"counts_{name}.npy"
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    unfinished = path.with_name(path.name + ".tmp")
-    with open(unfinished, "wb") as file:
-        np.save(file, array)
-    replace_synced(unfinished, path)
 
 
 def check_finished(path: Path, expected: dict[str, object]) -> str | None:

@@ -5,6 +5,7 @@ a part with an index is whole. Documents are then drawn into shards by a permuta
 """
 
 import hashlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pretraining.data.documents import TextSettings, canonical_text
-from pretraining.data.hdf5 import replace_synced
+from pretraining.data.hdf5 import write_synced
 from pretraining.data.sources import Batch
 from pretraining.data.wordpiece import BLOCK_CHARACTERS, Tokenizer, read_vocabulary
 
@@ -33,7 +34,12 @@ class Part:
 
     @property
     def is_done(self) -> bool:
-        return self.path("npz").exists()
+        return self.path("npz").exists() and self.path("tokens").exists()
+
+    def remove_tokens(self) -> None:
+        """Free the space; the index stays, so that a finished run is known to be one."""
+        self.path("tokens").unlink(missing_ok=True)
+        self.path("sentences").unlink(missing_ok=True)
 
     def index(self) -> dict[str, np.ndarray]:
         with np.load(self.path("npz"), allow_pickle=False) as file:
@@ -67,19 +73,18 @@ def tokenize_batch(
     document_tokens = np.add.reduceat(sentence_tokens, first) if len(first) else first
 
     part = Part(folder, batch.number)
-    _write(part.path("tokens"), ids.tobytes())
-    _write(part.path("sentences"), sentence_tokens.astype(SENTENCE_TYPE).tobytes())
-    unfinished = part.path("npz.tmp")
-    with open(unfinished, "wb") as file:
-        np.savez(
-            file,
-            document_sentences=document_sentences,
-            document_tokens=document_tokens,
-            sentence_hashes=_sampled_hashes(ids, sentence_tokens),
-            notes=np.array(canonical.notes, dtype=str),
-            sha256=np.array(_sha256(ids, sentence_tokens, document_sentences)),
-        )
-    replace_synced(unfinished, part.path("npz"))
+    write_synced(part.path("tokens"), ids.tobytes())
+    write_synced(part.path("sentences"), sentence_tokens.astype(SENTENCE_TYPE).tobytes())
+    index = io.BytesIO()
+    np.savez(
+        index,
+        document_sentences=document_sentences,
+        document_tokens=document_tokens,
+        sentence_hashes=_sampled_hashes(ids, sentence_tokens),
+        notes=np.array(canonical.notes, dtype=str),
+        sha256=np.array(_sha256(ids, sentence_tokens, document_sentences)),
+    )
+    write_synced(part.path("npz"), index.getvalue())
     return summary(part)
 
 
@@ -111,12 +116,6 @@ def _blocks(text: str) -> Iterator[str]:
         start = stop
 
 
-def _write(path: Path, data: bytes) -> None:
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_bytes(data)
-    replace_synced(unfinished, path)
-
-
 def _sha256(*arrays: np.ndarray) -> str:
     digest = hashlib.sha256()
     for array in arrays:
@@ -125,7 +124,7 @@ def _sha256(*arrays: np.ndarray) -> str:
 
 
 def _sampled_hashes(ids: np.ndarray, sentence_tokens: np.ndarray) -> np.ndarray:
-    """uint64 hashes of the sentences whose hash is a multiple of HASH_SAMPLE: equal sentences are in it all or not at all."""
+    """uint64 hashes that are multiples of HASH_SAMPLE: of equal sentences either all are in it or none."""
     if not len(sentence_tokens):
         return np.empty(0, np.uint64)
     starts = np.cumsum(sentence_tokens) - sentence_tokens

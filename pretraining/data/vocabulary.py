@@ -5,7 +5,7 @@ from pathlib import Path
 
 from central.runtime.exits import BadRequest
 from pretraining.data.documents import TextSettings, canonical_text
-from pretraining.data.hdf5 import replace_synced
+from pretraining.data.hdf5 import write_synced
 from pretraining.data.sources import HubDataset, Source, batches
 from pretraining.data.wordpiece import SPECIAL_TOKENS
 
@@ -38,6 +38,4 @@ def _lines(sources: list[Source], dataset: HubDataset | None, text: TextSettings
 
 def write_vocabulary(tokens: list[str], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
-    replace_synced(unfinished, path)
+    write_synced(path, "".join(f"{token}\n" for token in tokens).encode())

@@ -1,0 +1,171 @@
+"""The options of prepare.py, and their way to a checked request."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from central.runtime.exits import BadRequest
+from pretraining.data.documents import TextSettings
+from pretraining.data.pipeline import Request
+from pretraining.data.sentences import SPLITTERS
+from pretraining.data.shards import Phase, ShardSettings
+from pretraining.data.sources import HubDataset, Source, find_sources
+from pretraining.data.wordpiece import read_vocabulary
+
+NO_TEXT = "no text given: --input FILE_OR_FOLDER... or --dataset ID"
+
+
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """What text is read, and how."""
+    add = parser.add_argument_group("text").add_argument
+    add(
+        "--input",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="files and folders: plain text, JSONL, MediaWiki XML; .gz, .bz2",
+    )
+    add(
+        "--one_document_per_file",
+        action="store_true",
+        help="a plain text file is one document with wrapped lines: books",
+    )
+    add("--dataset", metavar="ID", help="a data set of the Hugging Face Hub, or a folder that `datasets` reads")
+    add("--dataset_config", metavar="NAME", help="its configuration, such as 20231101.en")
+    add("--dataset_split", default="train", metavar="NAME", help="its split")
+    add("--text_column", default="text", metavar="NAME", help="field of JSONL files and data sets that holds the text")
+    add("--sentences", choices=SPLITTERS, default="rules", help="how sentences are found; line: each line is one")
+    add("--language", default="en", metavar="CODE", help="whose abbreviations end no sentence")
+
+
+def add_case_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--do_lower_case", type=int, choices=(0, 1), default=1, help="1: uncased")
+
+
+def add_process_option(parser: argparse.ArgumentParser) -> None:
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument(
+        "--num_processes", type=int, default=cores, metavar="N", help="workers; under mpirun its ranks are"
+    )
+
+
+def add_token_options(parser: argparse.ArgumentParser) -> None:
+    """Vocabulary and place of the tokens."""
+    add = parser.add_argument_group("tokens").add_argument
+    add("--vocab_file", required=True, type=Path, metavar="FILE", help="WordPiece vocabulary, a token a line")
+    add("--output_dir", required=True, type=Path, metavar="DIR", help="where the folders of the phases go")
+    add("--corpus", default="corpus", metavar="NAME", help="name of the corpus folder and of its files")
+    add_case_option(parser)
+    add_process_option(parser)
+
+
+def add_sequence_options(parser: argparse.ArgumentParser) -> None:
+    """What the HDF5 files hold."""
+    add = parser.add_argument_group("sequences").add_argument
+    add(
+        "--max_seq_length",
+        type=int,
+        nargs="+",
+        default=[128, 512],
+        metavar="N",
+        help="tokens a sequence, for each phase",
+    )
+    add(
+        "--max_predictions_per_seq",
+        type=int,
+        nargs="+",
+        default=[20, 80],
+        metavar="N",
+        help="most masked, for each phase",
+    )
+    add("--masked_lm_prob", type=float, default=0.15, metavar="P", help="share of tokens to mask")
+    add(
+        "--short_seq_prob",
+        type=float,
+        default=0.1,
+        metavar="P",
+        help="share of documents cut to a random shorter length",
+    )
+    add("--whole_word_masking", action="store_true", help="mask all pieces of a word or none")
+    add("--dupe_factor", type=int, default=5, metavar="N", help="times the text is used, with other pairs and masks")
+    add("--random_seed", type=int, default=12345, metavar="N", help="same seed and text, same bytes")
+    add("--num_shards", type=int, default=0, metavar="N", help="training files a phase; 0: by size")
+    add("--test_fraction", type=float, default=0.1, metavar="P", help="share of documents held out for evaluation")
+    add("--keep_tokens", action="store_true", help="keep the tokens for a run with other masks or lengths")
+
+
+def text_settings(args: argparse.Namespace) -> TextSettings:
+    return TextSettings(sentences=args.sentences, language=args.language, text_column=args.text_column)
+
+
+def dataset_of(args: argparse.Namespace) -> HubDataset | None:
+    if not args.dataset:
+        return None
+    return HubDataset(args.dataset, args.dataset_config, args.dataset_split, args.text_column)
+
+
+def sources_of(args: argparse.Namespace) -> list[Source]:
+    """The files to read, for a step that needs text."""
+    if not args.input and not args.dataset:
+        raise BadRequest(NO_TEXT)
+    return find_sources(args.input, args.one_document_per_file)
+
+
+def request_of(args: argparse.Namespace, text_is_needed: bool = True) -> Request:
+    """The run asked for; BadRequest with all that is wrong with it."""
+    problems, sources = list(_faults(args)), []
+    if text_is_needed and not args.input and not args.dataset:
+        problems.append(NO_TEXT)
+    try:
+        sources = find_sources(args.input, args.one_document_per_file)
+    except BadRequest as error:
+        problems += error.problems
+    try:
+        read_vocabulary(args.vocab_file.resolve(), bool(args.do_lower_case))
+    except BadRequest as error:
+        problems += error.problems
+    if problems:
+        raise BadRequest(problems)
+    settings = ShardSettings(
+        phases=tuple(map(Phase, args.max_seq_length, args.max_predictions_per_seq)),
+        vocab_file=args.vocab_file.resolve(),
+        do_lower_case=bool(args.do_lower_case),
+        masked_lm_prob=args.masked_lm_prob,
+        short_seq_prob=args.short_seq_prob,
+        whole_word_masking=args.whole_word_masking,
+        dupe_factor=args.dupe_factor,
+        random_seed=args.random_seed,
+        num_shards=args.num_shards,
+        test_fraction=args.test_fraction,
+    )
+    output_dir = args.output_dir.resolve()
+    return Request(
+        tuple(sources), dataset_of(args), text_settings(args), settings, output_dir, args.corpus, args.keep_tokens
+    )
+
+
+def _faults(args: argparse.Namespace) -> Iterator[str]:
+    lengths, predictions = args.max_seq_length, args.max_predictions_per_seq
+    if len(lengths) != len(predictions):
+        yield f"--max_seq_length {lengths}, --max_predictions_per_seq {predictions}: one of each a phase"
+    for length, most in zip(lengths, predictions, strict=False):
+        if length < 5:
+            yield f"--max_seq_length {length}: at least 5, for [CLS] a [SEP] b [SEP]"
+        elif not 1 <= most <= length - 3:
+            yield f"--max_predictions_per_seq {most}: from 1 to {length - 3} for sequences of {length}"
+    if not 0 < args.masked_lm_prob < 1:
+        yield f"--masked_lm_prob {args.masked_lm_prob}: between 0 and 1, such as 0.15"
+    for name, least, most in (
+        ("short_seq_prob", 0, 1),
+        ("test_fraction", 0, 0.9),
+        ("dupe_factor", 1, 1000),
+        ("random_seed", 0, 2**63 - 1),
+        ("num_shards", 0, 100_000),
+        ("num_processes", 1, 4096),
+    ):
+        value = getattr(args, name)
+        if not least <= value <= most:
+            yield f"--{name} {value}: from {least} to {most}"
+    if not args.corpus or "/" in args.corpus:
+        yield f"--corpus {args.corpus!r}: a name without /"
