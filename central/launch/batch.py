@@ -1,10 +1,9 @@
 """Batch arithmetic of pre-training: what one rank sees, exact or refused."""
 
-from dataclasses import dataclass
+from central.launch.values import Value
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
+class Batch(Value):
     """One optimizer step of a phase. `per_rank` sequences a rank, in `grad_accum_steps` micro-steps."""
 
     global_batch_size: int

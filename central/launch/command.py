@@ -1,11 +1,11 @@
 """A program to start, as values: what the whole launcher makes, prints and runs."""
 
 import shlex
-from dataclasses import dataclass
+
+from central.launch.values import Value
 
 
-@dataclass(frozen=True, eq=False)
-class Command:
+class Command(Value):
     """Whole words, and the variables added to the caller's environment. `name` is for messages."""
 
     argv: tuple[str, ...]
@@ -13,8 +13,7 @@ class Command:
     name: str
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(Value):
     """Commands in the order they run. `keep_going`: one that fails does not stop those behind it."""
 
     commands: tuple[Command, ...]

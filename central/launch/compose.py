@@ -1,16 +1,14 @@
 """From settings to commands: values in, values out."""
 
-from dataclasses import dataclass
-
-from central.launch import environment, finetuning, mpi, pretraining
+from central.launch import environment, mpi
 from central.launch.command import Command, Plan
 from central.launch.devices import Devices
 from central.launch.hosts import DEFAULT_SSH_PORT, Layout
 from central.launch.topology import Topology, can_bind
+from central.launch.values import Value
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Place:
+class Place(Value):
     """Where the commands will run. `mpirun` is None where it is not needed."""
 
     python: str
@@ -46,11 +44,11 @@ def compose(settings, subcommand, place) -> Plan:
     )
     env = tuple(variables.items())
     commands = [Command((*launcher, *words), env, name) for name, words in scripts]
-    several_seeds = subcommand is finetuning and settings.seeds > 1
-    if several_seeds:
-        summary = finetuning.summary_words(settings, place.root)
+    summary = subcommand.summary_words(settings, place.root)
+    if summary:
         commands.append(Command((place.python, *summary), env, "summary"))
-    return Plan(tuple(commands), tuple(_notes(settings, subcommand, place)), keep_going=several_seeds)
+    notes = [*subcommand.notes(settings, place.layout.world_size), *_notes(settings, place, mode)]
+    return Plan(tuple(commands), tuple(notes), keep_going=bool(summary))
 
 
 def _variables(settings, subcommand, place, mode):
@@ -88,19 +86,15 @@ def _launcher_words(settings, place, variables):
     return [*mpi.one_server(place.mpirun, layout, place.topology), place.python]
 
 
-def _notes(settings, subcommand, place):
+def _notes(settings, place, mode):
     """What the user should know about the choices made, one line each."""
-    layout = place.layout
-    if subcommand is pretraining:
-        for phase in settings.phases:
-            yield f"phase {phase}: {pretraining.phase_batch(settings, phase, layout.world_size)}"
-    if settings.mode == "lazy" and place.device != "hpu":
+    layout, topology = place.layout, place.topology
+    if settings.mode == "lazy" and mode != "lazy":
         yield f"--mode lazy is eager on {place.device}"
-    by_mpirun = layout.world_size > 1 and not settings.no_mpirun
-    if by_mpirun and not can_bind(place.topology, layout.ranks_per_node):
-        yield f"{layout.ranks_per_node} ranks on {place.topology.cores} cores: ranks are not bound to cores"
+    if place.mpirun and not can_bind(topology, layout.ranks_per_node):
+        yield f"{layout.ranks_per_node} ranks of a node on its {topology.cores} cores: ranks are not bound to cores"
     if place.environ.get("MULTI_HLS_IPS") and layout.world_size > 1 and not layout.hosts:
         yield "MULTI_HLS_IPS counts with --process_per_node only: all ranks stay on this server"
-    lazy = {"lazy": "1"}.get(execution_mode(settings, place.device), "0")
+    lazy = "1" if mode == "lazy" else "0"
     if place.device == "hpu" and place.environ.get("PT_HPU_LAZY_MODE", lazy) != lazy:
-        yield f"PT_HPU_LAZY_MODE={place.environ['PT_HPU_LAZY_MODE']} is set; the run gets {lazy}, as its mode needs"
+        yield f"PT_HPU_LAZY_MODE={place.environ['PT_HPU_LAZY_MODE']} is set, but the mode of this run needs {lazy}"

@@ -2,11 +2,11 @@
 
 import os
 import sys
-from dataclasses import dataclass
+
+from central.launch.values import Value
 
 
-@dataclass(frozen=True, eq=False)
-class Devices:
+class Devices(Value):
     """The device of a run and how many cards of it there are; None where that is not known or does not count.
 
     `missing` says why a device that was asked for cannot be had.

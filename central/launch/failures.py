@@ -1,9 +1,9 @@
 """Which rank failed first, from what ranks, mpirun and torchrun write to standard error."""
 
 import re
-from dataclasses import dataclass
 
 from central.launch.problems import PREEMPTED
+from central.launch.values import Value
 
 # How ranks end because another one did: an error in the exchange, a request to stop, SIGTERM.
 CONSEQUENCES = (1, PREEMPTED, 128 + 15)
@@ -19,8 +19,7 @@ _TORCHRUN_CLOSES = re.compile(r"Sending process \d+ closing signal")
 _LONGEST_MESSAGE = 4096
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(Value):
     """A rank that ended with a status other than 0; signal N counts as 128 + N. The host may be unknown: ""."""
 
     rank: int

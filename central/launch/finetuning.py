@@ -1,7 +1,6 @@
 """`demo_bert.py finetuning`: its options, and the words it gives to run_glue.py and run_qa.py."""
 
 import os
-from dataclasses import dataclass
 
 from central.launch.kinds import choice, count, epochs, integer, path, positive, switch, text
 from central.launch.models import MODELS
@@ -21,7 +20,6 @@ EXAMPLES = """example: MRPC with evaluation, on the CPU
       --batch_size 32 --num_train_epochs 3 --do_eval --output_dir /tmp/mrpc"""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Settings(Common):
     """Settings of a fine-tuning run."""
 
@@ -61,6 +59,13 @@ def problems(settings, world_size) -> list[str]:
     return found
 
 
+def notes(settings, world_size) -> list[str]:
+    """The batch of all ranks."""
+    if world_size == 1:
+        return []
+    return [f"{world_size} ranks x {settings.batch_size} = {world_size * settings.batch_size} examples a step"]
+
+
 def script_words(settings, *, root, world_size, device, mode) -> list[tuple[str, list[str]]]:
     """(name, words) of each run: the script and its arguments; several where there are several seeds."""
     if settings.seeds == 1:
@@ -71,9 +76,10 @@ def script_words(settings, *, root, world_size, device, mode) -> list[tuple[str,
     ]
 
 
-def summary_words(settings, root) -> list[str]:
+def summary_words(settings, root) -> list[str] | None:
     """The script that sums up the runs of several seeds."""
-    return [os.path.join(root, SUMMARY_SCRIPT), "--output_dir", settings.task_dir]
+    summary = [os.path.join(root, SUMMARY_SCRIPT), "--output_dir", settings.task_dir]
+    return summary if settings.seeds > 1 else None
 
 
 def _run_words(settings, root, device, mode, seed, output_dir):

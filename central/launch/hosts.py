@@ -1,15 +1,14 @@
 """Which hosts a run uses, and how many ranks each gets."""
 
 import re
-from dataclasses import dataclass
 
 from central.launch.problems import BadRequest
+from central.launch.values import Value
 
 DEFAULT_SSH_PORT = "3022"
 
 
-@dataclass(frozen=True, eq=False)
-class Layout:
+class Layout(Value):
     """Ranks and where they go. No hosts: all on this server, without ssh."""
 
     world_size: int

@@ -1,10 +1,9 @@
 """Short names of models."""
 
-from dataclasses import dataclass
+from central.launch.values import Value
 
 
-@dataclass(frozen=True, eq=False)
-class Model:
+class Model(Value):
     """`pretrained`: where fine-tuning starts; `trained_as`, `config`: what pre-training makes, where it can."""
 
     pretrained: str

@@ -5,23 +5,21 @@ Open MPI 4 gets the words of the reference. Open MPI 5 refuses `--rank-by core`,
 """
 
 import re
-from dataclasses import dataclass
 
 from central.launch.topology import can_bind, cores_per_rank
+from central.launch.values import Value
 
 DEFAULT_PREFIX = "/usr/local/openmpi"
 
 
-@dataclass(frozen=True, eq=False)
-class Mpi:
+class Mpi(Value):
     """An mpirun: its major version, and where it is installed on every host."""
 
     major: int
     prefix: str = DEFAULT_PREFIX
 
 
-@dataclass(frozen=True, eq=False)
-class Remote:
+class Remote(Value):
     """How mpirun reaches other hosts: network of its own traffic ("" for any), port of sshd, variables to hand on."""
 
     network: str

@@ -1,6 +1,6 @@
-"""The options of demo_bert.py: one line each, in frozen dataclasses, and the parser made from them.
+"""The options of demo_bert.py, one line each, and the parser made from them.
 
-A field of a settings class is an option. Its name is the flag, and its default is stated there and nowhere else:
+An attribute of a settings class is an option. Its name is the flag, and its default is stated there and nowhere else:
 
     save_steps: tuple[int, int] = option(SAVING, count, (200, 200), "steps between checkpoints", "-st")
 
@@ -8,10 +8,10 @@ A default of two values asks for two values: one for each phase of pre-training.
 """
 
 import argparse
-from dataclasses import dataclass, field, fields
 
 from central.launch.kinds import choice, cores, count, count_or_zero, path, switch
 from central.launch.problems import BadRequest, nearest
+from central.launch.values import Value
 
 REQUIRED = object()
 # Headings of the help, in its order.
@@ -24,16 +24,23 @@ MODES = ("lazy", "eager", "graph", "compile")
 MPIS = ("auto", "openmpi4", "openmpi5")
 
 
+class Option(Value):
+    """One option: where the help lists it, how its words become values, and what it is without them."""
+
+    group: str
+    kind: object
+    default: object
+    help: str
+    short: tuple[str, ...]
+
+
 def option(group, kind, default, help, *short):
-    """A settings field that is an option."""
-    is_path = kind.metavar == path.metavar
-    spec = {"group": group, "kind": kind, "default": default, "help": help, "short": short, "is_path": is_path}
-    return field(metadata=spec)
+    """An attribute of a settings class that is an option."""
+    return Option(group, kind, default, help, short)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Common:
-    """What pre-training and fine-tuning share."""
+    """What pre-training and fine-tuning share. An instance is a request; it does not change."""
 
     data_type: str = option(MODEL, choice("fp32", "bf16"), REQUIRED, "fp32, or bf16 mixed precision")
     cache_dir: str | None = option(DATA, path, None, "folder for what fine-tuning downloads")
@@ -48,16 +55,22 @@ class Common:
     mpi: str = option(RANKS, choice(*MPIS), "auto", "mpirun to compose for; auto asks mpirun --version")
     node_topology: str | None = option(RANKS, cores, None, "sockets x cores of each, as 2x28; unset: this machine's")
     dry_run: bool = option(RUNNING, switch, False, "print the commands, one pasteable line each; touch nothing")
-    script_args: tuple[str, ...] = ()
 
     # Pre-training lets its user choose these.
     log_path = None
     max_restarts = 0
 
+    def __init__(self, values, script_args=()):
+        vars(self).update(values, script_args=tuple(script_args))
 
-def option_fields(cls):
-    """The fields of a settings class that are options."""
-    return [f for f in fields(cls) if f.metadata]
+    def __setattr__(self, name, value):
+        raise AttributeError(f"{name}: a request does not change")
+
+
+def options_of(settings_class) -> dict[str, Option]:
+    """The options of a settings class by name, those of Common first."""
+    classes = reversed(settings_class.__mro__)
+    return {name: value for cls in classes for name, value in vars(cls).items() if isinstance(value, Option)}
 
 
 def settings_parser(cls, prog, description, epilog):
@@ -66,11 +79,8 @@ def settings_parser(cls, prog, description, epilog):
     parser = _Parser(prog=prog, usage=usage, description=description, epilog=epilog)
     parser.add_argument("-h", "--help", action="store_true", help=argparse.SUPPRESS)
     groups = {title: parser.add_argument_group(title) for title in GROUPS}
-    for option_ in option_fields(cls):
-        spec = option_.metadata
-        groups[spec["group"]].add_argument(
-            *spec["short"], f"--{option_.name}", dest=option_.name, **_words(parser, option_.name, spec)
-        )
+    for name, option_ in options_of(cls).items():
+        groups[option_.group].add_argument(*option_.short, f"--{name}", dest=name, **_settings(parser, name, option_))
     return parser
 
 
@@ -78,13 +88,14 @@ def parse(cls, parser, words):
     """Settings from words; BadRequest with every unknown, missing and misspelt one."""
     words, script_args = split_script_args(words)
     values, left_over = parser.parse_known_args([_underscored(word) for word in words])
-    problems = parser.problems + _complaints(left_over, cls)
-    named = {f.name: getattr(values, f.name) for f in option_fields(cls)}
-    problems += [f"--{name} is required" for name, value in named.items() if value is REQUIRED]
+    known = options_of(cls)
+    problems = parser.problems + _complaints(left_over, [f"--{name}" for name in known])
+    values = {name: getattr(values, name) for name in known}
+    problems += [f"--{name} is required" for name, value in values.items() if value is REQUIRED]
     if problems:
         raise BadRequest(problems)
-    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in named.items()}
-    return cls(**tuples, script_args=tuple(script_args))
+    pairs = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return cls(values | pairs, script_args)
 
 
 def split_script_args(words):
@@ -104,15 +115,15 @@ def _underscored(word):
     return "--" + name.replace("-", "_") + equals + value
 
 
-def _words(parser, name, spec):
-    """The add_argument settings of one option."""
-    kind, default = spec["kind"], spec["default"]
+def _settings(parser, name, option_):
+    """What add_argument shall know of an option."""
+    kind, default = option_.kind, option_.default
     settings = {"type": parser.keeping_problems(f"--{name}", kind), "default": default, "metavar": kind.metavar}
     if kind is switch:
         settings |= {"nargs": "?", "const": True}
     elif isinstance(default, tuple):
         settings |= {"nargs": len(default), "metavar": (kind.metavar,) * len(default)}
-    return settings | {"help": spec["help"] + _shown(default)}
+    return settings | {"help": option_.help + _shown(default)}
 
 
 def _shown(default):
@@ -123,11 +134,10 @@ def _shown(default):
     return f" (default {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
 
 
-def _complaints(left_over, cls):
-    known = [f"--{f.name}" for f in option_fields(cls)] + ["--help"]
+def _complaints(left_over, known):
     flags = [word.partition("=")[0] for word in left_over if word.startswith("-")]
     if flags:
-        return [f"unknown flag {flag}{nearest(flag, known)}" for flag in flags]
+        return [f"unknown flag {flag}{nearest(flag, [*known, '--help'])}" for flag in flags]
     return [f"unexpected word {word!r}: what the script shall get goes behind a bare --" for word in left_over]
 
 

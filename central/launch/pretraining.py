@@ -2,7 +2,6 @@
 
 import os
 import re
-from dataclasses import dataclass
 
 from central.launch import batch
 from central.launch.kinds import (
@@ -35,7 +34,6 @@ EXAMPLES = """example: a tiny model on the CPU, both phases
       --train_batch_size 256 64 --batch_size 32 8 --max_steps 200 50"""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Settings(Common):
     """Settings of a pre-training run; pairs hold a value for each phase."""
 
@@ -93,6 +91,11 @@ def problems(settings, world_size) -> list[str]:
     return found
 
 
+def notes(settings, world_size) -> list[str]:
+    """The batch arithmetic of each phase."""
+    return [f"phase {phase}: {phase_batch(settings, phase, world_size)}" for phase in settings.phases]
+
+
 def phase_batch(settings, phase, world_size) -> batch.Batch:
     """The batch of a phase; ValueError where it does not divide."""
     at = phase - 1
@@ -108,6 +111,10 @@ def script_words(settings, *, root, world_size, device, mode) -> list[tuple[str,
         (f"phase {phase}", [*common, *_phase_words(settings, phase, world_size), *settings.script_args])
         for phase in settings.phases
     ]
+
+
+def summary_words(settings, root) -> None:
+    """Pre-training sums nothing up."""
 
 
 def config_file(settings, root) -> str | None:

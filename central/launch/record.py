@@ -6,12 +6,13 @@ training script), `env_variables` (used where the caller has not set them) and `
 
 import json
 import os
-from dataclasses import dataclass
 
 from central.launch.command import shell_line
-from central.launch.options import option_fields
+from central.launch.kinds import path
+from central.launch.options import options_of
 from central.launch.problems import BadRequest, nearest
 from central.launch.subcommands import SUBCOMMANDS, subcommand_of
+from central.launch.values import Value
 
 BESIDE_OPTIONS = ("command", "script_args", "env_variables", "record")
 # Variables that decide how a run is composed, and so belong to its record.
@@ -21,11 +22,11 @@ RECORDED_PREFIX = "PT_HPU_"
 
 def run_record(name, settings, plan, environ, when) -> dict:
     """A run as a file that repeats it from any folder: paths are made absolute, options left alone are left out."""
-    given = {f.name: getattr(settings, f.name) for f in option_fields(settings)}
-    values = {key: value for key, value in given.items() if value not in (None, False, (None, None))}
-    for field in option_fields(settings):
-        if field.metadata["is_path"] and field.name in values:
-            values[field.name] = _absolute(values[field.name])
+    values = {}
+    for key, option in options_of(type(settings)).items():
+        value = getattr(settings, key)
+        if value not in (None, False, (None, None)):
+            values[key] = _absolute(value) if option.kind.metavar == path.metavar else value
     variables = {key: environ[key] for key in sorted(environ) if key in RECORDED or key.startswith(RECORDED_PREFIX)}
     return {
         "command": name,
@@ -45,8 +46,7 @@ def write(record, results_dir):
     os.replace(file_name + ".tmp", file_name)
 
 
-@dataclass(frozen=True, eq=False)
-class Request:
+class Request(Value):
     """What a file asks for, as words of the command line."""
 
     command: str
@@ -60,7 +60,7 @@ def read_request(values, where) -> Request:
     command = values.get("command") if isinstance(values, dict) else None
     if command not in SUBCOMMANDS:
         raise BadRequest(f"{where}: the key `command` must say {' or '.join(SUBCOMMANDS)}")
-    known = [field.name for field in option_fields(subcommand_of(command).Settings)]
+    known = options_of(subcommand_of(command).Settings)
     problems, words = [], []
     for key, value in values.items():
         name = str(key).replace("-", "_")

@@ -4,13 +4,12 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
 
 from central.launch import sessions
+from central.launch.values import Value
 
 
-@dataclass(frozen=True, eq=False)
-class Captured:
+class Captured(Value):
     """What a program that was asked something said. Status 127: there is no such program; 124: no answer in time."""
 
     status: int

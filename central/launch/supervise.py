@@ -3,7 +3,6 @@
 import signal
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 
 from central.launch.failures import Listener, first_failure
 from central.launch.messages import say
@@ -59,7 +58,7 @@ def _run_with_restarts(command, stop, log, max_restarts, grace):
             return status
         say(f"{command.name}: restart {restart + 1} of {max_restarts}, from the newest checkpoint")
         if RESUME not in command.argv:
-            command = replace(command, argv=(*command.argv, RESUME))
+            command = command._replace(argv=(*command.argv, RESUME))
 
 
 def _run_once(command, stop, log, grace):

@@ -1,11 +1,11 @@
 """Sockets and cores of a node, and how many of them a rank gets."""
 
 import os
-from dataclasses import dataclass
+
+from central.launch.values import Value
 
 
-@dataclass(frozen=True, eq=False)
-class Topology:
+class Topology(Value):
     """Physical cores that may be used."""
 
     sockets: int

@@ -1,0 +1,88 @@
+"""From settings to a plan: look at this machine, find everything that would stop the run, compose."""
+
+import sys
+
+from central.launch import compose, devices, machine
+from central.launch.command import Plan
+from central.launch.hosts import Layout, plan_layout
+from central.launch.messages import say
+from central.launch.problems import BadRequest
+
+
+def prepare(subcommand, settings, environ, file_variables) -> tuple[compose.Place, Plan]:
+    """Where a request will run and its commands; BadRequest with everything that would stop it."""
+    problems = []
+    layout = _layout(settings, environ, problems)
+    place = look_around(settings, layout, environ, file_variables)
+    problems += subcommand.problems(settings, layout.world_size)
+    if not settings.dry_run:
+        from central.launch import preflight, runner
+
+        problems += preflight.problems(settings, subcommand, place, runner.capture_all)
+    if problems:
+        raise BadRequest(problems)
+    return place, compose.compose(settings, subcommand, place)
+
+
+def look_around(settings, layout, environ, file_variables) -> compose.Place:
+    """This machine, and what of it the run uses. A dry run asks for nothing but the version of mpirun."""
+    return compose.Place(
+        python=sys.executable,
+        root=machine.ROOT,
+        environ=environ,
+        devices=_devices(settings, environ),
+        layout=layout,
+        topology=machine.node_topology(settings),
+        mpirun=machine.mpirun(settings, environ, _capture) if _needs_mpirun(settings, layout) else None,
+        master_port=_master_port(settings, environ, layout),
+        extra_variables=file_variables if settings.dry_run else (*file_variables, ("BERT_LAUNCHER", "1")),
+    )
+
+
+def _layout(settings, environ, problems):
+    """The ranks and their hosts; where that is a problem, as many ranks on this server, to find the other problems."""
+    try:
+        layout = plan_layout(
+            world_size=settings.world_size,
+            dist=settings.dist,
+            process_per_node=settings.process_per_node,
+            hostfile=settings.hostfile,
+            environ=environ,
+        )
+    except BadRequest as error:
+        problems += error.problems
+        return Layout(settings.world_size, settings.world_size)
+    if layout.hosts and settings.no_mpirun:
+        problems.append(f"--no_mpirun is for one server, and {layout.source} names {len(layout.hosts)} hosts")
+    return layout
+
+
+def _needs_mpirun(settings, layout):
+    return bool(layout.hosts) or layout.world_size > 1 and not settings.no_mpirun
+
+
+def _devices(settings, environ):
+    if not settings.dry_run:
+        found = devices.choose(settings.device, _capture, environ)
+        if not found.missing:
+            say(f"device {found.type}" + (f", {found.cards} cards" if found.cards else ""))
+        return found
+    if settings.device == "auto":
+        say("a dry run looks for no card: composed for --device hpu")
+        return devices.Devices("hpu")
+    return devices.Devices(settings.device)
+
+
+def _master_port(settings, environ, layout):
+    """The caller's, else the usual one; on one server another one where the usual one is taken."""
+    port = environ.get("MASTER_PORT", machine.DEFAULT_PORT)
+    if settings.dry_run or "MASTER_PORT" in environ or layout.hosts or not machine.port_is_taken(port):
+        return port
+    return machine.free_port()
+
+
+def _capture(argv, **how):
+    """runner.capture, loaded when there is something to ask."""
+    from central.launch import runner
+
+    return runner.capture(argv, **how)
