@@ -146,11 +146,11 @@ def static_micro_batch(rows: Rows) -> MicroBatch:
 
 
 def _int32(array) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32))
+    return torch.from_numpy(np.array(array, dtype=np.int32))
 
 
 def _int64(array) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
+    return torch.from_numpy(np.array(array, dtype=np.int64))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ so that the two read each other's checkpoints. No step waits for the device: no 
 import torch
 from torch.optim import Optimizer
 
-CHUNK = 1 << 18  # elements summed in fp32 at a time; one long fp32 sum of squares is wrong in its third digit
+CHUNK = 1 << 16  # elements summed in fp32 at a time; one long fp32 sum of squares is wrong in its third digit
 
 
 def square_sum(x):

@@ -1,0 +1,278 @@
+"""Order, reading ahead, layouts and damaged files of the HDF5 shards."""
+
+import json
+import time
+
+import h5py
+import numpy as np
+import pytest
+from pretraining_helpers import VOCAB_SIZE, make_columns, make_corpus, write_shard
+
+from central.runtime.exits import BadRequest
+from pretraining.batches import Masking, flat_micro_batch, static_micro_batch
+from pretraining.dataset import (
+    Limits,
+    Prefetch,
+    ShardReader,
+    Share,
+    average_sequences_per_row,
+    open_shards,
+    read_shard,
+    steps,
+)
+from pretraining.evaluation import training_counts, unigram_loss
+
+LIMITS = Limits(VOCAB_SIZE, 32, 64, 5)
+
+
+def reader_of(folder, seed=3):
+    return ShardReader(open_shards(folder, "training", LIMITS), seed, LIMITS)
+
+
+def key(rows):
+    return [tuple(row) for row in rows.input_ids.tolist()]
+
+
+def test_an_epoch_holds_every_row_once(tmp_path):
+    corpus = make_corpus(tmp_path / "c", shards=3, rows=10)
+    reader = reader_of(corpus)
+    everything = sorted(row for shard in reader.shards for row in key(read_shard(shard, LIMITS)))
+    first, second = key(reader.read(0, 30)), key(reader.read(30, 60))
+    assert sorted(first) == sorted(second) == everything
+    assert first != second
+
+
+def test_order_is_a_function_of_seed_and_place(tmp_path):
+    corpus = make_corpus(tmp_path / "c", shards=3, rows=10)
+    whole = key(reader_of(corpus).read(0, 75))
+    jumping = reader_of(corpus)
+    assert [key(jumping.read(place, place + 1))[0] for place in (74, 3, 31, 0)] == [whole[i] for i in (74, 3, 31, 0)]
+    assert key(reader_of(corpus, seed=4).read(0, 30)) != whole[:30]
+    epoch, shard, row = jumping.locate(31)
+    assert epoch == 1 and key(read_shard(jumping.shards[shard], LIMITS))[row] == whole[31]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_any_number_of_ranks_shares_any_number_of_shards(tmp_path, world_size, shards):
+    """The global batch of each step is the same rows in the same order, one shard and eight ranks included."""
+    corpus = make_corpus(tmp_path / "c", shards=shards, rows=10)
+    whole = reader_of(corpus).read(0, 32)
+    shares = [Share(rank, world_size, 8 // world_size, 1) for rank in range(world_size)]
+    streams = [steps(reader_of(corpus), share, 0, 0, True, None) for share in shares]
+    found = []
+    for _ in range(4):
+        for stream in streams:
+            found += next(stream).micro_batches[0].input_ids.view(-1, 16).tolist()
+    assert found == whole.input_ids.tolist()
+
+
+def test_steps_resume_at_a_place(tmp_path):
+    corpus = make_corpus(tmp_path / "c")
+    share = Share(0, 1, 4, 2)
+    masking = Masking(VOCAB_SIZE, 4, (0, 2, 3))
+    whole = steps(reader_of(corpus), share, 0, 0, False, masking)
+    wanted = [next(whole) for _ in range(8)]
+    resumed = steps(reader_of(corpus), share, 5 * 8, 5, False, masking)
+    for step in wanted[5:]:
+        again = next(resumed)
+        assert again.source == step.source
+        for a, b in zip(again.micro_batches, step.micro_batches):
+            assert a.input_ids.equal(b.input_ids) and a.masked_positions.equal(b.masked_positions)
+
+
+def test_flat_and_static_hold_the_same(tmp_path):
+    rows = read_shard(open_shards(make_corpus(tmp_path / "c"), "training", LIMITS)[0], LIMITS)
+    flat, static = flat_micro_batch(rows), static_micro_batch(rows)
+    real = static.sequence_ids.view(-1) != 0
+    assert flat.input_ids.equal(static.input_ids[real]) and sum(flat.lengths) == int(real.sum()) == rows.num_tokens
+    used = static.masked_weights == 1
+    assert flat.masked_labels.equal(static.masked_labels[used])
+    assert flat.input_ids[flat.masked_positions].equal(static.input_ids[static.masked_positions[used]])
+    assert static.masked_positions.shape == (len(rows) * rows.masked_positions.shape[1],)
+    assert (flat.input_ids[flat.cls_positions] == 2).all()
+
+
+def test_dynamic_masking_restores_and_draws_anew(tmp_path):
+    rows = read_shard(open_shards(make_corpus(tmp_path / "c", rows=200), "training", LIMITS)[0], LIMITS)
+    masked = Masking(VOCAB_SIZE, 4, (0, 2, 3))(rows, np.random.default_rng(1))
+
+    def restored(rows):
+        ids = rows.input_ids.copy()
+        row, column = np.nonzero(rows.masked_positions)
+        ids[row, rows.masked_positions[row, column]] = rows.masked_ids[row, column]
+        return ids
+
+    assert np.array_equal(restored(rows), restored(masked))
+    assert not np.array_equal(rows.masked_positions, masked.masked_positions)
+    row, column = np.nonzero(masked.masked_positions)
+    assert not np.isin(masked.masked_ids[row, column], (0, 2, 3)).any()
+    replaced = masked.input_ids[row, masked.masked_positions[row, column]] == 4
+    assert abs(replaced.mean() - 0.8) < 0.06
+    lengths = np.count_nonzero(rows.sequence_ids, axis=1)
+    wanted = np.minimum(np.maximum(1, np.rint(0.15 * lengths)), 3)
+    assert np.array_equal(np.count_nonzero(masked.masked_positions, axis=1), wanted)
+
+
+def test_packed_files_are_read_as_they_are(tmp_path):
+    columns = make_columns(2, 8, 2)
+    mask = np.array([[1, 1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 0, 0]], np.int8)
+    columns |= {
+        "input_mask": mask,
+        "positions": np.array([[0, 1, 2, 3, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 0, 0]], np.int16),
+        "masked_lm_positions": np.array([[2, 6, 0, 0, 0], [3, 0, 0, 0, 0]], np.int32),
+        "masked_lm_ids": np.array([[9, 8, 0, 0, 0], [7, 0, 0, 0, 0]], np.int32),
+        "next_sentence_positions": np.array([[0, 4, 0], [0, 0, 0]], np.int32),
+        "next_sentence_labels": np.array([[1, 0, -1], [1, -1, -1]], np.int8),
+        "next_sentence_weights": np.array([[1, 1, 0], [1, 0, 0]], np.int8),
+    }
+    write_shard(tmp_path / "p" / "p_training_0.hdf5", columns)
+    shards = open_shards(tmp_path / "p", "training", LIMITS)
+    rows = read_shard(shards[0], LIMITS)
+    batch = flat_micro_batch(rows)
+    assert batch.lengths == (4, 4, 6) and batch.cls_positions.tolist() == [0, 4, 8]
+    assert batch.next_sentence_labels.tolist() == [1, 0, 1]
+    assert batch.masked_positions.tolist() == [2, 6, 11] and batch.masked_labels.tolist() == [9, 8, 7]
+    assert batch.positions.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 4, 5]
+    assert rows.num_sequences == 3
+    assert average_sequences_per_row(tmp_path / "p", shards) == 1.2
+    (tmp_path / "p_metadata.json").write_text(json.dumps({"avg_seq_per_sample": 1.5}))
+    assert average_sequences_per_row(tmp_path / "p", shards) == 1.5
+
+
+def test_nvidias_types_are_read(tmp_path):
+    columns = {name: values.astype(np.int64) for name, values in make_columns(4, 16, 3).items()}
+    shard = write_shard(tmp_path / "f" / "books_wiki_en_corpus_training_0.hdf5", columns)
+    rows = read_shard(open_shards(shard.parent, "training", LIMITS)[0], LIMITS)
+    assert rows.input_ids.dtype == np.int32 and rows.sequence_ids.dtype == np.int8
+
+
+def spoil(name, change):
+    def spoiled(columns):
+        columns[name] = change(columns[name])
+
+    return spoiled
+
+
+def put(value):
+    def changed(values):
+        values = values.astype(np.int64)
+        values.reshape(-1)[1] = value
+        return values
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "fault"),
+    [
+        (lambda columns: columns.pop("segment_ids"), "no dataset segment_ids"),
+        (spoil("input_ids", lambda v: v.astype(np.float32)), "input_ids float32"),
+        (spoil("input_ids", lambda v: v[:-1]), "wrong shape"),
+        (spoil("input_ids", put(VOCAB_SIZE)), f"input_ids has ids outside the vocabulary ({VOCAB_SIZE}"),
+        (spoil("input_ids", put(-1)), "ids outside the vocabulary (-1"),
+        (spoil("masked_lm_ids", put(5000)), "masked_lm_ids has ids outside the vocabulary (5000"),
+        (spoil("masked_lm_positions", put(16)), "masked_lm_positions has positions outside the row (16"),
+        (spoil("segment_ids", put(2)), "segments other than"),
+        (spoil("next_sentence_labels", put(3)), "labels other than"),
+        (spoil("input_mask", lambda v: v * 0), "rows without a token"),
+    ],
+)
+def test_damaged_shards_are_named(tmp_path, spoiled, fault):
+    corpus = make_corpus(tmp_path / "c")
+    columns = make_columns(6, 16, 3)
+    spoiled(columns)
+    bad = write_shard(corpus / "c_training_9.hdf5", columns)
+    with pytest.raises(BadRequest) as refused:
+        reader_of(corpus).check_first()
+    assert len(refused.value.problems) == 1
+    assert refused.value.problems[0].startswith(f"{bad}: ") and fault in refused.value.problems[0]
+
+
+def test_all_damaged_shards_are_named_together(tmp_path):
+    corpus = make_corpus(tmp_path / "c", shards=4)
+    whole = (corpus / "c_training_1.hdf5").read_bytes()
+    (corpus / "c_training_1.hdf5").write_bytes(whole[: len(whole) // 2])
+    (corpus / "c_training_2.hdf5").write_bytes(b"")
+    write_shard(corpus / "c_training_3.hdf5", {name: values[:0] for name, values in make_columns(2, 16, 3).items()})
+    with pytest.raises(BadRequest) as refused:
+        open_shards(corpus, "training", LIMITS)
+    assert [problem.split(":")[0] for problem in refused.value.problems] == [
+        str(corpus / f"c_training_{i}.hdf5") for i in (1, 2, 3)
+    ]
+    assert "holds no row" in refused.value.problems[2]
+
+
+def test_folders_without_shards_say_where_there_are_some(tmp_path):
+    make_corpus(tmp_path / "inner")
+    with pytest.raises(BadRequest, match="there are some in .*inner"):
+        open_shards(tmp_path, "training", LIMITS)
+    with pytest.raises(BadRequest, match="no such folder"):
+        open_shards(tmp_path / "missing", "training", LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("limits", "fault"),
+    [
+        (Limits(VOCAB_SIZE, 8, 64, 5), "longer than --max_seq_length 8"),
+        (Limits(VOCAB_SIZE, 32, 8, 5), "the model has 8 positions"),
+    ],
+)
+def test_rows_too_long_are_refused(tmp_path, limits, fault):
+    with pytest.raises(BadRequest, match=fault):
+        open_shards(make_corpus(tmp_path / "c", shards=1), "training", limits)
+
+
+def test_a_damaged_shard_met_late_is_named(tmp_path, monkeypatch):
+    """Contents beyond the first check are looked at when a shard is read, in the thread that reads ahead."""
+    monkeypatch.setattr("pretraining.dataset.CHECKED_BYTES", 0)
+    corpus = make_corpus(tmp_path / "c", shards=2)
+    reader = reader_of(corpus)
+    reader.check_first()
+    for shard in reader.shards:
+        with h5py.File(shard.path, "r+") as file:
+            file["input_ids"][3, 3] = 9999
+    batches = Prefetch(steps(reader, Share(0, 1, 4, 1), 0, 0, False, None))
+    with pytest.raises(BadRequest, match=r"c_training_\d\.hdf5: input_ids has ids outside"):
+        for _ in range(12):
+            next(batches)
+    batches.close()
+
+
+def test_prefetch_keeps_ahead_and_in_order():
+    made = []
+
+    def items():
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    ahead = Prefetch(items(), depth=2)
+    assert next(ahead) == 0
+    time.sleep(0.3)
+    assert 3 <= len(made) <= 4
+    assert [next(ahead) for _ in range(5)] == [1, 2, 3, 4, 5]
+    ahead.close()
+
+
+def test_unigram_baseline_by_hand(tmp_path):
+    corpus = make_corpus(tmp_path / "c", shards=1, rows=3)
+    shards = open_shards(corpus, "training", LIMITS)
+    rows = read_shard(shards[0], LIMITS)
+    counts = training_counts(corpus, shards, LIMITS)
+    ids = rows.input_ids.copy()
+    by_hand = np.zeros(VOCAB_SIZE, int)
+    for row in range(3):
+        for position, label in zip(rows.masked_positions[row], rows.masked_ids[row]):
+            if position:
+                ids[row, position] = label
+        for column in range(1, 16):
+            if rows.sequence_ids[row, column]:
+                by_hand[ids[row, column]] += 1
+    assert np.array_equal(counts, by_hand)
+    stored = np.arange(VOCAB_SIZE)
+    np.save(corpus / "token_counts.npy", stored)
+    assert np.array_equal(training_counts(corpus, shards, LIMITS), stored)
+    labels = [label for p, label in zip(rows.masked_positions.flat, rows.masked_ids.flat) if p]
+    wanted = -np.mean([np.log((stored[label] + 1) / (stored.sum() + VOCAB_SIZE)) for label in labels])
+    assert unigram_loss(rows, stored) == pytest.approx(wanted)
