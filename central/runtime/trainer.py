@@ -11,7 +11,7 @@ import torch.distributed as dist
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalPrediction
 
-from central.runtime import hpu
+from central.runtime import cpu_kernels, hpu
 from central.runtime.exits import Diverged, Preempted
 from central.runtime.features import Features
 from central.runtime.finetuning_arguments import ReferenceFlags
@@ -39,6 +39,8 @@ class FineTuningTrainer(Trainer):
         kwargs["callbacks"] = [*kwargs.get("callbacks", ()), StopBetweenSteps(stop)]
         if self.on_hpu:
             kwargs["callbacks"].append(MarkSteps())
+        if training.device.type == "cpu" and not training.torch_compile:
+            kwargs["callbacks"].append(ReseedDropout(cpu_kernels.exchange(kwargs["model"])))
         super().__init__(*args, **kwargs)
         # BERT's loss is a mean over its own batch: it takes **kwargs and passes over `num_items_in_batch`.
         self.model_accepts_loss_kwargs = False
@@ -177,6 +179,16 @@ class MarkSteps(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         hpu.mark_step()
+
+
+class ReseedDropout(TrainerCallback):
+    """On cpu the masks of a step are a function of (seed, step, rank), so that a resumed run repeats them."""
+
+    def __init__(self, bits: cpu_kernels.DropoutBits):
+        self.bits = bits
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.bits.reseed(args.seed, state.global_step, args.process_index)
 
 
 def _evaluation_order(dataset: Features) -> np.ndarray:
