@@ -1,0 +1,146 @@
+"""Test double of torch.hpu. What acquires the card on a Gaudi acquires it here; there is no `empty_cache`."""
+
+import contextlib
+import os
+
+import torch
+from habana_frameworks.torch.hpu.memory import *  # noqa: F403
+from habana_frameworks.torch.hpu.random import *  # noqa: F403
+
+from hpu_emulator import state
+
+_recompute_sdp = False
+
+
+def is_available() -> bool:
+    return device_count() > 0
+
+
+def device_count() -> int:
+    visible = os.environ.get("HABANA_VISIBLE_MODULES")
+    return len(visible.split(",")) if visible else state.cards
+
+
+def init() -> None:
+    state.acquire()
+
+
+def _lazy_init() -> None:
+    """torch calls it before the first tensor on the card."""
+    state.acquire()
+
+
+def is_initialized() -> bool:
+    return state.module_id is not None
+
+
+def current_device() -> int:
+    state.acquire()
+    return 0
+
+
+def set_device(device) -> None:
+    """Without HLS_MODULE_ID and HABANA_VISIBLE_MODULES it pins a process to module 0, as Habana's does."""
+    if state.module_id is None and not {"HLS_MODULE_ID", "HABANA_VISIBLE_MODULES"} & set(os.environ):
+        os.environ["HLS_MODULE_ID"] = "0"
+
+
+def get_device_name(device=None) -> str:
+    state.acquire()
+    return "GAUDI" if state.generation == 1 else f"GAUDI{state.generation}"
+
+
+def get_device_properties(device=None):
+    state.acquire()
+    return get_device_name()
+
+
+def is_bf16_supported() -> bool:
+    return True
+
+
+def synchronize(device=None) -> None:
+    state.acquire()
+
+
+def enable_recompute_sdp(enabled: bool = True) -> None:
+    global _recompute_sdp
+    _recompute_sdp = enabled
+
+
+@contextlib.contextmanager
+def sdp_kernel(enable_recompute: bool = False):
+    previous = _recompute_sdp
+    enable_recompute_sdp(enable_recompute)
+    yield
+    enable_recompute_sdp(previous)
+
+
+@contextlib.contextmanager
+def device(index):
+    yield
+
+
+class Stream:
+    """All work of the emulated card is done when a call returns."""
+
+    def __init__(self, device=None, priority=0):
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def wait_stream(self, stream) -> None:
+        pass
+
+    def record_event(self, event=None):
+        return event or Event()
+
+    def wait_event(self, event) -> None:
+        pass
+
+
+class Event:
+    def __init__(self, enable_timing=False):
+        pass
+
+    def record(self, stream=None) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+
+def current_stream(device=None) -> Stream:
+    return Stream()
+
+
+def default_stream(device=None) -> Stream:
+    return Stream()
+
+
+@contextlib.contextmanager
+def stream(stream):
+    yield
+
+
+def is_lazy() -> bool:
+    return state.lazy
+
+
+def _is_in_bad_fork() -> bool:
+    return False
+
+
+def __getattr__(name: str):
+    if name == "metrics":
+        import habana_frameworks.torch.hpu.metrics as metrics
+
+        return metrics
+    raise AttributeError(f"torch.hpu has no {name!r}")
+
+
+assert torch.device("hpu").type == "hpu"

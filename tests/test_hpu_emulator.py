@@ -1,0 +1,291 @@
+"""tests/hpu_emulator: it computes as the CPU does, and is as strict as a Gaudi."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+from emulated_gaudi import EMULATOR, Gaudi, free_port
+
+
+@pytest.fixture
+def gaudi(tmp_path):
+    return Gaudi(tmp_path)
+
+
+TRAIN = """
+import habana_frameworks.torch.core as htcore
+import torch, torch.nn.functional as F
+from habana_frameworks.torch.hpex.optimizers import FusedLamb
+torch.manual_seed(1)
+layer = torch.nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True)
+model = torch.nn.Sequential(torch.nn.Embedding(20, 16), layer, torch.nn.Linear(16, 20))
+device = "hpu"
+model.to(device)
+optimizer = FusedLamb(model.parameters(), lr=0.01)
+def step(rows=4, mark=True, scale=1.0, wait=False):
+    ids = torch.arange(rows * 8, dtype=torch.int32).reshape(rows, 8) % 20
+    loss = F.cross_entropy(model(ids.to(device)).flatten(0, 1), ids.long().flatten().to(device)) * scale
+    if wait: loss.item()
+    loss.backward()
+    if mark: htcore.mark_step()
+    optimizer.step()
+    optimizer.zero_grad()
+    if mark: htcore.mark_step()
+    return loss
+"""
+
+
+def test_says_what_it_is():
+    for file in (EMULATOR / "device.cpp", EMULATOR / "habana_frameworks" / "__init__.py", EMULATOR / "bin" / "hl-smi"):
+        assert "TEST DOUBLE" in " ".join(file.read_text().splitlines()[:2]).upper()
+
+
+def test_values_and_gradients_are_those_of_the_cpu(gaudi):
+    """The same network, weights and dropout masks on both devices: equal to the bit, forward and backward."""
+    gaudi.python(
+        """
+import copy, torch
+torch.manual_seed(0)
+host = torch.nn.TransformerEncoderLayer(32, 4, 64, dropout=0.1, batch_first=True)
+card = copy.deepcopy(host).to("hpu")
+batch = torch.randn(3, 7, 32)
+torch.manual_seed(7); expected = host(batch); expected.square().mean().backward()
+torch.manual_seed(7); found = card(batch.to("hpu")); found.square().mean().backward()
+assert found.device == torch.device("hpu:0") and torch.equal(found.cpu(), expected)
+for one, other in zip(host.parameters(), card.parameters()):
+    assert other.grad.device.type == "hpu" and torch.equal(one.grad, other.grad.cpu())
+""",
+        PT_HPU_FORCE_TANH_FOR_GELU="0",
+    )
+
+
+def test_autocast_follows_the_lists(gaudi):
+    program = """
+import torch, torch.nn.functional as F
+x, w = torch.randn(4, 4, device="hpu", requires_grad=True), torch.ones(4, device="hpu")
+with torch.autocast("hpu", dtype=torch.bfloat16):
+    y = x @ x
+    results = (y, F.layer_norm(x, (4,), w, w), F.cross_entropy(y, w.long()), y + x, y + y, x * x)
+    print(*(result.dtype for result in results))
+y.sum().backward()
+print(x.grad.dtype, (x @ x).dtype)
+"""
+    assert gaudi.python(program).replace("torch.", "").split() == [
+        *("bfloat16", "bfloat16", "float32", "float32", "bfloat16", "bfloat16"),
+        *("float32", "float32"),
+    ]
+    only_mul = gaudi.folder / "ops.txt"
+    only_mul.write_text("mul\n")
+    replaced = gaudi.python(program, PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST=str(only_mul))
+    assert replaced.replace("torch.", "").split()[:6] == ["float32"] * 5 + ["bfloat16"]
+
+
+def test_gelu_is_the_tanh_approximation_unless_told_otherwise(gaudi):
+    program = """
+import torch
+x = torch.linspace(-3, 3, 50)
+print(float((torch.nn.functional.gelu(x.to("hpu")).cpu() - torch.nn.functional.gelu(x)).abs().max()))
+"""
+    assert 1e-5 < float(gaudi.python(program)) < 5e-4
+    assert float(gaudi.python(program, PT_HPU_FORCE_TANH_FOR_GELU="0")) == 0
+
+
+def test_saving_copying_and_random_numbers(gaudi):
+    gaudi.python("""
+import copy, io, torch
+model = torch.nn.Linear(4, 4).to("hpu")
+assert copy.deepcopy(model).weight.device.type == "hpu"
+file = io.BytesIO(); torch.save(model.state_dict(), file)
+for place, device in (("cpu", "cpu"), (None, "hpu")):
+    file.seek(0)
+    assert torch.load(file, map_location=place)["weight"].device.type == device
+torch.manual_seed(3); first = torch.rand(5, device="hpu")
+state = torch.hpu.get_rng_state(); second = torch.rand(5, device="hpu")
+torch.hpu.set_rng_state(state); assert torch.equal(second, torch.rand(5, device="hpu"))
+torch.manual_seed(3); assert torch.equal(first, torch.rand(5, device="hpu"))
+assert torch.hpu.memory_allocated() > 0 and not hasattr(torch.hpu, "empty_cache")
+""")
+    assert gaudi.reports()[0]["saved_device_tensors"] == 2
+
+
+@pytest.mark.parametrize("mode", ["lazy", "eager"])
+def test_a_clean_loop_has_nothing_to_report(gaudi, mode):
+    gaudi.python(TRAIN + "for _ in range(8): step()", mode=mode)
+    (report,) = gaudi.reports()
+    assert (report["micro_steps"], report["optimizer_steps"]) == (8, 8)
+    assert report["recompilations"] == report["host_syncs"] == report["pending_operations"] == 0
+    assert report["missing_mark_steps"] == [] and report["graphs"] > 0
+    # Two of the loop and two of the optimizer's own a step; none counts outside the lazy mode.
+    assert report["mark_steps"] == (32 if mode == "lazy" else 0)
+
+
+FAULTS = {
+    "lazy": [
+        # (fault, recompilations, host syncs, missing marks)
+        ("step(rows=5)", True, 0, 0),
+        ("step(scale=0.123)", True, 0, 0),
+        ("step(wait=True)", True, 1, 0),
+        ("step(mark=False); step(mark=False); htcore.mark_step()", False, 0, 3),
+        ("batch = torch.ones(2, 3).int(); model(batch.hpu()); model(batch.hpu()); htcore.mark_step()", True, 0, 1),
+    ],
+    "eager": [
+        ("step(rows=5)", True, 0, 0),
+        ("step(wait=True)", False, 1, 0),
+        ("x = torch.ones(3, device='hpu'); x[x > 0]", True, 1, 0),
+        ("step(mark=False); step(mark=False)", False, 0, 0),
+    ],
+}
+
+
+@pytest.mark.parametrize("mode", ["lazy", "eager"])
+def test_what_costs_is_counted(gaudi, mode):
+    faults = [fault for fault, *_ in FAULTS[mode]]
+    program = f"""
+import json
+from hpu_emulator import state
+for _ in range(5): step()
+for fault in {faults!r}:
+    before = state.counters(), len(state.missing_mark_steps)
+    exec(fault)
+    after = state.counters(), len(state.missing_mark_steps)
+    changes = [after[0][name] - before[0][name] for name in ("recompilations", "host_syncs")]
+    print(json.dumps([*changes, after[1] - before[1]]))
+"""
+    for (fault, recompiles, *counts), line in zip(FAULTS[mode], gaudi.python(TRAIN + program, mode=mode).splitlines()):
+        recompilations, *found = json.loads(line)
+        assert (recompilations > 0) == recompiles and found == counts, (fault, line)
+    (report,) = gaudi.reports()
+    assert len(report["synced"]) == report["host_syncs"] and "<module>" in report["synced"][0]["where"]
+
+
+def refusals(gaudi, statements: list[str], mode: str = "eager") -> list[str]:
+    program = f"""
+for statement in {statements!r}:
+    try: exec(statement); print("nothing")
+    except Exception as error: print(" ".join(str(error).split()))
+"""
+    return gaudi.python(TRAIN + program, mode=mode).splitlines()
+
+
+def test_what_gaudi_forbids_fails(gaudi):
+    expected = {
+        "torch.ones(2, device='hpu') * torch.ones(2)": "same device",
+        "torch.nn.Linear(2, 2).to('hpu')(torch.ones(1, 2))": "device",
+        "torch.index_select(torch.ones(3, device='hpu'), 0, torch.tensor([1]))": "device",
+        "torch.ones(2, device='hpu').numpy()": "numpy",
+        "torch.hpu.empty_cache()": "empty_cache",
+        "from habana_frameworks.torch.hpex import hmp": "hmp",
+        "import habana_frameworks.torch.core.hccl": "hccl",
+        "import torch.distributed as d; d.init_process_group('hccl', device_id=0)": "device_id",
+        "FusedLamb(torch.nn.Linear(2, 2).parameters())": "after the model has moved",
+        "optimizer.zero_grad(set_to_none=True)": "set_to_none",
+        "torch.hpu.get_rng_state(1)": "one random state",
+    }
+    for (statement, words), line in zip(expected.items(), refusals(gaudi, list(expected)), strict=True):
+        assert words in line, (statement, line)
+    statement = "from habana_frameworks.torch.dynamo.compile_backend import hpu_backend; hpu_backend(None, [])"
+    assert "PT_HPU_LAZY_MODE=0" in refusals(gaudi, [statement], mode="lazy")[0]
+
+
+@pytest.mark.parametrize(
+    ("program", "refusal", "variables"),
+    [
+        ("import torch, habana_frameworks.torch", "PT_HPU_LAZY_MODE is not set", {"PT_HPU_LAZY_MODE": None}),
+        ("import torch", "no Habana software reads PT_HPU_LAZYMODE", {"PT_HPU_LAZYMODE": "1"}),
+        ("import torch, os; os.environ['PT_HPU_LAZY_MODE'] = '1'; torch.ones(1, device='hpu')", "too late", {}),
+        ("import torch; torch.ones(1, device='hpu')", "cards and ranks would not line up", {"WORLD_SIZE": "2"}),
+        (
+            "import torch; torch.ones(1, device='hpu')",
+            "not among",
+            {"HABANA_VISIBLE_MODULES": "1", "HLS_MODULE_ID": "0"},
+        ),
+        ("import torch, os; torch.ones(1, device='hpu'); os.fork() or torch.ones(1, device='hpu')", "forked", {}),
+    ],
+)
+def test_environments_that_gaudi_refuses(gaudi, program, refusal, variables):
+    done = gaudi.run(["-c", program], **{"PT_HPU_LAZY_MODE": "0", **variables})
+    assert refusal in done.stderr, done.stderr[-2000:]
+
+
+def test_a_card_serves_one_process(gaudi):
+    second = (
+        "import os, subprocess, sys, torch\n"
+        "torch.ones(1, device='hpu')\n"
+        "code = 'import torch; torch.ones(1, device=\"hpu\"); from hpu_emulator import state; print(state.module_id)'\n"
+        "done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)\n"
+        "print(done.stdout, done.stderr)"
+    )
+    assert gaudi.python(second).split() == ["1"]
+    assert [report["module_id"] for report in gaudi.reports()] == [1, 0]
+    assert all(report["emulator"].startswith("test double") for report in gaudi.reports())
+    assert "a card serves one process only" in gaudi.python(second, HLS_MODULE_ID="3")
+    assert "a card serves one process only" in gaudi.python(second, HABANA_VISIBLE_MODULES="2")
+
+
+def test_compiled_graphs_are_counted(gaudi):
+    gaudi.python("""
+import torch
+model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Linear(8, 1)).to("hpu")
+expected = model(torch.ones(2, 4, device="hpu"))
+compiled = torch.compile(model, backend="hpu_backend", dynamic=False)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+for rows in (2, 2, 2, 2, 3):
+    loss = compiled(torch.ones(rows, 4, device="hpu"))
+    assert torch.allclose(loss[:2], expected)
+    loss.sum().backward(); optimizer.step(); optimizer.zero_grad()
+""")
+    (report,) = gaudi.reports()
+    assert [graph["what"].split(" of ")[0].split()[0] for graph in report["recompiled"]].count("compiled") == 2
+
+
+@pytest.mark.mpi
+def test_two_ranks_over_hccl(gaudi):
+    out = gaudi.python(
+        """
+import habana_frameworks.torch, os, torch, torch.distributed as dist
+dist.init_process_group("hccl")
+tensor = torch.full((2,), float(dist.get_rank() + 1), device="hpu")
+dist.all_reduce(tensor)
+assert tensor.tolist() == [3, 3]
+try:
+    dist.all_reduce(torch.ones(1))
+except RuntimeError as error:
+    assert "cpu" in str(error)
+else:
+    raise SystemExit("hccl took a tensor of the host")
+host = torch.tensor([1]); dist.all_reduce(host, group=dist.new_group(backend="gloo")); assert host.item() == 2
+torch.manual_seed(0)
+model = torch.nn.parallel.DistributedDataParallel(
+    torch.nn.Linear(2, 2).to("hpu"), gradient_as_bucket_view=True, bucket_cap_mb=230
+)
+model(torch.ones(1, 2, device="hpu") * (dist.get_rank() + 1)).sum().backward()
+assert model.module.weight.grad.tolist() == [[1.5, 1.5]] * 2
+from hpu_emulator import state
+print(f"card{state.module_id}", flush=True)
+dist.barrier(); dist.destroy_process_group()
+""",
+        ranks=2,
+        MASTER_PORT=str(free_port()),
+        mode="lazy",
+    )
+    assert sorted(out.split()) == ["card0", "card1"]
+
+
+def test_hl_smi(gaudi):
+    def ask(*words):
+        return subprocess.run(
+            ["hl-smi", *words], env=gaudi.environment(), capture_output=True, text=True, check=True
+        ).stdout
+
+    assert len(ask("-L").splitlines()) == 8
+    assert ask("-Q", "index,module_id", "-f", "csv").splitlines()[:2] == ["index, module_id", "0, 0"]
+    assert ask("-Q", "name,memory.total", "-f", "csv,noheader,nounits").splitlines()[0] == "HL-225, 98304"
+
+
+def test_library_is_built_for_this_torch():
+    from hpu_emulator import build
+
+    if build.compiler() is None:
+        pytest.skip("no g++ on the PATH")
+    assert torch.__version__ in build.library().name
