@@ -34,6 +34,33 @@ def lamb_update(p, grad, exp_avg, exp_avg_sq, *, step, lr, betas, eps, weight_de
 
     `step`, `lr`, `clip` (the number gradients are divided by) and `finite` (1.0 or 0.0) are 0-dim fp32 tensors.
     """
+    if p.device.type == "hpu":
+        moments = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "betas": betas, "finite": finite}
+        update = adam_direction(grad / clip, step=step, eps=eps, bias_correction=bias_correction, **moments)
+        minus_update = -(update + weight_decay * p)
+    else:
+        minus_update = _minus_update(
+            p, grad, exp_avg, exp_avg_sq, step, betas, eps, weight_decay, bias_correction, clip, finite
+        )
+    scale = lr * trust_ratio(p, minus_update) if weight_decay else lr
+    p.addcmul_(minus_update, torch.where(finite > 0, scale, torch.zeros_like(scale)))
+
+
+def adam_direction(grad, *, exp_avg, exp_avg_sq, step, betas, eps, bias_correction, finite):
+    """Adam's direction in plain operations, for hpu, which has no kernel for torch's fused AdamW.
+
+    Moments change in place, and stay as they are where `finite` is 0.
+    """
+    grad = torch.where(finite > 0, grad, torch.zeros_like(grad))
+    exp_avg.add_((grad - exp_avg) * (1 - betas[0]) * finite)
+    exp_avg_sq.add_((grad.square() - exp_avg_sq) * (1 - betas[1]) * finite)
+    if not bias_correction:
+        return exp_avg / (exp_avg_sq.sqrt() + eps)
+    correction, correction_sq = (1 - torch.pow(beta, step) for beta in betas)
+    return (exp_avg / correction) / ((exp_avg_sq / correction_sq).sqrt() + eps)
+
+
+def _minus_update(p, grad, exp_avg, exp_avg_sq, step, betas, eps, weight_decay, bias_correction, clip, finite):
     # torch's fused AdamW turns s into s - adam(grad); s starts as -weight_decay * p, so it ends as minus the update.
     minus_update = torch.mul(p, -weight_decay)
     correction = {} if bias_correction else {"state_steps": [torch.full_like(step, 1e9)]}
@@ -54,8 +81,7 @@ def lamb_update(p, grad, exp_avg, exp_avg_sq, *, step, lr, betas, eps, weight_de
         found_inf=1.0 - finite,
         **({"state_steps": [step]} | correction),
     )
-    scale = lr * trust_ratio(p, minus_update) if weight_decay else lr
-    p.addcmul_(minus_update, torch.where(finite > 0, scale, torch.zeros_like(scale)))
+    return minus_update
 
 
 class Lamb(Optimizer):
@@ -78,7 +104,8 @@ class Lamb(Optimizer):
         clip = torch.clamp(norm / self.defaults["max_grad_norm"], min=1.0)
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
-            step, lr = (torch.full_like(norm, value) for value in (group["step"], group["lr"]))
+            # Copied as a tensor: filled in as numbers they would make every step a new lazy graph.
+            step, lr = torch.tensor([group["step"], group["lr"]], dtype=norm.dtype).to(norm.device).unbind()
             for p in group["params"]:
                 if p.grad is None:
                     continue

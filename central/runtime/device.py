@@ -20,7 +20,8 @@ from central.runtime.rank import Rank
 BACKENDS = {"hpu": "hccl", "cuda": "nccl", "cpu": "gloo"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # rank 0 may be writing or compiling while the others wait
-PEAK_SIZES = {"cpu": (1024, 2048), "cuda": (8192,), "hpu": (8192,)}  # sides of the square matrices timed
+PEAK_SIZES = {"cpu": (1024, 2048), "cuda": (1024, 8192), "hpu": (1024, 8192)}  # sides of the square matrices timed
+PEAK_PATIENCE = 0.01  # s: a device that takes longer for one product is not asked for a larger one (cpu excepted)
 PEAK_REPEATS = 5
 
 
@@ -99,6 +100,8 @@ class Device:
                     self.synchronize()
                     if repeat:  # the first one warms up
                         best = max(best, 2 * size**3 / (time.perf_counter() - start))
+                if self.type != "cpu" and 2 * size**3 / best > PEAK_PATIENCE:
+                    break  # an emulated card, or one that is shared
         return best
 
 

@@ -358,6 +358,10 @@ bool takes_generator(const c10::Argument& argument) {
   return argument.type()->str() == "Generator?";
 }
 
+// The bridge has no kernels for torch's own fused optimizers.
+const std::set<std::string> ABSENT = {
+    "aten::_fused_adamw_", "aten::_fused_adam_", "aten::_fused_sgd_", "aten::_fused_adagrad_"};
+
 // Another look at the same memory: part of a lazy graph, but nothing to compile on its own.
 bool is_view(const c10::FunctionSchema& schema) {
   return !schema.returns().empty() && schema.returns()[0].alias_info() && !schema.returns()[0].alias_info()->isWrite();
@@ -368,6 +372,7 @@ void fallback(const c10::OperatorHandle& op, Stack* stack) {
   const std::string& name = schema.name();
   const size_t count = schema.arguments().size();
   const size_t begin = stack->size() - count;
+  TORCH_CHECK(!ABSENT.count(name), "hpu has no kernel for ", name);
   const bool collective = name.rfind("c10d::", 0) == 0;
 
   const bool compiled = lazy || (!is_view(schema) && name != "aten::_local_scalar_dense");

@@ -6,5 +6,6 @@ not: the device itself (`../device.cpp`, built by `build.py`) and what it is wat
 Put tests/hpu_emulator on PYTHONPATH and tests/hpu_emulator/bin on PATH. Variables, with their defaults:
 HPU_EMULATOR_CARDS (8), HPU_EMULATOR_GENERATION (2), HPU_EMULATOR_STATE (a folder, one per emulated server),
 HPU_EMULATOR_WARMUP (optimizer steps before a new graph counts as a recompilation, 3), HPU_EMULATOR_REPORT (a file; each
-process that used a card adds one line of JSON when it ends).
+process that used a card adds one line of JSON when it ends), HPU_EMULATOR_KILL (the process kills itself in this
+optimizer step).
 """

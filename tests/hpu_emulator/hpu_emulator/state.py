@@ -8,6 +8,7 @@ import ctypes
 import fcntl
 import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -47,6 +48,7 @@ CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p)
 lazy = os.environ.get("PT_HPU_LAZY_MODE") == "1"
 cards = int(os.environ.get("HPU_EMULATOR_CARDS", 8))
 generation = int(os.environ.get("HPU_EMULATOR_GENERATION", 2))
+killed_at = int(os.environ.get("HPU_EMULATOR_KILL", 0))
 warmup = int(os.environ.get("HPU_EMULATOR_WARMUP", 3))
 
 library: ctypes.CDLL
@@ -54,8 +56,9 @@ module_id: int | None = None  # the card this process holds
 micro_steps = 0  # calls of backward
 optimizer_steps = 0
 saved_device_tensors = 0  # storages of the card that torch.save wrote
-host_syncs: list[dict] = []
-recompilations: list[dict] = []
+# How often each (what, optimizer steps and micro-steps done before, where in the program) came.
+host_syncs: dict[tuple[str, int, int, str], int] = {}
+recompilations: dict[tuple[str, int, int, str], int] = {}
 missing_mark_steps: list[dict] = []
 _unmarked: set[str] = set()  # "forward", "backward", "step": done since the last mark_step
 _held = None  # the open lock file of the card
@@ -131,6 +134,9 @@ def after_step(*_) -> None:
     _unmarked.add("step")
     if optimizer_steps == warmup:
         library.hpu_emulator_set_warm(1)
+    if optimizer_steps == killed_at:
+        _report()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def count_saved_tensor(storage) -> None:
@@ -168,14 +174,9 @@ def _callback(event: int, text: bytes) -> int:
             library.hpu_emulator_refuse(reason.encode())
             return 1
         return 0
-    found = {
-        "what": text.decode(),
-        "micro_step": micro_steps,
-        "optimizer_step": optimizer_steps,
-        "since_step": "step" in _unmarked or not _unmarked,
-        "where": _where(),
-    }
-    (host_syncs if event == HOST_SYNC else recompilations).append(found)
+    found = (text.decode(), optimizer_steps, micro_steps, _where())
+    counts = host_syncs if event == HOST_SYNC else recompilations
+    counts[found] = counts.get(found, 0) + 1
     return 0
 
 
@@ -226,9 +227,14 @@ def report() -> dict:
         "pending_operations": library.hpu_emulator_pending(),
         "saved_device_tensors": saved_device_tensors,
         "missing_mark_steps": missing_mark_steps,
-        "recompiled": recompilations,
-        "synced": host_syncs,
+        "recompiled": _listed(recompilations),
+        "synced": _listed(host_syncs),
     }
+
+
+def _listed(counts: dict) -> list[dict]:
+    names = ("what", "optimizer_step", "micro_step", "where", "count")
+    return [dict(zip(names, (*found, count))) for found, count in counts.items()]
 
 
 def _report() -> None:
