@@ -125,7 +125,7 @@ def script_argv(corpus: Path, config: Path, out: Path, **flags) -> list[str]:
 
 
 def environment(**extra) -> dict:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX", "SLURM_", "PT_HPU"))}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_COMM", "PMIX", "SLURM_", "PT_HPU"))}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         clean.pop(name, None)
     return {**clean, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **extra}

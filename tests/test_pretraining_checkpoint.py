@@ -1,0 +1,310 @@
+"""Checkpoints: complete or absent, Hugging Face's, kept few, and weights from elsewhere."""
+
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from pretraining_helpers import ROOT, VOCAB_SIZE, environment, write_vocabulary
+
+from central.runtime.checkpoints import is_complete, list_checkpoints, newest_checkpoint, read_state
+from central.runtime.exits import BadRequest
+from pretraining import checkpoint
+from pretraining.foreign import load_restricted, read_foreign
+from pretraining.kernels_cpu import CpuKernels
+from pretraining.lamb import Lamb, global_norm
+from pretraining.modeling import BertConfig, BertForPreTraining, initialise
+from pretraining.vocabulary import find_vocabulary
+
+CONFIG = BertConfig(
+    vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+)
+
+
+def make_model(seed=1, config=CONFIG):
+    model = BertForPreTraining(config, CpuKernels())
+    initialise(model, seed)
+    return model
+
+
+def stepped(model, seed=0):
+    """An optimizer over the model that has done one step on random gradients."""
+    optimizer = Lamb(model.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step(global_norm([p.grad for p in model.parameters()]))
+    return optimizer
+
+
+def state(step, phase=1):
+    return {"phase": phase, "step": step, "global_step": step, "data": {"rows_read": 0}, "settings": {}}
+
+
+def saved(folder, step=1, phase=1, model=None, optimizer=None, texts=None):
+    model = model or make_model()
+    saver = checkpoint.Saver(folder, limit=100)
+    saver.save(model, optimizer or stepped(model), state(step, phase), texts or {})
+    saver.wait()
+    return folder / f"ckpt_{step}"
+
+
+def test_a_checkpoint_is_a_hugging_face_folder(tmp_path):
+    from transformers import AutoTokenizer
+    from transformers import BertForPreTraining as HfBert
+
+    write_vocabulary(tmp_path)
+    vocabulary = find_vocabulary(None, tmp_path)
+    model = make_model()
+    folder = saved(tmp_path / "out", model=model, texts=vocabulary.files())
+    peer, loading = HfBert.from_pretrained(folder, output_loading_info=True)
+    assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    own = dict(model.named_parameters())
+    for name, parameter in peer.named_parameters():
+        assert torch.equal(parameter, own[name][: len(parameter)]), name
+    assert peer.cls.predictions.decoder.weight is peer.bert.embeddings.word_embeddings.weight
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) == VOCAB_SIZE and tokenizer("w1 w2").input_ids[1:3] == [6, 7]
+
+
+def test_saving_and_loading_is_exact(tmp_path):
+    model = make_model()
+    optimizer = stepped(model)
+    folder = saved(tmp_path, model=model, optimizer=optimizer)
+    other = make_model(seed=2)
+    checkpoint.load_weights(other, checkpoint.read_weights(folder), folder)
+    resumed = Lamb(other.parameters(), lr=0.5)
+    checkpoint.load_moments(resumed, other, checkpoint.read_moments(folder))
+    for a, b in zip(model.parameters(), other.parameters()):
+        assert torch.equal(a[:VOCAB_SIZE], b[:VOCAB_SIZE])
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(optimizer.state[a][name][:VOCAB_SIZE], resumed.state[b][name][:VOCAB_SIZE])
+    assert resumed.param_groups[0]["step"] == 1
+    assert other.cls.predictions.bias[VOCAB_SIZE:].tolist() == [-10000.0] * (CONFIG.padded_vocab_size - VOCAB_SIZE)
+
+
+def test_saving_copies_before_it_returns(tmp_path):
+    model = make_model()
+    before = model.bert.pooler.dense.weight.detach().clone()
+    saver = checkpoint.Saver(tmp_path, 3)
+    saver.save(model, Lamb(model.parameters()), state(1), {})
+    with torch.no_grad():
+        model.bert.pooler.dense.weight.zero_()
+    saver.wait()
+    assert torch.equal(checkpoint.read_weights(tmp_path / "ckpt_1")["bert.pooler.dense.weight"], before)
+
+
+def test_the_newest_and_the_last_of_each_phase_are_kept(tmp_path):
+    model = make_model()
+    optimizer = stepped(model)
+    saver = checkpoint.Saver(tmp_path, limit=2)
+    for step, phase in ((1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2)):
+        saver.save(model, optimizer, state(step, phase), {})
+    saver.wait()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["ckpt_3", "ckpt_5", "ckpt_6"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
+def test_a_file_cut_short_is_no_checkpoint(tmp_path, file):
+    older, newer = saved(tmp_path, 1), saved(tmp_path, 2)
+    whole = (newer / file).read_bytes()
+    (newer / file).write_bytes(whole[: len(whole) // 2])
+    assert not is_complete(newer) and newest_checkpoint(tmp_path) == older
+    with pytest.raises(ValueError, match=f"{file} has .* bytes instead of"):
+        read_state(newer)
+
+
+def test_newest_checkpoint_of_every_kind_of_folder(tmp_path):
+    out = tmp_path / "run"
+    newest = saved(out / "results" / "checkpoints", 12)
+    saved(out / "results" / "checkpoints", 9)
+    assert newest_checkpoint(out) == newest_checkpoint(out / "results" / "checkpoints") == newest
+    assert newest_checkpoint(newest) == newest
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert newest_checkpoint(plain) is None
+    (plain / "config.json").write_text("{}")
+    assert newest_checkpoint(plain) == plain
+
+
+KILLED = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from test_pretraining_checkpoint import *
+big = make_model(config=BertConfig(vocab_size=8000, hidden_size=256, num_hidden_layers=2, num_attention_heads=4))
+optimizer, saver = stepped(big), checkpoint.Saver(Path({folder!r}), 2)
+for step in range(1, 1000):
+    saver.save(big, optimizer, state(step), {{}})
+    print(step, flush=True)
+"""
+
+
+def test_killed_while_saving(tmp_path):
+    """kill -9 at random moments of continuous saving: what bears a checkpoint's name is whole, the rest is swept."""
+    rng = random.Random(3)
+    for _ in range(3):
+        script = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"), folder=str(tmp_path))
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment())
+        for _ in range(4):
+            process.stdout.readline()
+        time.sleep(rng.random() * 0.5)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        found = list_checkpoints(tmp_path)
+        assert found and all(is_complete(path) for path in found)
+        checkpoint.read_weights(found[-1]), checkpoint.read_moments(found[-1])
+        checkpoint.sweep(tmp_path)
+        assert all(path.name.startswith("ckpt_") for path in tmp_path.iterdir())
+
+
+def test_a_full_disk_costs_the_new_checkpoint_only(tmp_path):
+    """A real full file system: a small tmpfs, where the machine lets us mount one."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        model = make_model()
+        size = sum(path.stat().st_size for path in saved(small, 1, model=model).iterdir())
+        (small / "filler").write_bytes(b"x" * (os.statvfs(small).f_bavail * os.statvfs(small).f_frsize - size // 2))
+        saver = checkpoint.Saver(small, 3)
+        saver.save(model, stepped(model), state(2), {})
+        with pytest.raises(BadRequest, match=r"ckpt_2: the disk is full.*older ones are whole"):
+            saver.wait()
+        assert [path.name for path in list_checkpoints(small)] == ["ckpt_1"] and is_complete(small / "ckpt_1")
+        assert not list(small.glob(".*"))
+        (small / "filler").unlink()
+        saver.save(model, stepped(model), state(2), {})
+        saver.wait()
+        assert is_complete(small / "ckpt_2")
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_weights_of_another_size_are_refused(tmp_path):
+    folder = saved(tmp_path)
+    deeper = BertConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64
+    )
+    with pytest.raises(BadRequest, match="no weight bert.encoder.layer.2.*another size"):
+        checkpoint.load_weights(make_model(config=deeper), checkpoint.read_weights(folder), folder)
+
+
+def reference_pt(path, model, optimizer=None, prefix=""):
+    """A file as the reference and NVIDIA save it: padded to 8 rows, their names, objects of their classes within."""
+    weights = {f"{prefix}{name}": parameter.detach().clone() for name, parameter in model.named_parameters()}
+    weights[f"{prefix}cls.predictions.decoder.weight"] = weights[f"{prefix}bert.embeddings.word_embeddings.weight"]
+    content = {"model": weights, "files": [3, "a.hdf5"], "epoch": 2, "data_loader": Unsafe()}
+    if optimizer is not None:
+        content["optimizer"] = optimizer.state_dict()
+    torch.save(content, path)
+    return path
+
+
+class Unsafe:
+    """Pickles to a call that would leave a mark, as a harmful file would."""
+
+    mark = "/nowhere"
+
+    def __reduce__(self):
+        return (os.system, (f"touch {Unsafe.mark}",))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_pt_of_the_reference_is_read_and_runs_nothing(tmp_path, prefix):
+    from pretraining.modeling import decays
+
+    Unsafe.mark = str(tmp_path / "ran")
+    model = make_model()
+    named = list(model.named_parameters())
+    groups = [{"params": [p for n, p in named if decays(n)]}, {"params": [p for n, p in named if not decays(n)]}]
+    optimizer = Lamb(groups, lr=0.01)
+    for _, parameter in named:
+        parameter.grad = torch.randn(parameter.shape)
+    optimizer.step()
+    path = reference_pt(tmp_path / "ckpt_7038.pt", model, optimizer, prefix)
+    other = make_model(seed=2)
+    found = read_foreign(path, other)
+    assert not (tmp_path / "ran").exists() and not found.notes
+    checkpoint.load_weights(other, found.weights, path)
+    resumed = Lamb(other.parameters(), lr=0.01)
+    checkpoint.load_moments(resumed, other, found.moments)
+    assert resumed.param_groups[0]["step"] == 1
+    for (name, a), b in zip(named, other.parameters()):
+        assert torch.equal(a[:VOCAB_SIZE], b[:VOCAB_SIZE]), name
+        assert torch.equal(optimizer.state[a]["exp_avg"][:VOCAB_SIZE], resumed.state[b]["exp_avg"][:VOCAB_SIZE]), name
+    assert found.weights["bert.embeddings.word_embeddings.weight"].shape == (VOCAB_SIZE, 32)
+
+
+def test_restricted_reading_makes_foreign_objects_inert(tmp_path):
+    Unsafe.mark = str(tmp_path / "ran")
+    torch.save(
+        {"x": Unsafe(), "half": torch.ones(2, 3).half().t(), "p": torch.nn.Parameter(torch.arange(3.0))},
+        tmp_path / "a.pt",
+    )
+    content = load_restricted(tmp_path / "a.pt")
+    assert not (tmp_path / "ran").exists()
+    assert torch.equal(content["half"], torch.ones(3, 2).half()) and content["p"].tolist() == [0.0, 1.0, 2.0]
+    (tmp_path / "b.pt").write_bytes(pickle.dumps({"x": Unsafe()}))
+    with pytest.raises(BadRequest, match=r"b\.pt: not a checkpoint"):
+        read_foreign(tmp_path / "b.pt", make_model())
+
+
+@pytest.mark.parametrize(
+    ("kind", "note"),
+    [
+        ("BertModel", "masked-LM head and next-sentence head"),
+        ("BertForMaskedLM", "next-sentence head"),
+        ("BertForSequenceClassification", "masked-LM head and next-sentence head"),
+        ("BertForPreTraining", None),
+    ],
+)
+def test_hugging_face_folders_of_every_kind(tmp_path, kind, note):
+    import transformers
+
+    config = transformers.BertConfig(**CONFIG.to_hugging_face())
+    peer = getattr(transformers, kind)(config)
+    peer.save_pretrained(tmp_path)
+    model = make_model()
+    fresh = model.cls.seq_relationship.weight.detach().clone()
+    found = read_foreign(tmp_path, model)
+    checkpoint.load_weights(model, found.weights, tmp_path)
+    encoder = peer if kind == "BertModel" else peer.bert
+    for name, parameter in encoder.named_parameters():
+        assert torch.equal(dict(model.bert.named_parameters())[name][: len(parameter)], parameter), name
+    if note is None:
+        assert not found.notes and torch.equal(model.cls.seq_relationship.weight, peer.cls.seq_relationship.weight)
+    else:
+        assert note in found.notes[0] and torch.equal(model.cls.seq_relationship.weight, fresh)
+
+
+def test_folders_without_weights_are_named(tmp_path):
+    with pytest.raises(BadRequest, match=r"no model\.safetensors"):
+        read_foreign(tmp_path, make_model())
+    (tmp_path / "model.safetensors").write_bytes(b"123")
+    with pytest.raises(BadRequest, match="cannot be read"):
+        read_foreign(tmp_path, make_model())
+
+
+def test_fused_lambs_state_is_read(tmp_path):
+    """FusedLamb keeps lr and betas as NVIDIA does and may hold its step as a tensor."""
+    model = make_model()
+    optimizer = stepped(model)
+    optimizer.param_groups[0]["step"] = torch.tensor(7)
+    folder = saved(tmp_path, model=model, optimizer=optimizer)
+    other = make_model()
+    resumed = Lamb(other.parameters())
+    checkpoint.load_moments(resumed, other, checkpoint.read_moments(folder))
+    assert resumed.param_groups[0]["step"] == 7
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] == VOCAB_SIZE

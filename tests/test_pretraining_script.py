@@ -1,0 +1,544 @@
+"""run_pretraining.py as users run it: both phases, exact resume, ranks, signals, divergence, bad input."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from pretraining_helpers import (
+    SCRIPT,
+    VOCAB_SIZE,
+    environment,
+    logged,
+    make_columns,
+    make_corpus,
+    run_script,
+    script_argv,
+    write_config,
+    write_shard,
+    write_vocabulary,
+)
+from safetensors.torch import load_file
+
+from central.runtime.checkpoints import is_complete, list_checkpoints
+from central.runtime.exits import BadRequest
+
+MPIRUN = ("--oversubscribe", "--bind-to", "none", "-n")
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """Corpora of both phases and a model configuration."""
+    folder = tmp_path_factory.mktemp("corpora")
+    short = make_corpus(folder / "short", seq_len=16, max_predictions=3)
+    long = make_corpus(folder / "long", seq_len=32, max_predictions=5)
+    return short, long, write_config(folder / "config.json")
+
+
+@pytest.fixture(scope="module")
+def whole_run(corpora, tmp_path_factory):
+    """Both phases, uninterrupted: 6 steps of phase 1, 6 of phase 2."""
+    short, long, config = corpora
+    out = tmp_path_factory.mktemp("whole")
+    first = run_script(script_argv(short, config, out, tensorboard=True))
+    assert first.returncode == 0, first.stderr
+    second = run_script(script_argv(long, config, out, phase2=True, resume_from_checkpoint=True))
+    assert second.returncode == 0, second.stderr
+    return out, first, second
+
+
+def checkpoints(out):
+    return list_checkpoints(out / "results" / "checkpoints")
+
+
+def losses(out):
+    return {step: data["step_loss"] for step, data in logged(out)[0].items()}
+
+
+def call(argv):
+    """The entry script's main in this process, for requests that are refused before any work."""
+    import pretraining.run_pretraining as script
+
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        return script.main(argv)
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def test_both_phases_leave_what_is_promised(whole_run):
+    out, first, second = whole_run
+    results = out / "results"
+    # the newest three, and the last of phase 1
+    assert [path.name for path in checkpoints(out)] == ["ckpt_6", "ckpt_8", "ckpt_10", "ckpt_12"]
+    assert all(is_complete(path) for path in checkpoints(out))
+    state = json.loads((checkpoints(out)[-1] / "state.json").read_text())
+    assert (state["phase"], state["step"], state["global_step"]) == (2, 6, 12)
+    assert state["data"]["rows_read"] == 48 and state["settings"]["seed"] == 5
+    assert (results / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert list((results / "tensorboard").iterdir())
+    assert "phase 2 starts from ckpt_6" in second.stdout and "ETA" in first.stdout
+    assert not first.stderr and not second.stderr
+
+
+def test_log_lines_are_dlloggers(whole_run):
+    out = whole_run[0]
+    lines = [json.loads(line[5:]) for line in (out / "results" / "dllogger.json").read_text().splitlines()]
+    assert all(set(line) == {"timestamp", "datetime", "elapsedtime", "type", "step", "data"} for line in lines)
+    assert lines[0]["step"] == "PARAMETER" and lines[-1]["step"] == []
+    final = {"e2e_train_time", "raw_train_time", "training_sequences_per_second", "final_loss"}
+    assert final <= set(lines[-1]["data"])
+    training, held_out = logged(out)
+    assert sorted(training) == list(range(1, 13))
+    names = {"average_loss", "step_loss", "learning_rate", "average_training_time_step", "average_perf_per_step"}
+    names |= {
+        "sequences_per_second",
+        "tokens_per_second",
+        "step_time",
+        "mlm_accuracy",
+        "nsp_accuracy",
+        "grad_norm",
+        "mfu",
+    }
+    names |= {f"time_{stage}" for stage in ("data", "forward", "backward", "exchange", "step")}
+    assert names <= set(training[7]) and training[7]["phase"] == 2
+    assert sorted(held_out) == [(1, 0), (1, 2), (1, 4), (1, 6), (2, 6), (2, 8), (2, 10), (2, 12)]
+    wanted = {"eval_mlm_loss", "eval_mlm_accuracy", "eval_nsp_accuracy", "eval_nsp_loss", "eval_unigram_loss"}
+    assert wanted | {"phase", "eval_sequences"} == set(held_out[2, 12]) and held_out[1, 0]["eval_sequences"] == 8
+
+
+def test_schedule_and_moments_over_the_phases(whole_run):
+    """The schedule begins anew in phase 2, the optimizer's own count goes on."""
+    out = whole_run[0]
+    training, _ = logged(out)
+    for first_step in (1, 7):
+        rates = [training[first_step + i]["learning_rate"] for i in range(6)]
+        wanted = [0.01 * (1 / 6) / 0.25] + [0.01 * (1 - k / 6) ** 0.5 for k in range(2, 7)]
+        assert rates == pytest.approx(wanted)
+    moments = torch.load(checkpoints(out)[-1] / "optimizer.pt", weights_only=True)
+    assert [group["step"] for group in moments["param_groups"]] == [12, 12]
+
+
+def test_the_same_command_gives_the_same_run(whole_run, corpora, tmp_path):
+    short, _, config = corpora
+    assert call(script_argv(short, config, tmp_path)) == 0
+    again, before = losses(tmp_path), losses(whole_run[0])
+    assert [again[step] for step in range(1, 7)] == [before[step] for step in range(1, 7)]
+
+
+def test_hugging_face_reproduces_the_held_out_loss(whole_run, corpora):
+    """Law 5 with a trained model: loss and accuracy of the last evaluation, from transformers alone."""
+    from transformers import BertForPreTraining
+
+    out, long = whole_run[0], corpora[1]
+    peer = BertForPreTraining.from_pretrained(checkpoints(out)[-1]).eval()
+    with h5py.File(long / "long_test_0.hdf5") as file:
+        columns = {name: torch.from_numpy(file[name][()].astype(np.int64)) for name in file}
+    with torch.no_grad():
+        logits = peer(columns["input_ids"], columns["input_mask"], columns["segment_ids"]).prediction_logits
+    positions, labels = columns["masked_lm_positions"], columns["masked_lm_ids"]
+    picked = logits[torch.arange(len(positions))[:, None], positions][positions != 0]
+    loss = torch.nn.functional.cross_entropy(picked, labels[positions != 0]).item()
+    found = logged(out)[1][2, 12]
+    assert found["eval_mlm_loss"] == pytest.approx(loss, rel=1e-5)
+    accuracy = (picked.argmax(-1) == labels[positions != 0]).float().mean().item()
+    assert found["eval_mlm_accuracy"] == pytest.approx(accuracy)
+
+
+def killed_and_resumed(corpora, folder, rng, phase, kills):
+    """Kill -9 at random moments until `kills` runs have died, then let it finish; losses of both phases."""
+    short, long, config = corpora
+    out, died = folder / "out", 0
+    for current in (1, 2):
+        words = script_argv(
+            short if current == 1 else long, config, out, phase2=current == 2, resume_from_checkpoint=True, max_steps=30
+        )
+        while died < kills and current == phase:
+            process = subprocess.Popen(
+                [sys.executable, str(SCRIPT), *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                env=environment(),
+            )  # fmt: skip
+            seen = 0
+            for line in process.stdout:
+                seen += line.startswith("step ")
+                if seen == 1:
+                    break
+            time.sleep(rng.random() * 1.0)
+            process.kill()
+            process.wait()
+            died += 1
+        assert call(words) == 0
+    assert died == kills
+    return losses(out)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpora, tmp_path_factory):
+    """Both phases with 30 steps each, in one go."""
+    short, long, config = corpora
+    out = tmp_path_factory.mktemp("uninterrupted")
+    torch.set_num_threads(1)
+    assert call(script_argv(short, config, out, max_steps=30)) == 0
+    assert call(script_argv(long, config, out, max_steps=30, phase2=True, resume_from_checkpoint=True)) == 0
+    return losses(out)
+
+
+@pytest.mark.parametrize("phase", [1, 2])
+def test_resume_after_kill_is_exact(corpora, uninterrupted, tmp_path, phase):
+    found = killed_and_resumed(corpora, tmp_path, random.Random(phase), phase, kills=1)
+    assert found == uninterrupted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", [1, 2])
+def test_resume_after_ten_kills_is_exact(corpora, uninterrupted, tmp_path, phase):
+    found = killed_and_resumed(corpora, tmp_path, random.Random(10 + phase), phase, kills=10)
+    assert found == uninterrupted
+
+
+@pytest.mark.parametrize("flags", [{"hmp": True}, {"dynamic_masking": True}, {"checkpoint_activations": True}])
+def test_stopping_and_resuming_is_exact_with(corpora, tmp_path, flags):
+    short, _, config = corpora
+    assert call(script_argv(short, config, tmp_path / "a", **flags)) == 0
+    assert call(script_argv(short, config, tmp_path / "b", steps_this_run=3, **flags)) == 0
+    assert call(script_argv(short, config, tmp_path / "b", resume_from_checkpoint=True, **flags)) == 0
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_resuming_a_finished_phase_touches_nothing(whole_run, corpora, capsys):
+    out, long, config = whole_run[0], corpora[1], corpora[2]
+    before = {path: path.stat().st_mtime_ns for path in (out / "results").rglob("*")}
+    assert call(script_argv(long, config, out, phase2=True, resume_from_checkpoint=True)) == 0
+    assert call(script_argv(corpora[0], config, out, resume_from_checkpoint=True)) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "results").rglob("*")}
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_packed_shards_train(corpora, tmp_path):
+    columns = make_columns(24, 16, 3)
+    columns |= {
+        "positions": np.tile(np.arange(16, dtype=np.int16), (24, 1)),
+        "next_sentence_positions": np.zeros((24, 3), np.int16),
+        "next_sentence_labels": np.stack([columns["next_sentence_labels"], *[np.full(24, -1)] * 2], 1),
+        "next_sentence_weights": np.tile(np.array([1, 0, 0], np.int8), (24, 1)),
+    }
+    write_shard(tmp_path / "p" / "p_training_0.hdf5", columns)
+    (tmp_path / "p_metadata.json").write_text('{"avg_seq_per_sample": 1.0}')
+    write_vocabulary(tmp_path / "p")
+    write_shard(tmp_path / "u" / "u_training_0.hdf5", make_columns(24, 16, 3))
+    write_vocabulary(tmp_path / "u")
+    for name in ("p", "u"):
+        assert call(script_argv(tmp_path / name, corpora[2], tmp_path / f"out_{name}", max_steps=2)) == 0
+    packed, unpacked = losses(tmp_path / "out_p"), losses(tmp_path / "out_u")
+    assert packed == pytest.approx(unpacked, rel=1e-5)
+
+
+def test_compile_mode_has_static_shapes_and_the_same_losses(corpora, tmp_path, monkeypatch):
+    """torch.compile itself is left out: what counts here is the static layout through the plain kernels."""
+    from central.runtime.device import Device
+
+    monkeypatch.setattr(Device, "compile", lambda self, module: module)
+    config = write_config(tmp_path / "c.json", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    assert call(script_argv(corpora[0], config, tmp_path / "a", max_steps=3)) == 0
+    assert call(script_argv(corpora[0], config, tmp_path / "b", max_steps=3, torch_compile=True)) == 0
+    assert losses(tmp_path / "a") == pytest.approx(losses(tmp_path / "b"), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def without_dropout(corpora, tmp_path_factory):
+    """One rank, three steps of 16 rows: what two ranks must repeat."""
+    folder = tmp_path_factory.mktemp("alone")
+    config = write_config(folder / "config.json", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    assert call(script_argv(corpora[0], config, folder, max_steps=3, train_batch_size=16)) == 0
+    return folder, config
+
+
+EXCHANGES = {
+    "flat": {"allreduce_post_accumulation": True},
+    "ddp": {},
+    "flat bf16": {"allreduce_post_accumulation": True, "allreduce_post_accumulation_fp16": True},
+    "ddp bf16": {"allreduce_post_accumulation_fp16": True},
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_two_ranks_take_the_steps_of_one(corpora, without_dropout, tmp_path, mpirun, exchange):
+    """Law 1: world size and way of exchange leave losses, gradient norms and weights as they are."""
+    alone, config = without_dropout
+    words = script_argv(corpora[0], config, tmp_path, max_steps=3, train_batch_size=8, **EXCHANGES[exchange])
+    done = run_script(words, prefix=(mpirun, *MPIRUN, "2"))
+    assert done.returncode == 0, done.stderr
+    tolerance = 3e-2 if "bf16" in exchange else 2e-4
+    wanted, found = logged(alone)[0], logged(tmp_path)[0]
+    for step in (1, 2, 3):
+        assert found[step]["step_loss"] == pytest.approx(wanted[step]["step_loss"], rel=tolerance / 10)
+        assert found[step]["grad_norm"] == pytest.approx(wanted[step]["grad_norm"], rel=tolerance)
+    a, b = (load_file(checkpoints(out)[-1] / "model.safetensors") for out in (alone, tmp_path))
+    worst = max(float((a[name] - b[name]).norm() / (a[name].norm() + 1e-3)) for name in a)
+    assert worst < (0.2 if "bf16" in exchange else 5e-3)
+    assert len(logged(tmp_path)[1]) == len(logged(alone)[1])
+    for place, numbers in logged(tmp_path)[1].items():
+        assert numbers["eval_mlm_loss"] == pytest.approx(logged(alone)[1][place]["eval_mlm_loss"], rel=tolerance)
+
+
+@pytest.mark.mpi
+def test_a_signal_saves_on_all_ranks_and_exits_85(corpora, tmp_path, mpirun):
+    words = script_argv(
+        corpora[0], corpora[2], tmp_path, max_steps=100000, num_steps_per_checkpoint=100000, train_batch_size=4
+    )
+    process = subprocess.Popen(
+        [mpirun, *MPIRUN, "2", sys.executable, str(SCRIPT), *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            break
+    process.send_signal(signal.SIGUSR1)  # mpirun hands it on to the ranks
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 85, errors
+    (saved,) = checkpoints(tmp_path)
+    assert is_complete(saved) and "exit status 85" in errors
+    assert json.loads((saved / "state.json").read_text())["step"] == max(logged(tmp_path)[0])
+
+
+def test_sigterm_saves_and_exits_85_alone_and_the_run_goes_on_exactly(corpora, uninterrupted, tmp_path):
+    words = script_argv(corpora[0], corpora[2], tmp_path, max_steps=30, num_steps_per_checkpoint=1000)
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment(),
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("step 4/"):
+            break
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 85 and "--resume_from_checkpoint" in errors
+    assert call([*words, "--resume_from_checkpoint"]) == 0
+    found = losses(tmp_path)
+    assert found == {step: uninterrupted[step] for step in range(1, 31)}
+
+
+@pytest.mark.parametrize("how", ["NaN weight", "exploding"])
+def test_divergence_stops_with_3_and_the_last_checkpoint_is_good(corpora, tmp_path, how):
+    """NaN in the middle of a run: exit 3, the step and its rows named, what is on disk is finite."""
+    out = tmp_path / "out"
+    assert call(script_argv(corpora[0], corpora[2], out, max_steps=6, steps_this_run=2)) == 0
+    last = checkpoints(out)[-1]
+    if how == "NaN weight":
+        weights = load_file(last / "model.safetensors")
+        weights["bert.encoder.layer.1.output.dense.weight"][0, 0] = float("nan")
+        from safetensors.torch import save_file
+
+        other = tmp_path / "poisoned"
+        shutil.copytree(last, other)
+        save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+        words = script_argv(corpora[0], corpora[2], tmp_path / "new", init_checkpoint=other)
+    else:
+        words = script_argv(corpora[0], corpora[2], out, resume_from_checkpoint=True, learning_rate=1e38)
+    stopped = run_script(words)
+    assert stopped.returncode == 3, stopped.stderr
+    assert (
+        "is not finite" in stopped.stderr and "_training_" in stopped.stderr and "checkpoint is good" in stopped.stderr
+    )
+    for path in checkpoints(out) + checkpoints(tmp_path / "new"):
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(path / "model.safetensors").values())
+
+
+def test_init_checkpoint_starts_step_0_with_the_weights_and_moments(whole_run, corpora, tmp_path):
+    folder = checkpoints(whole_run[0])[-1]
+    assert call(script_argv(corpora[0], corpora[2], tmp_path, init_checkpoint=folder, max_steps=2)) == 0
+    assert [path.name for path in checkpoints(tmp_path)] == ["ckpt_2"]
+    moments = torch.load(checkpoints(tmp_path)[0] / "optimizer.pt", weights_only=True)
+    assert moments["param_groups"][0]["step"] == 14
+    # evaluated before the first update: the loss of the weights as they came
+    start = logged(tmp_path)[1][1, 0]["eval_mlm_loss"]
+    assert start != pytest.approx(logged(whole_run[0])[1][1, 0]["eval_mlm_loss"], abs=1e-4)
+
+
+def test_phase_2_goes_on_from_a_pt_of_the_reference(whole_run, corpora, tmp_path, capsys):
+    from test_pretraining_checkpoint import reference_pt
+
+    from pretraining.kernels import PlainKernels
+    from pretraining.modeling import BertConfig, BertForPreTraining, initialise
+
+    model = BertForPreTraining(BertConfig.from_json(corpora[2]), PlainKernels())
+    initialise(model, 3)
+    folder = tmp_path / "results" / "checkpoints"
+    folder.mkdir(parents=True)
+    reference_pt(folder / "ckpt_7040.pt", model)
+    words = script_argv(
+        corpora[1], corpora[2], tmp_path, phase2=True, resume_from_checkpoint=True, phase1_end_step=7038
+    )
+    assert call(words) == 0
+    assert "step 2 (phase 1 ended at 7038)" in capsys.readouterr().out
+    assert [path.name for path in checkpoints(tmp_path)] == ["ckpt_7042", "ckpt_7044"]
+
+
+def test_dry_evaluation_without_training(whole_run, corpora, tmp_path, capsys):
+    folder = checkpoints(whole_run[0])[-1]
+    words = script_argv(corpora[1], corpora[2], tmp_path, init_checkpoint=folder, do_train=False, phase2=True)
+    assert call(words) == 0
+    found = logged(tmp_path)[1][2, 12]["eval_mlm_loss"]
+    assert found == pytest.approx(logged(whole_run[0])[1][2, 12]["eval_mlm_loss"], rel=1e-6)
+    assert not checkpoints(tmp_path)
+
+
+def refused(words) -> list[str]:
+    with pytest.raises(BadRequest) as error:
+        call(words)
+    assert all("\n" not in problem for problem in error.value.problems)
+    return list(error.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"fp16": True}, "--fp16: not supported, use --hmp"),
+        ({"train_batch_size": 9}, "not a multiple of --gradient_accumulation_steps"),
+        ({"max_steps": 0}, "--max_steps"),
+        ({"warmup_proportion": 1.5}, "--warmup_proportion"),
+        ({"learning_rate": 0}, "--learning_rate"),
+        ({"save_total_limit": 0}, "--save_total_limit"),
+        ({"use_habana": True}, "two devices"),
+        ({"input_dir": "/nowhere"}, "--input_dir /nowhere: not found"),
+        ({"max_seq_length": 8}, "longer than --max_seq_length 8"),
+        ({"phase2": True, "resume_from_checkpoint": True}, "run phase 1 first"),
+        ({"resume_from_checkpoint": True, "resume_step": 4}, "no checkpoint of step 4"),
+        ({"eval_dir": "/tmp"}, "no file *test*.hdf5"),
+    ],
+)
+def test_requests_that_cannot_run(corpora, tmp_path, flags, words):
+    problems = refused(script_argv(corpora[0], corpora[2], tmp_path, **flags))
+    assert any(words in problem for problem in problems), problems
+    assert not checkpoints(tmp_path)
+
+
+def test_problems_of_a_request_are_told_together_and_exit_2(corpora, tmp_path):
+    words = script_argv(corpora[0], corpora[2], tmp_path, fp16=True, max_steps=0, learning_rate=-1)
+    done = run_script(words)
+    assert done.returncode == 2 and done.stderr.count("error: ") == 3 and "Traceback" not in done.stderr
+
+
+def test_a_used_folder_needs_the_resume_flag(whole_run, corpora):
+    (problem,) = refused(script_argv(corpora[0], corpora[2], whole_run[0]))
+    assert "--resume_from_checkpoint" in problem and "another --output_dir" in problem
+
+
+def test_vocabulary_must_fit(corpora, tmp_path):
+    config = write_config(tmp_path / "other.json", vocab_size=VOCAB_SIZE + 3)
+    (problem,) = refused(script_argv(corpora[0], config, tmp_path))
+    assert f"vocab_size {VOCAB_SIZE + 3}" in problem and f"{VOCAB_SIZE} tokens" in problem
+    corpus = make_corpus(tmp_path / "marked", shards=1)
+    with h5py.File(corpus / "marked_training_0.hdf5", "r+") as file:
+        file.attrs["vocab_sha256"] = "0" * 64
+    (problem,) = refused(script_argv(corpus, corpora[2], tmp_path))
+    assert "another vocabulary" in problem
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(whole_run, corpora, tmp_path):
+    corpus = make_corpus(tmp_path / "other")
+    tokens = (corpus / "vocab.txt").read_text().replace("w7\n", "seven\n")
+    (corpus / "vocab.txt").write_text(tokens)
+    out = tmp_path / "out"
+    shutil.copytree(whole_run[0], out)
+    (problem,) = refused(script_argv(corpus, corpora[2], out, resume_from_checkpoint=True, phase2=True, max_steps=20))
+    assert "another vocabulary" in problem
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json"])
+def test_a_damaged_newest_checkpoint_is_named_and_left(whole_run, corpora, tmp_path, file):
+    out = tmp_path / "out"
+    shutil.copytree(whole_run[0], out)
+    newest = checkpoints(out)[-1]
+    whole = (newest / file).read_bytes()
+    (newest / file).write_bytes(whole[: len(whole) // 2])
+    words = script_argv(corpora[1], corpora[2], out, phase2=True, resume_from_checkpoint=True, max_steps=8)
+    (problem,) = refused(words)
+    assert str(newest) in problem and file in problem and newest.exists()
+    shutil.rmtree(newest)
+    assert call(words) == 0 and checkpoints(out)[-1].name == "ckpt_14"
+
+
+def test_a_checkpoint_of_another_size_is_refused(whole_run, corpora, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole_run[0], out)
+    config = write_config(tmp_path / "deep.json", num_hidden_layers=3)
+    (problem,) = refused(script_argv(corpora[1], config, out, phase2=True, resume_from_checkpoint=True, max_steps=8))
+    assert "another size" in problem and "ckpt_12" in problem
+
+
+def test_a_full_disk_is_seen_before_the_first_step(corpora, tmp_path, monkeypatch):
+    from pretraining import run
+
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path))
+    assert "MiB free, a checkpoint needs" in problem
+
+
+def test_a_disk_that_fills_up_ends_with_2_and_keeps_the_older_checkpoints(corpora, tmp_path, monkeypatch):
+    from pretraining import checkpoint
+
+    real, written = checkpoint.save_file, []
+
+    def save_file(weights, path, metadata):
+        written.append(path)
+        if len(written) > 1:
+            raise OSError(28, "No space left on device")
+        real(weights, path, metadata=metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path))
+    assert "disk is full" in problem
+    assert [path.name for path in checkpoints(tmp_path)] == ["ckpt_2"] and is_complete(checkpoints(tmp_path)[0])
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
+def test_an_unwritable_folder_is_named(corpora, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o555)
+    prefix = ("setpriv", "--reuid=65534", "--clear-groups", "--bounding-set=-all") if os.geteuid() == 0 else ()
+    if prefix:
+        for folder in (tmp_path, *tmp_path.parents):
+            if os.stat(folder).st_uid == 0 and str(folder).startswith("/tmp/"):
+                folder.chmod(folder.stat().st_mode | 0o055)
+        corpora[0].parent.chmod(0o755)
+    done = run_script(script_argv(corpora[0], corpora[2], closed), prefix=prefix)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written (Permission denied)" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_too_large_a_micro_batch_names_the_one_that_fits(corpora, tmp_path, monkeypatch):
+    from central.runtime.device import Device
+    from pretraining import costs
+
+    monkeypatch.setattr(Device, "available_memory", lambda self: 4 << 20)
+    words = script_argv(corpora[0], corpora[2], tmp_path, train_batch_size=4096)
+    (problem,) = refused(words)
+    assert "a micro-batch of 2048 rows of 16 tokens needs about" in problem
+    fits = int(problem.split("a micro-batch of ")[2].split()[0])
+    from pretraining.modeling import BertConfig
+
+    config = BertConfig.from_json(corpora[2])
+    device = __import__("central.runtime.device", fromlist=["open_device"]).open_device(
+        "cpu", "eager", "fp32", __import__("central.runtime.rank", fromlist=["Rank"]).Rank()
+    )
+    assert costs.training_bytes(config, device, fits, 16, 5) <= 4 << 20
+    assert costs.training_bytes(config, device, fits + 1, 16, 5) > 4 << 20
+
+
+def test_empty_values_and_flags_without_effect_are_said(corpora, tmp_path, capsys):
+    words = script_argv(corpora[0], corpora[2], tmp_path, max_steps=1, loss_scale=8.0)
+    assert call([*words, "--num_train_epochs="]) == 0
+    said = capsys.readouterr().out
+    assert "--num_train_epochs has no value" in said and "--loss_scale has no effect" in said
