@@ -113,7 +113,7 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
     init_process_group(device, rank)  # transformers takes the group that it finds
     parser = HfArgumentParser((ModelArguments, data_arguments, TrainingArguments), allow_abbrev=False)
     parser.set_defaults(
-        output_dir=None,
+        output_dir="",  # transformers would invent one
         use_cpu=device_type == "cpu",
         bf16=flags.hmp,
         optim="adamw_torch" if device_type == "hpu" else "adamw_torch_fused",

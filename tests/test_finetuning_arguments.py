@@ -1,0 +1,148 @@
+"""The command line of fine-tuning: the reference's words, old names, empty values; the output folder."""
+
+import inspect
+import json
+
+import pytest
+from transformers import Trainer
+
+from central.runtime import output_folder
+from central.runtime.exits import BadRequest
+from central.runtime.finetuning_arguments import DataArguments, modernise, parse
+from central.runtime.rank import Rank
+from central.runtime.trainer import FineTuningTrainer
+
+MODEL = ["--model_name_or_path=m", "--output_dir=o", "--do_train"]
+
+
+def understood(*words):
+    return parse([*MODEL, *words], DataArguments, Rank())
+
+
+def test_the_words_of_the_reference_for_cpu():
+    request = understood(
+        "--no_cuda", "--use_fused_adam", "--overwrite_output_dir", "--num_train_epochs=", "--save_steps="
+    )
+    training = request.training
+    assert training.device.type == "cpu" and training.use_cpu and not training.bf16
+    assert training.num_train_epochs == 3 and training.save_steps == 500
+    assert request.flags.overwrite_output_dir and request.flags.use_fused_adam
+    assert training.optim == "adamw_torch_fused"
+    assert training.ddp_find_unused_parameters is False and training.ddp_bucket_cap_mb == 230
+
+
+def test_what_is_taken_in_another_way_is_said_once():
+    _, _, notes = modernise(
+        ["--num_train_epochs=", "--save_steps=", "--use_fused_adam", "--hmp_opt_level=O1", "--logging_dir", "x"]
+    )
+    assert len(notes) == 3
+    assert notes[0] == "--num_train_epochs, --save_steps: empty, taken as the default"
+    assert notes[1] == "--hmp_opt_level, --logging_dir: accepted, no effect here"
+    assert "torch's fused AdamW" in notes[2]
+    _, flags, notes = modernise(
+        ["--use_habana", "--use_fused_adam", "--hmp", "--hmp_bf16=a.txt", "--hmp_fp32", "b.txt"]
+    )
+    assert notes == [] and flags.hmp and (flags.hmp_bf16, flags.hmp_fp32) == ("a.txt", "b.txt")
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "value"),
+    [
+        (["--evaluation_strategy", "epoch"], "eval_strategy", "epoch"),
+        (["--warmup_ratio=0.1"], "warmup_steps", 0.1),
+        (["--per_gpu_train_batch_size", "4"], "per_device_train_batch_size", 4),
+        (["--hmp"], "bf16", True),
+        (["--resume_from_checkpoint"], "resume_from_checkpoint", "True"),
+        (["--resume_from_checkpoint", "--seed=3"], "seed", 3),
+        (["--resume_from_checkpoint", "o/checkpoint-3"], "resume_from_checkpoint", "o/checkpoint-3"),
+        (["--no_cuda", "False"], "seed", 42),
+    ],
+)
+def test_names_of_older_versions(old, name, value):
+    assert getattr(understood("--no_cuda", *old).training, name) == value
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(BadRequest) as error:
+        parse(
+            ["--model_name_or_path=m", "--no_cuda", "--typo=1", "--use_lazy_mode", "--train_file=/no/file"],
+            DataArguments,
+            Rank(),
+        )
+    told = "\n".join(error.value.problems)
+    for part in ("--typo=1", "--use_lazy_mode", "--output_dir", "nothing to do", "/no/file"):
+        assert part in told
+    for words in (
+        ["--seed=x"],
+        ["--no_cuda=perhaps"],
+        ["--fp16"],
+        ["--max_train_samples=0"],
+        ["--num_train_epochs=-1"],
+    ):
+        with pytest.raises((BadRequest, SystemExit)):
+            understood("--no_cuda", *words)
+
+
+def test_a_gaudi_that_is_not_there_is_said():
+    with pytest.raises((BadRequest, AssertionError)):
+        understood("--use_habana")
+
+
+@pytest.mark.parametrize(
+    "name", ["_clip_grad_norm", "_get_grad_norm", "_build_accelerator_args", "_get_eval_sampler", "training_step"]
+)
+def test_the_private_methods_overridden_exist_with_the_same_arguments(name):
+    mine, theirs = (inspect.signature(getattr(cls, name)).parameters for cls in (FineTuningTrainer, Trainer))
+    assert list(mine) == list(theirs)
+    assert hasattr(Trainer, "_maybe_log_save_evaluate") and hasattr(Trainer, "_get_train_sampler")
+
+
+# ---- output folder
+
+
+def checkpoint(folder, step, leave_out=()):
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    for name in {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} - set(leave_out):
+        (path / name).write_text("x")
+    if "trainer_state.json" not in leave_out:
+        (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return path
+
+
+def test_the_newest_complete_checkpoint(tmp_path):
+    assert output_folder.newest_trainer_checkpoint(tmp_path) is None
+    nine = checkpoint(tmp_path, 9)
+    ten = checkpoint(tmp_path, 10)
+    (checkpoint(tmp_path, 11) / "trainer_state.json").write_text('{"glob')
+    checkpoint(tmp_path, 12, leave_out=["trainer_state.json"])
+    checkpoint(tmp_path, 13, leave_out=["rng_state.pth"])
+    assert output_folder.newest_trainer_checkpoint(tmp_path) == ten
+    assert output_folder.checkpoint_to_resume("True", tmp_path) == ten
+    assert output_folder.checkpoint_to_resume(str(nine), tmp_path) == nine
+    assert output_folder.checkpoint_to_resume(None, tmp_path) is None
+    with pytest.raises(BadRequest, match="not a complete checkpoint"):
+        output_folder.checkpoint_to_resume(str(tmp_path / "checkpoint-12"), tmp_path)
+
+
+def test_a_used_folder_is_renamed_or_refused(tmp_path):
+    out = tmp_path / "out"
+    output_folder.refuse_use(out, False, {})
+    assert output_folder.move_aside(out) is None
+    for number in (1, 2):
+        out.mkdir()
+        (out / "file").write_text(str(number))
+        with pytest.raises(BadRequest, match="--resume_from_checkpoint.*--overwrite_output_dir"):
+            output_folder.refuse_use(out, False, {})
+        output_folder.refuse_use(out, True, {})
+        assert output_folder.move_aside(out) == tmp_path / f"out.{number}"
+        assert (tmp_path / f"out.{number}" / "file").read_text() == str(number)
+
+
+def test_a_folder_that_the_run_reads_is_not_renamed(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "train.tsv").write_text("x")
+    with pytest.raises(BadRequest, match="--train_file .*would be renamed"):
+        output_folder.refuse_use(tmp_path / "out", True, {"--train_file": str(tmp_path / "out" / "train.tsv")})
+    with pytest.raises(BadRequest, match="is a file"):
+        output_folder.refuse_use(tmp_path / "out" / "train.tsv", True, {})

@@ -1,0 +1,182 @@
+"""Reading tables for fine-tuning: every format, every broken file, names of the Hub."""
+
+import gzip
+import json
+import socket
+
+import datasets
+import pytest
+
+from central.runtime.exits import BadRequest
+from central.runtime.finetuning_data import HUB_DATASETS, load_splits, read_table
+
+ROWS = [
+    {"sentence1": 'a "bare quote', "sentence2": "b", "label": 1},
+    {"sentence1": "über, c", "sentence2": 'd "e" f', "label": 0},
+]
+
+
+def write(path, text, encoding="utf-8"):
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def delimited(separator, quote=str):
+    lines = [list(ROWS[0]), *(row.values() for row in ROWS)]
+    return "".join(separator.join(quote(str(value)) for value in line) + "\n" for line in lines)
+
+
+FILES = {
+    "t.tsv": delimited("\t"),
+    "t.txt": "\ufeff" + delimited("\t").replace("\n", "\r\n"),
+    "t.csv": delimited(",", lambda value: '"' + value.replace('"', '""') + '"'),
+    "t.json": json.dumps(ROWS),
+    "data.json": json.dumps({"version": "1", "data": ROWS}),
+    "lines.json": "\n".join(map(json.dumps, ROWS)) + "\n",
+    "t.jsonl": "\n".join(map(json.dumps, ROWS)),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_text_format_and_its_gz(tmp_path, name, packed):
+    path = write(tmp_path / name, FILES[name])
+    if packed:
+        path = tmp_path / f"{name}.gz"
+        path.write_bytes(gzip.compress(FILES[name].encode()))
+    table = read_table(path)
+    assert [str(label) for label in table.columns.pop("label")] == ["1", "0"]
+    assert table.columns == {name: [row[name] for row in ROWS] for name in ("sentence1", "sentence2")}
+    assert len(table.sha256) == 64 and table.source == str(path)
+
+
+def test_parquet_and_a_folder_of_save_to_disk(tmp_path):
+    split = datasets.Dataset.from_list(ROWS)
+    split.to_parquet(tmp_path / "t.parquet")
+    (tmp_path / "t.parquet.gz").write_bytes(gzip.compress((tmp_path / "t.parquet").read_bytes()))
+    split.save_to_disk(tmp_path / "saved")
+    for name in ("t.parquet", "t.parquet.gz", "saved"):
+        assert read_table(tmp_path / name).columns["sentence1"] == [row["sentence1"] for row in ROWS]
+
+
+def test_the_hash_is_that_of_the_text_packed_or_not(tmp_path):
+    path = write(tmp_path / "t.tsv", FILES["t.tsv"])
+    packed = tmp_path / "u.tsv.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert read_table(path).sha256 == read_table(packed).sha256
+
+
+def test_mrpc_as_distributed(shared_data):
+    table = read_table(shared_data / "mrpc" / "msr_paraphrase_train.txt")
+    assert len(table) == 4076 and list(table.columns)[0] == "Quality"
+    assert len(read_table(shared_data / "mrpc" / "train.tsv")) == 3668
+
+
+BROKEN = {
+    "row.tsv": ("a\tlabel\nx\t1\ny\n\nz\t0\t9\n", ["row.tsv: line 3 has 1 fields; line 5 has 3 fields", "names 2"]),
+    "row.csv": ('a,label\n"x\ny",1\nz\n', ["line 4 has 1 fields"]),
+    "names.tsv": ("a\ta\nx\ty\n", ["line 1", "distinct"]),
+    "empty.csv": ("", ["line 1"]),
+    "empty.jsonl": ("\n", ["no rows"]),
+    "bad.jsonl": ('{"a": 1}\n{"a": \n', ["bad.jsonl, line 2"]),
+    "bad.json": ('{"data": [1,\n 2', ["bad.json, line 2"]),
+    "list.json": ("[1, 2]", ["list of objects"]),
+    "t.docx": ("x", [".docx", ".tsv"]),
+    "t.tsv.gz": ("not packed", ["cannot be read"]),
+    "t.parquet": ("not parquet", ["not a parquet file"]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_named_with_the_line(tmp_path, name):
+    text, said = BROKEN[name]
+    with pytest.raises(BadRequest) as error:
+        read_table(write(tmp_path / name, text))
+    assert str(tmp_path) in str(error.value)
+    for part in said:
+        assert part in str(error.value)
+
+
+def test_another_encoding_is_named_with_the_line(tmp_path):
+    with pytest.raises(BadRequest, match="latin.tsv, line 3: not UTF-8"):
+        read_table(write(tmp_path / "latin.tsv", "a\tb\nx\ty\nü\tz\n", "latin-1"))
+
+
+def test_broken_rows_are_counted_where_the_official_script_skips_them(tmp_path):
+    table = read_table(write(tmp_path / "t.tsv", "a\tb\n1\t2\nbroken\n3\t4\n"), skip_broken_rows=True)
+    assert table.columns == {"a": ["1", "3"], "b": ["2", "4"]} and table.skipped == 1
+    assert table.where(1).endswith("t.tsv, line 4")
+
+
+def test_a_file_without_names_gets_them_and_one_with_names_keeps_them(tmp_path):
+    header = ("source", "label", "mark", "sentence")
+    bare = read_table(write(tmp_path / "bare.tsv", "gj04\t1\t\tText one.\n"), header)
+    named = read_table(write(tmp_path / "named.tsv", "index\tsentence\n0\tText one.\n"), header)
+    assert bare.columns["sentence"] == named.columns["sentence"] == ["Text one."]
+
+
+def splits(files=None, name=None, config=None, wanted=("train", "validation"), **more):
+    return load_splits(files or {}, name, config, wanted, **more)
+
+
+def test_local_files_win_and_all_missing_ones_are_told(tmp_path):
+    path = write(tmp_path / "t.tsv", FILES["t.tsv"])
+    tables = splits({"train": str(path), "validation": str(path)}, name="no/such")
+    assert len(tables["train"]) == len(tables["validation"]) == 2
+    with pytest.raises(BadRequest) as error:
+        splits({"test": str(path)})
+    assert len(error.value.problems) == 2 and "--train_file" in error.value.problems[0]
+
+
+def test_a_folder_of_glue_files_by_name(tmp_path):
+    for name in ("train.tsv", "dev_matched.tsv", "dev_mismatched.tsv", "test_matched.tsv"):
+        write(tmp_path / name, FILES["t.tsv"])
+    wanted = ("train", "validation", "validation_mismatched", "test", "test_mismatched")
+    tables = splits(name=str(tmp_path), wanted=wanted)
+    assert sorted(tables) == ["test", "train", "validation", "validation_mismatched"]
+    assert tables["validation"].source.endswith("dev_matched.tsv")
+
+
+def test_a_folder_of_several_saved_splits_gives_labels_by_name(tmp_path):
+    label = datasets.ClassLabel(names=["not_equivalent", "equivalent"])
+    features = datasets.Features({"sentence1": datasets.Value("string"), "label": label})
+    rows = [{"sentence1": "x", "label": 1}, {"sentence1": "y", "label": -1}]
+    split = datasets.Dataset.from_list(rows, features=features)
+    datasets.DatasetDict({"train": split, "validation": split}).save_to_disk(tmp_path / "saved")
+    tables = splits(name=str(tmp_path / "saved"))
+    assert tables["train"].columns["label"] == ["equivalent", None]
+
+
+def test_a_repository_of_the_hub_without_a_script_offline(tmp_path, monkeypatch):
+    """The layout of nyu-mll/glue: a folder of parquet files for each configuration, declared in README.md."""
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a socket was opened"))
+    repository = tmp_path / "glue"
+    files = [{"split": split, "path": f"mrpc/{split}-*"} for split in ("train", "validation")]
+    (repository / "mrpc").mkdir(parents=True)
+    write(
+        repository / "README.md", "---\nconfigs:\n- config_name: mrpc\n  data_files: " + json.dumps(files) + "\n---\n"
+    )
+    for split in ("train", "validation"):
+        datasets.Dataset.from_list(ROWS).to_parquet(repository / "mrpc" / f"{split}-00000-of-00001.parquet")
+    tables = splits(name=str(repository), config="mrpc", cache_dir=str(tmp_path / "cache"))
+    assert tables["train"].columns["sentence2"] == [row["sentence2"] for row in ROWS]
+
+
+def test_the_hub_is_asked_for_a_pinned_revision(monkeypatch):
+    asked = {}
+
+    def load_dataset(path, name, revision, cache_dir):
+        asked.update(path=path, name=name, revision=revision)
+        return datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(splits(name="glue", config="mrpc", wanted=["train"])["train"]) == 2
+    assert asked == {"path": "nyu-mll/glue", "name": "mrpc", "revision": HUB_DATASETS["glue"][1]}
+    assert all(len(revision) == 40 for _, revision in HUB_DATASETS.values())
+
+
+def test_a_name_that_cannot_be_had_offline_says_what_to_do():
+    with pytest.raises(BadRequest, match="'glue' .mrpc. cannot be loaded: .*--train_file"):
+        splits(name="glue", config="mrpc")
+    with pytest.raises(BadRequest, match="no data"):
+        splits()

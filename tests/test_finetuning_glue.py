@@ -1,0 +1,121 @@
+"""GLUE's tasks: metrics against scikit-learn and scipy, labels of every kind, the server's format."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy import stats
+from sklearn import metrics as oracle
+
+from central.runtime.exits import BadRequest
+from central.runtime.finetuning_data import Table
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "transformers/examples/pytorch/text-classification"))
+import glue_tasks
+
+LABELS = arrays.arrays(np.int64, 30, elements=st.integers(0, 1))
+CLASSES = arrays.arrays(np.int64, 30, elements=st.integers(0, 3))
+SCORES = arrays.arrays(np.float64, 30, elements=st.integers(0, 12).map(lambda n: n / 3))
+
+
+@settings(max_examples=80, deadline=None)
+@given(LABELS, LABELS)
+def test_two_classes_as_scikit_learn(predicted, labels):
+    assert glue_tasks.accuracy(predicted, labels) == pytest.approx(oracle.accuracy_score(labels, predicted))
+    assert glue_tasks.f1(predicted, labels) == pytest.approx(oracle.f1_score(labels, predicted, zero_division=0))
+    assert glue_tasks.matthews(predicted, labels) == pytest.approx(oracle.matthews_corrcoef(labels, predicted))
+
+
+@settings(max_examples=80, deadline=None)
+@given(CLASSES, CLASSES)
+def test_more_classes_as_scikit_learn(predicted, labels):
+    assert glue_tasks.matthews(predicted, labels) == pytest.approx(
+        oracle.matthews_corrcoef(labels, predicted), abs=1e-12
+    )
+    expected = oracle.f1_score(labels, predicted, average="macro", zero_division=0)
+    assert glue_tasks.macro_f1(predicted, labels) == pytest.approx(expected)
+
+
+@settings(max_examples=80, deadline=None)
+@given(SCORES, SCORES)
+def test_correlations_as_scipy(predicted, labels):
+    if predicted.std() > 0 and labels.std() > 0:
+        assert glue_tasks.pearson(predicted, labels) == pytest.approx(stats.pearsonr(predicted, labels)[0], abs=1e-9)
+        assert glue_tasks.spearman(predicted, labels) == pytest.approx(stats.spearmanr(predicted, labels)[0], abs=1e-9)
+    else:
+        assert glue_tasks.pearson(predicted, labels) == glue_tasks.spearman(predicted, labels) == 0
+
+
+def test_scores_tell_the_majority_class():
+    logits = np.array([[0, 1], [0, 1], [0, 1], [1, 0]], np.float32)
+    found = glue_tasks.scores(glue_tasks.TASKS["mrpc"], logits, np.array([1, 1, 1, 0]))
+    assert found == {"accuracy": 1.0, "f1": 1.0, "majority_class": 0.75}
+    found = glue_tasks.scores(glue_tasks.TASKS["stsb"], np.array([[1.0], [2.0], [4.0]]), np.array([1.0, 2.0, 3.0]))
+    assert found["spearmanr"] == 1 and "majority_class" not in found
+
+
+def table(**columns):
+    return Table({name.replace("__", " "): list(values) for name, values in columns.items()}, "f.tsv", "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "numbers"),
+    [
+        ("mrpc", ["1", "0"], [1, 0]),
+        ("mrpc", [1, 0], [1, 0]),
+        ("mrpc", ["equivalent", "not_equivalent"], [1, 0]),
+        ("rte", ["not_entailment", "entailment"], [1, 0]),
+        ("mnli", ["contradiction", 1], [2, 1]),
+        ("stsb", ["3.5", 2], [3.5, 2.0]),
+    ],
+)
+def test_labels_are_names_or_numbers(task, values, numbers):
+    assert glue_tasks.numbered_labels(table(label=values), glue_tasks.TASKS[task]).tolist() == numbers
+
+
+def test_labels_of_glue_columns_and_of_none():
+    assert glue_tasks.numbered_labels(table(Quality=["1"]), glue_tasks.TASKS["mrpc"]).tolist() == [1]
+    for unlabelled in (table(label=[-1, -1]), table(label=[None]), table(text=["x"])):
+        assert glue_tasks.numbered_labels(unlabelled, glue_tasks.TASKS["mrpc"]) is None
+
+
+@pytest.mark.parametrize(
+    ("task", "values"), [("mrpc", ["1", "2"]), ("mrpc", ["1", "maybe"]), ("mrpc", ["1", ""]), ("stsb", ["1", "high"])]
+)
+def test_an_unknown_label_is_named_with_file_and_row(task, values):
+    with pytest.raises(BadRequest, match="f.tsv, row 2: "):
+        glue_tasks.numbered_labels(table(label=values), glue_tasks.TASKS[task])
+
+
+def test_the_task_of_other_data_is_read_off_it():
+    task = glue_tasks.infer_task(table(idx=[1, 2], body=["x", "y"], label=["b", "a"]), (), None, ())
+    assert (task.sentence1, task.sentence2, task.labels) == (("body",), (), ("a", "b"))
+    task = glue_tasks.infer_task(table(label=["10", "9"], sentence2=["x"] * 2, sentence1=["y"] * 2), (), None, ())
+    assert (task.sentence1, task.sentence2, task.labels) == (("sentence1",), ("sentence2",), ("9", "10"))
+    assert glue_tasks.infer_task(table(text=["x"], grade=["0.5"]), ["text"], "grade", ()).is_regression
+    assert glue_tasks.infer_task(table(text=["x"]), (), None, ("no", "yes")).labels == ("no", "yes")
+    with pytest.raises(BadRequest, match="no column 'label'"):
+        glue_tasks.infer_task(table(text=["x"]), (), None, ())
+
+
+def test_text_must_be_there():
+    with pytest.raises(BadRequest, match="no text in column 'sentence1': f.tsv, row 2"):
+        glue_tasks.texts_of(table(sentence1=["x", None]), ("sentence1",))
+    with pytest.raises(BadRequest, match="needs a column 'sentence1' or '#1 String', has other"):
+        glue_tasks.texts_of(table(other=["x"]), ("sentence1", "#1 String"))
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "lines"),
+    [
+        ("mrpc", [[1, 2], [2, 1]], ["0\t1", "1\t0"]),
+        ("rte", [[1, 2], [2, 1]], ["0\tnot_entailment", "1\tentailment"]),
+        ("stsb", [[1.23456], [7.0]], ["0\t1.235", "1\t5.000"]),
+    ],
+)
+def test_the_format_of_the_glue_server(task, outputs, lines):
+    assert glue_tasks.server_lines(glue_tasks.TASKS[task], np.array(outputs)) == ["index\tprediction", *lines]

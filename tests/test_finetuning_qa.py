@@ -1,0 +1,217 @@
+"""Questions about paragraphs: reading, windows, answers from logits, and SQuAD's published rules by hand-made cases."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from central.runtime.exits import BadRequest
+from central.runtime.features import Features, Ragged
+from central.runtime.finetuning_data import Table, read_table
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "transformers/examples/pytorch/question-answering"))
+import qa_examples
+import qa_postprocess
+from qa_examples import Question
+from qa_postprocess import Answers
+
+pytest_plugins = ("finetuning_fixtures",)
+
+CONTEXT = "The Normans gave their name to Normandy, in France."
+
+
+def question(id="a", text="Where?", context=CONTEXT, answers=("France",), starts=(44,)):
+    return Question(id, text, context, tuple(answers), tuple(starts), "f.json, row 1")
+
+
+# ---- reading
+
+
+def flat(**changes):
+    row = {"id": "a", "question": " Where?", "context": CONTEXT, "answers": {"text": ["France"], "answer_start": [44]}}
+    row |= changes
+    return Table({name: [value] for name, value in row.items()}, "f.json", "0" * 64)
+
+
+def test_nested_and_flat_files_give_the_same_questions():
+    answers = [{"text": "France", "answer_start": 44}]
+    article = {
+        "title": "N",
+        "paragraphs": [{"context": CONTEXT, "qas": [{"id": "a", "question": "Where?", "answers": answers}]}],
+    }
+    nested = Table({name: [value] for name, value in article.items()}, "f.json", "0" * 64)
+    for table in (nested, flat(), flat(answers=answers), flat(answers=json.dumps(answers))):
+        (found,) = qa_examples.questions_of(table)
+        assert (found.id, found.text, found.answers, found.starts) == ("a", "Where?", ("France",), (44,))
+    assert qa_examples.questions_of(flat(is_impossible=True))[0].answers == ()
+
+
+def test_real_files(shared_data):
+    questions = qa_examples.questions_of(read_table(shared_data / "squad" / "squad-mini-dev.json"))
+    assert len(questions) == 922 and sum(len(q.answers) for q in questions) == 2779
+    assert len(qa_examples.usable_for_training(questions)[0]) == 922
+
+
+def test_another_form_and_double_ids_are_refused():
+    with pytest.raises(BadRequest, match="nested form"):
+        qa_examples.questions_of(Table({"text": ["x"]}, "f.json", ""))
+    with pytest.raises(BadRequest, match="not in SQuAD's form"):
+        qa_examples.questions_of(Table({"paragraphs": [[{"qas": [{}]}]]}, "f.json", ""))
+    twice = {name: values * 2 for name, values in flat().columns.items()}
+    with pytest.raises(BadRequest, match="f.json: ids that occur more than once: a at f.json, row 1"):
+        qa_examples.questions_of(Table(twice, "f.json", ""))
+
+
+def test_what_cannot_be_learned_from_is_counted_and_left_out():
+    bad = [
+        question("outside", starts=(400,)),
+        question("moved", starts=(43,)),
+        question("negative", starts=(-7,)),
+        question("no question", text="  "),
+        question("no context", context=""),
+    ]
+    good = [question("good"), question("unanswerable", answers=(), starts=())]
+    kept, lines = qa_examples.usable_for_training([*bad, *good])
+    assert kept == good
+    assert lines[0].startswith("2 questions skipped, empty") and lines[1].startswith("3 questions skipped, answer not")
+    with pytest.raises(BadRequest, match="1 questions have no answer .unanswerable.*--version_2_with_negative"):
+        qa_examples.refuse_unanswerable(good)
+
+
+# ---- windows
+
+
+def test_windows_cover_the_context_and_mark_the_answer(tiny_tokenizer):
+    words = [f"w{i}" for i in range(60)]
+    context = " ".join(words)
+    asked = question(text="where is it ?", context=context, answers=("w40 w41",), starts=(context.index("w40 w41"),))
+    windows, cut = qa_examples.windows([asked], tiny_tokenizer, 64, 16, with_answers=True)
+    assert cut == 0 and len(windows) > 1
+    covered, marked = set(), 0
+    for i in range(len(windows)):
+        offsets, begin = windows.extras["offsets"][i], int(windows.extras["context_start"][i])
+        covered |= {character for start, end in offsets for character in range(start, end)}
+        start, end = int(windows.inputs["start_positions"][i]), int(windows.inputs["end_positions"][i])
+        if start:
+            marked += 1
+            assert context[offsets[start - begin, 0] : offsets[end - begin, 1]] == "w40 w41"
+        else:
+            assert end == 0
+    assert covered == {i for i, character in enumerate(context) if character != " "}
+    assert marked >= 1 and windows.lengths.max() <= 64
+
+
+def test_a_long_question_is_cut_and_an_impossible_stride_refused(tiny_tokenizer):
+    asked = question(text="where " * 80)
+    windows, cut = qa_examples.windows([asked], tiny_tokenizer, 64, 16, with_answers=False)
+    assert cut == 1 and windows.lengths.max() <= 64 and "start_positions" not in windows.inputs
+    with pytest.raises(BadRequest, match="--doc_stride 60 .* at most 44"):
+        qa_examples.windows([asked], tiny_tokenizer, 64, 60, with_answers=False)
+
+
+def test_an_empty_context_has_a_window_and_no_answer(tiny_tokenizer):
+    asked = [question(context="", answers=(), starts=())]
+    windows, _ = qa_examples.windows(asked, tiny_tokenizer, 64, 16, with_answers=True)
+    logits = np.zeros((len(windows), 64), np.float32)
+    assert qa_postprocess.answers_of(asked, windows, logits, logits).predictions == {"a": ""}
+
+
+# ---- answers from logits: "The Normans gave their name to Normandy, in France." by words
+
+
+STARTS = [i for i, c in enumerate(CONTEXT) if c != " " and (i == 0 or CONTEXT[i - 1] == " ")]
+OFFSETS = np.array([(s, CONTEXT.find(" ", s) if " " in CONTEXT[s:] else len(CONTEXT)) for s in STARTS])
+
+
+def one_window(begin=3):
+    ids = Ragged.of([list(range(begin + len(OFFSETS)))])
+    extras = {"question": np.array([0]), "context_start": np.array([begin]), "offsets": Ragged.of([OFFSETS])}
+    return Features({"input_ids": ids}, extras)
+
+
+def logits(**at):
+    found = np.full((1, 16), -5.0, np.float32)
+    for token, value in at.items():
+        found[0, int(token[1:])] = value
+    return found
+
+
+def answer(starts, ends, **settings):
+    return qa_postprocess.answers_of([question()], one_window(), starts, ends, **settings)
+
+
+def test_the_best_span_wins_and_is_cut_from_the_text():
+    found = answer(logits(t4=9), logits(t5=8))
+    assert found.predictions["a"] == "Normans gave"
+    best = found.nbest["a"][0]
+    assert best["start_logit"] == 9 and best["end_logit"] == 8
+    assert sum(row["probability"] for row in found.nbest["a"]) == pytest.approx(1)
+    assert len(answer(logits(t4=9), logits(t5=8), n_best_size=3).nbest["a"]) == 3
+
+
+def test_backward_long_and_question_spans_are_no_answers():
+    assert answer(logits(t5=9, t4=1), logits(t4=9)).predictions["a"] == "Normans"  # not from 5 back to 4
+    assert answer(logits(t3=9, t10=8), logits(t10=9), max_answer_length=3).predictions["a"] == "in"
+    assert answer(logits(t1=99, t4=1), logits(t1=99, t4=1)).predictions["a"] == "Normans"
+
+
+def test_the_null_threshold_of_squad_2():
+    starts, ends = logits(t0=2, t4=1), logits(t0=2, t4=1)  # [CLS] scores 4, the span 2
+    found = answer(starts, ends, version_2=True)
+    assert found.predictions["a"] == "" and found.null_odds["a"] == pytest.approx(2)
+    assert {"text": ""}.items() <= found.nbest["a"][0].items()
+    assert answer(starts, ends, version_2=True, null_threshold=2.5).predictions["a"] == "Normans"
+    assert answer(starts, ends).predictions["a"] == "Normans"
+
+
+# ---- scores: the published rules
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "exact", "words"),
+    [
+        ("The Eiffel Tower!", "eiffel tower", 1, 1),
+        ("a an the", "", 1, 1),
+        ("theatre", "atre", 0, 0),  # an article is a whole word
+        ("U.S.A.", "usa", 1, 1),
+        ("mother-in-law", "motherinlaw", 1, 1),
+        ("red red car", "red car", 0, 0.8),
+        ("one  two\tthree", "three four", 0, 0.4),
+        ("", "x", 0, 0),
+    ],
+)
+def test_exact_match_and_f1(prediction, reference, exact, words):
+    assert qa_postprocess.exact_match(prediction, reference) == exact
+    assert qa_postprocess.f1(prediction, reference) == pytest.approx(words)
+
+
+def test_the_best_reference_counts():
+    questions = [question("a", answers=("x y", "y")), question("b", answers=("p",))]
+    found = qa_postprocess.squad_scores(questions, Answers({"a": "the y", "b": "q"}, {}, {}))
+    assert found == {"exact_match": 50.0, "f1": 50.0}
+
+
+def test_squad_2_counts_silence_and_finds_the_best_threshold():
+    questions = [
+        question("a", answers=("x",)),
+        question("b", answers=()),
+        question("c", answers=("z",)),
+        question("d", answers=()),
+    ]
+    nbest = {i: [{"text": text}] for i, text in (("a", "x"), ("b", "y"), ("c", "z"), ("d", "w"))}
+    odds = {"a": -3.0, "b": 1.0, "c": 0.5, "d": 4.0}
+    said = Answers({"a": "x", "b": "", "c": "", "d": ""}, nbest, odds)
+    found = qa_postprocess.squad_scores(questions, said, version_2=True)
+    assert found["exact_match"] == 75 and found["HasAns_exact"] == 50 and found["NoAns_f1"] == 100
+    assert found["best_exact"] == 100 and 0.5 <= found["best_exact_threshold"] < 1.0
+
+
+def test_the_best_threshold_is_that_of_trying_all():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        scores, answerable, odds = rng.random(12), rng.random(12) < 0.5, rng.normal(size=12)
+        tried = [np.mean(np.where(odds > t, ~answerable, np.where(answerable, scores, 0))) for t in [*odds, -9.0]]
+        best, threshold = qa_postprocess.best_threshold(np.where(answerable, scores, 0), answerable, odds)
+        assert best == pytest.approx(max(tried))

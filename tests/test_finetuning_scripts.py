@@ -1,0 +1,362 @@
+"""run_glue.py and run_qa.py from end to end with a tiny model: train, evaluate, predict, resume, stop, refuse."""
+
+import importlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from central.runtime import exits
+
+pytest_plugins = ("finetuning_fixtures",)
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {
+    name: ROOT / "transformers/examples/pytorch" / folder
+    for name, folder in (("run_glue", "text-classification"), ("run_qa", "question-answering"))
+}
+for folder in FOLDERS.values():
+    sys.path.append(str(folder))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+
+
+def run(script, *words):
+    """Run a script in this process; its exit status."""
+    return exits.run(importlib.import_module(script).main, ["--no_cuda", *map(str, words)])
+
+
+def glue_words(model, pairs, out, *more):
+    return [
+        *(
+            f"--model_name_or_path={model}",
+            "--task_name=MRPC",
+            "--dataset_name=mrpc",
+            f"--output_dir={out}",
+            "--do_train",
+        ),
+        *(f"--train_file={pairs / 'train.tsv'}", f"--validation_file={pairs / 'dev.tsv'}", "--max_seq_length=32"),
+        *("--per_device_train_batch_size=8", "--learning_rate=1e-3", f"--cache_dir={out.parent / 'cache'}", *more),
+    ]
+
+
+def qa_words(model, file, out, *more):
+    return [
+        *(f"--model_name_or_path={model}", f"--output_dir={out}", f"--train_file={file}", f"--validation_file={file}"),
+        *(
+            "--max_seq_length=64",
+            "--doc_stride=16",
+            "--per_device_train_batch_size=4",
+            f"--cache_dir={out.parent / 'cache'}",
+        ),
+        *("--learning_rate=1e-3", *more),
+    ]
+
+
+def results(folder):
+    return json.loads((folder / "all_results.json").read_text())
+
+
+def test_glue_trains_evaluates_and_predicts(tiny_model, pairs, tmp_path, capsys):
+    out = tmp_path / "mrpc"
+    words = glue_words(tiny_model, pairs, out, "--do_eval", "--do_predict", f"--test_file={pairs / 'test.tsv'}")
+    assert run("run_glue", *words, "--num_train_epochs=6") == 0
+    found = results(out)
+    assert found["eval_accuracy"] > 0.9 > found["eval_majority_class"] and found["eval_samples"] == 33
+    assert found["train_samples_per_second"] > 0
+    lines = (out / "predict_results_mrpc.txt").read_text().splitlines()
+    assert lines[0] == "index\tprediction"
+    assert [int(line.split("\t")[1]) for line in lines[1:]] == [int((i * 7) % 3 > 0) for i in range(9)]
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "trainer_state.json", "eval_results.json"):
+        assert (out / name).exists()
+    said = capsys.readouterr().out
+    assert "made anew" in said and "classifier.weight" in said
+    card = (out / "README.md").read_text()
+    assert f"{found['eval_accuracy']:.4g}" in card and "0.001" in card
+    assert not any(blank in card for blank in ("More information", "None", "TODO", "unknown"))
+
+
+def test_a_fine_tuned_model_evaluates_and_predicts_alone(tiny_model, pairs, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run("run_glue", *glue_words(tiny_model, pairs, first, "--do_eval", "--max_steps=10")) == 0
+    words = [w for w in glue_words(first, pairs, second, "--do_eval") if w != "--do_train"]
+    assert run("run_glue", *words) == 0
+    assert results(second)["eval_accuracy"] == results(first)["eval_accuracy"]
+    assert results(second)["eval_loss"] == pytest.approx(results(first)["eval_loss"], rel=1e-5)
+
+
+def test_by_length_and_padded_evaluate_the_same(tiny_model, pairs, tmp_path):
+    out = tmp_path / "out"
+    assert run("run_glue", *glue_words(tiny_model, pairs, out, "--do_eval", "--max_steps=8")) == 0
+    for name, more in (("length", []), ("padded", ["--pad_to_max_length"])):
+        words = glue_words(out, pairs, tmp_path / name, "--do_predict", f"--test_file={pairs / 'dev.tsv'}", *more)
+        assert run("run_glue", *[w for w in words if w != "--do_train"]) == 0
+    texts = [(tmp_path / name / "predict_results_mrpc.txt").read_text() for name in ("length", "padded")]
+    assert texts[0] == texts[1] and texts[0].count("\n") == 34
+
+
+def test_a_score_of_the_majority_class_says_so(tiny_model, pairs, tmp_path, capsys):
+    words = glue_words(tiny_model, pairs, tmp_path / "o", "--do_eval", "--max_steps=1", "--learning_rate=1e-9")
+    run("run_glue", *words)
+    found = results(tmp_path / "o")
+    assert ("commonest label" in capsys.readouterr().out) == (found["eval_accuracy"] == found["eval_majority_class"])
+
+
+def test_other_labels_and_single_sentences(tiny_model, tmp_path):
+    rows = [{"text": f"w{i} {name} film", "label": name} for i in range(30) for name in ("good", "bad")]
+    file = tmp_path / "t.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    words = [f"--model_name_or_path={tiny_model}", f"--output_dir={tmp_path / 'o'}", f"--train_file={file}"]
+    words += [f"--validation_file={file}", "--do_train", "--do_eval", "--learning_rate=1e-3", "--num_train_epochs=5"]
+    assert run("run_glue", *words) == 0
+    assert results(tmp_path / "o")["eval_accuracy"] == 1
+    assert json.loads((tmp_path / "o" / "config.json").read_text())["label2id"] == {"bad": 0, "good": 1}
+
+
+def test_squad_learns_and_writes_its_answers(tiny_model, squad_file, tmp_path):
+    out = tmp_path / "squad"
+    words = qa_words(tiny_model, squad_file, out, "--do_train", "--do_eval", "--num_train_epochs=25")
+    assert run("run_qa", *words, "--do_predict", f"--test_file={squad_file}") == 0
+    found = results(out)
+    assert found["eval_f1"] > 60 and found["eval_samples"] == 12 and found["predict_f1"] == found["eval_f1"]
+    predictions = json.loads((out / "predictions.json").read_text())
+    assert list(predictions) == [f"q{i}" for i in range(12)]
+    nbest = json.loads((out / "nbest_predictions.json").read_text())
+    assert all(nbest[id][0]["text"] == text for id, text in predictions.items())
+    assert json.loads((out / "predict_predictions.json").read_text()) == predictions
+
+
+def test_squad_2_may_answer_nothing(tiny_model, squad_file, tmp_path):
+    document = json.loads(squad_file.read_text())
+    document["data"][0]["paragraphs"][0]["qas"][0] |= {"answers": [], "is_impossible": True}
+    file = tmp_path / "v2.json"
+    file.write_text(json.dumps(document))
+    words = qa_words(tiny_model, file, tmp_path / "o", "--do_train", "--do_eval", "--max_steps=2")
+    assert run("run_qa", *words) == 2
+    assert run("run_qa", *words, "--version_2_with_negative") == 0
+    assert set(json.loads((tmp_path / "o" / "null_odds.json").read_text())) == {f"q{i}" for i in range(12)}
+    assert {"eval_HasAns_f1", "eval_NoAns_f1", "eval_best_f1"} <= set(results(tmp_path / "o"))
+
+
+def test_resuming_gives_the_weights_of_a_run_without_interruption(tiny_model, pairs, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    steps = ["--num_train_epochs=3", "--save_steps=7", "--bf16"]
+    assert run("run_glue", *glue_words(tiny_model, pairs, whole, *steps)) == 0
+    assert run("run_glue", *glue_words(tiny_model, pairs, parts, *steps)) == 0
+    for late in ("checkpoint-21", "checkpoint-24"):  # as if killed between step 14 and step 21
+        for file in (parts / late).iterdir():
+            file.unlink()
+    (parts / "model.safetensors").unlink()
+    assert (
+        run(
+            "run_glue",
+            *glue_words(tiny_model, pairs, parts, *steps, "--overwrite_output_dir", "--resume_from_checkpoint"),
+        )
+        == 0
+    )
+    expected, found = (load_file(folder / "model.safetensors") for folder in (whole, parts))
+    assert all((expected[name] == found[name]).all() for name in expected)
+    assert not (tmp_path / "parts.1").exists()
+
+
+def test_a_used_folder_is_kept_under_another_name(tiny_model, pairs, tmp_path, capsys):
+    words = glue_words(tiny_model, pairs, tmp_path / "o", "--max_steps=1")
+    assert run("run_glue", *words) == 0
+    assert run("run_glue", *words) == exits.BAD_REQUEST
+    assert "is in use" in capsys.readouterr().err
+    assert run("run_glue", *words, "--train_file=/none.tsv", "--overwrite_output_dir") == exits.BAD_REQUEST
+    assert not (tmp_path / "o.1").exists()  # nothing moves before all is checked
+    assert run("run_glue", *words, "--overwrite_output_dir") == 0
+    assert (tmp_path / "o.1" / "model.safetensors").exists() and (tmp_path / "o" / "model.safetensors").exists()
+
+
+def broken_model(tiny_model, tmp_path, change):
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for file in tiny_model.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    change(folder)
+    return folder
+
+
+def without_encoder(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if ".encoder." not in k}, folder / "model.safetensors", {"format": "pt"}
+    )
+
+
+def without_tokenizer(folder):
+    for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def keeping_capitals(folder):
+    backend = json.loads((folder / "tokenizer.json").read_text())
+    backend["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(backend))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"do_lower_case": False}))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without_encoder, "the encoder did not load"),
+        (without_tokenizer, "model without a tokenizer"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model"),
+        (lambda folder: (folder / "config.json").unlink(), "neither a model"),
+    ],
+)
+def test_a_model_that_is_not_whole_is_refused(tiny_model, pairs, tmp_path, capsys, change, said):
+    folder = broken_model(tiny_model, tmp_path, change)
+    assert run("run_glue", *glue_words(folder, pairs, tmp_path / "o")) == exits.BAD_REQUEST
+    assert said in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_capitals_that_the_vocabulary_does_not_have(tiny_model, tmp_path, capsys):
+    folder = broken_model(tiny_model, tmp_path, keeping_capitals)
+    (tmp_path / "train.tsv").write_text("sentence1\tsentence2\tlabel\nGOOD FILM\tTHE FILM\t1\nBAD FILM\tYES\t0\n")
+    assert (
+        run("run_glue", *glue_words(folder, tmp_path, tmp_path / "o", f"--validation_file={tmp_path / 'train.tsv'}"))
+        == 2
+    )
+    assert "train.tsv, line 2: 100 % of the tokens are [UNK]: the text has capitals" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max_seq_length=129"], "128 positions: at most 128"),
+        (["--task_name=mrcp"], "the tasks are"),
+        (["--model_name_or_path=/no/model"], "no such folder"),
+        (["--do_predict"], "--do_predict needs --test_file"),
+        (["--seed=x"], "invalid int value"),
+    ],
+)
+def test_a_request_that_cannot_run(tiny_model, pairs, tmp_path, capsys, words, said):
+    assert run("run_glue", *glue_words(tiny_model, pairs, tmp_path / "o", *words)) == exits.BAD_REQUEST
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("error: ") and "Traceback" not in error
+
+
+def test_labels_not_in_the_training_set(tiny_model, tmp_path, capsys):
+    for name, label in (("train", "a"), ("dev", "c")):
+        (tmp_path / f"{name}.tsv").write_text(f"text\tlabel\nw1\ta\nw2\tb\nw3\t{label}\n")
+    words = [w for w in glue_words(tiny_model, tmp_path, tmp_path / "o", "--do_eval") if "mrpc" not in w.lower()]
+    assert run("run_glue", *words) == exits.BAD_REQUEST
+    assert "dev.tsv, line 4: 'c'" in capsys.readouterr().err
+
+
+def test_a_diverging_run_ends_with_3_and_saves_nothing(tiny_model, pairs, tmp_path, capsys):
+    def poison(folder):
+        weights = load_file(folder / "model.safetensors")
+        weights["bert.embeddings.word_embeddings.weight"][:] = float("nan")
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    folder = broken_model(tiny_model, tmp_path, poison)
+    assert run("run_glue", *glue_words(folder, pairs, tmp_path / "o", "--save_steps=1")) == exits.DIVERGED
+    assert "step 1: the gradient norm is nan" in capsys.readouterr().err
+    assert not list((tmp_path / "o").glob("checkpoint-*"))
+
+
+# ---- processes of their own
+
+
+def command(script, *words):
+    return [sys.executable, str(FOLDERS[script] / f"{script}.py"), "--no_cuda", *map(str, words)]
+
+
+NO_SOCKETS = """
+import runpy, socket, sys
+def refuse(*args): raise AssertionError(f"a socket was opened: {args}")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("script", ["run_glue", "run_qa"])
+def test_offline_no_socket_is_opened(script, tiny_model, pairs, squad_file, tmp_path):
+    out = tmp_path / "o"
+    glue = glue_words(tiny_model, pairs, out, "--do_eval", "--max_steps=1")
+    words = (
+        glue
+        if script == "run_glue"
+        else qa_words(tiny_model, squad_file, out, "--do_train", "--do_eval", "--max_steps=1")
+    )
+    python, *rest = command(script, *words)
+    done = subprocess.run([python, "-c", NO_SOCKETS, *rest], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (out / "all_results.json").exists()
+
+
+def wait_for(path, process, seconds=120):
+    limit = time.monotonic() + seconds
+    while not any(path.parent.glob(path.name)):
+        assert process.poll() is None and time.monotonic() < limit, process.poll()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
+def test_a_stopped_run_continues_to_the_same_weights(tiny_model, pairs, tmp_path, number):
+    out = tmp_path / "stopped"
+    steps = ["--num_train_epochs=40", "--save_steps=20", "--save_total_limit=2"]
+    words = glue_words(tiny_model, pairs, out, *steps)
+    process = subprocess.Popen(command("run_glue", *words), stdout=subprocess.DEVNULL)
+    wait_for(out / "checkpoint-*", process)
+    process.send_signal(number)
+    status = process.wait(60)
+    if status == 0:
+        pytest.skip("the run was over before the signal came")
+    assert status == (-9 if number == signal.SIGKILL else exits.PREEMPTED)
+    if number == signal.SIGUSR1:
+        return  # the same handler as SIGTERM
+    assert run("run_glue", *words, "--resume_from_checkpoint") == 0
+    assert run("run_glue", *glue_words(tiny_model, pairs, tmp_path / "whole", *steps)) == 0
+    expected, found = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", out))
+    assert all((expected[name] == found[name]).all() for name in expected)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("script", ["run_glue", "run_qa"])
+def test_two_ranks_are_one_run(script, tiny_model, pairs, squad_file, tmp_path, mpirun):
+    out = tmp_path / "o"
+    if script == "run_glue":
+        words = glue_words(tiny_model, pairs, out, "--do_eval", "--do_predict", f"--test_file={pairs / 'test.tsv'}")
+    else:
+        words = qa_words(tiny_model, squad_file, out, "--do_train", "--do_eval")
+    steps = ["--max_steps=30", "--per_device_train_batch_size=4", "--save_strategy=no"]
+    ranks = [mpirun, "--allow-run-as-root", "--bind-to", "none", "--oversubscribe", "-n", "2"]
+    done = subprocess.run([*ranks, *command(script, *words, *steps)], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("made anew") == 1
+    assert results(out)["eval_samples"] == (33 if script == "run_glue" else 12)
+    if script == "run_glue":
+        assert results(out)["eval_accuracy"] > 0.85
+        assert len((out / "predict_results_mrpc.txt").read_text().splitlines()) == 10
+    else:
+        assert len(json.loads((out / "predictions.json").read_text())) == 12
+    alone = tmp_path / "alone"
+    more = ["--do_eval", f"--output_dir={alone}", f"--model_name_or_path={out}", f"--cache_dir={tmp_path / 'cache'}"]
+    assert run(script, *[word for word in words if word not in ("--do_train", "--do_predict")], *more) == 0
+    for name in ("eval_accuracy", "eval_exact_match", "eval_f1"):
+        assert results(alone).get(name) == results(out).get(name)
+
+
+@pytest.mark.mpi
+def test_a_bad_request_of_two_ranks_names_a_rank_and_ends(pairs, tmp_path, mpirun):
+    words = command("run_glue", *glue_words(Path("/no/model"), pairs, tmp_path / "o"))
+    ranks = [mpirun, "--allow-run-as-root", "--bind-to", "none", "--oversubscribe", "-n", "2"]
+    done = subprocess.run([*ranks, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == exits.BAD_REQUEST
+    assert "no such folder" in done.stderr and "rank 0 on " in done.stderr
