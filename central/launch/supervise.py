@@ -58,7 +58,7 @@ def _run_with_restarts(command, stop, log, max_restarts, grace):
             return status
         say(f"{command.name}: restart {restart + 1} of {max_restarts}, from the newest checkpoint")
         if RESUME not in command.argv:
-            command = command._replace(argv=(*command.argv, RESUME))
+            command = command.replace(argv=(*command.argv, RESUME))
 
 
 def _run_once(command, stop, log, grace):

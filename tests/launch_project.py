@@ -1,0 +1,76 @@
+"""A copy of the launcher with a stand-in for run_pretraining.py, and ways to start it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def copy_project(folder) -> Path:
+    """The project as far as the launcher needs it; its path holds a space and a dollar sign."""
+    project = folder / "my $project"
+    shutil.copytree(ROOT / "central", project / "central", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "demo_bert.py", project)
+    (project / "pretraining").mkdir()
+    for config in (ROOT / "pretraining").glob("*.json"):
+        shutil.copy(config, project / "pretraining")
+    shutil.copy(ROOT / "tests" / "launch_child.py", project / "pretraining" / "run_pretraining.py")
+    for phase in (1, 2):
+        (folder / f"phase {phase}").mkdir()
+        (folder / f"phase {phase}" / "corpus_training_0.hdf5").touch()
+    return project
+
+
+def words(project, *options, act="none", steps=10, rank=1, **script):
+    """The command line of a run of the stand-in: `act` strikes at `rank`; `script` are further words for it."""
+    folder = project.parent
+    request = f"""pretraining --model_name_or_path tiny --data_type fp32 --device cpu --accumulate_gradients
+        --train_batch_size 16 8 --batch_size 2 2""".split()
+    data = ["--data_dir", str(folder / "phase 1"), str(folder / "phase 2"), "--output_dir", str(folder / "out put")]
+    child = ["--act", act, "--steps", str(steps), "--rank", str(rank), *(f"--{name}" for name in script)]
+    return [sys.executable, str(project / "demo_bert.py"), *request, *data, *options, "--", *child]
+
+
+def checkpoints(project) -> Path:
+    return project.parent / "out put" / "results" / "checkpoints"
+
+
+def run(argv, **environ):
+    """Run it to its end: (status, standard output, standard error, seconds)."""
+    begin = time.monotonic()
+    done = subprocess.run(argv, capture_output=True, env={**os.environ, **environ}, cwd="/", timeout=120)
+    return done.returncode, done.stdout.decode(), done.stderr.decode(), time.monotonic() - begin
+
+
+def start(argv, project, ranks, **environ):
+    """Start it and wait until its ranks run."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(argv, env={**os.environ, **environ}, cwd="/", text=True, **pipes)
+    wait_until(lambda: len(list(checkpoints(project).glob("phase1_rank*.json"))) == ranks or process.poll() is not None)
+    assert process.poll() is None, process.communicate()
+    return process
+
+
+def left_running(project) -> list[str]:
+    """Command lines of processes that still run this copy of the project."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if str(project) in command and state != "Z":
+            found.append(f"{pid} {command}")
+    return found
+
+
+def wait_until(holds, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)

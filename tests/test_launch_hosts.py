@@ -1,0 +1,163 @@
+"""Two hosts for real: mpirun over ssh between two network namespaces, and what the user sees when a host fails."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from launch_hosts import SSH_PORT, TwoHosts, ip, why_not
+from launch_project import checkpoints, copy_project, left_running, run, start, wait_until, words
+from test_launch_runner import MPIRUN_FOLDERS
+
+pytestmark = [pytest.mark.hosts, pytest.mark.mpi, pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")]
+TWO = ["--world_size", "4", "--process_per_node", "2"]
+VERSIONS = [pytest.param(major, id=f"openmpi{major}") for major in (4, 5)]
+
+
+@pytest.fixture
+def hosts(tmp_path, monkeypatch):
+    """hosta and hostb, named to the launcher as the README does."""
+    with TwoHosts(tmp_path) as two:
+        monkeypatch.setenv("MULTI_HLS_IPS", ",".join(host.address for host in two.hosts))
+        monkeypatch.setenv("DOCKER_SSHD_PORT", str(SSH_PORT))
+        yield two
+
+
+@pytest.fixture
+def project(tmp_path):
+    return copy_project(tmp_path)
+
+
+@pytest.fixture
+def version(request, monkeypatch):
+    if request.param not in MPIRUN_FOLDERS:
+        pytest.skip(f"no Open MPI {request.param} here")
+    monkeypatch.setenv("PATH", f"{MPIRUN_FOLDERS[request.param]}:{os.environ['PATH']}")
+
+
+def facts(project):
+    return [json.loads((checkpoints(project) / f"phase1_rank{rank}.json").read_text()) for rank in range(4)]
+
+
+@pytest.mark.parametrize("version", VERSIONS, indirect=True)
+def test_ranks_are_spread_and_get_the_environment(hosts, project, version, monkeypatch):
+    monkeypatch.setenv("PT_HPU_METRICS_FILE", "/tmp/metrics of me")
+    hosta, _ = hosts.hosts
+    status, out, err, _ = run(hosta.on(words(project, *TWO, "--phase", "1")))
+    assert status == 0, err
+    assert [seen["host"] for seen in facts(project)] == ["hosta", "hosta", "hostb", "hostb"]
+    assert [seen["local_rank"] for seen in facts(project)] == [0, 1, 0, 1]
+    for seen in facts(project):
+        assert seen["environ"]["MASTER_ADDR"] == hosta.address
+        assert seen["environ"]["PYTHONPATH"].split(":")[0] == str(project)
+        assert seen["environ"]["OMP_NUM_THREADS"]
+    assert out.count("café 100 %") == 4
+    assert left_running(project) == []
+
+
+@pytest.mark.parametrize("version", VERSIONS, indirect=True)
+def test_a_rank_killed_on_the_other_host(hosts, project, version):
+    launcher = start(hosts.hosts[0].on(words(project, *TWO, steps=2000)), project, 4)
+    begin = time.monotonic()
+    os.kill(facts(project)[3]["pid"], signal.SIGKILL)
+    _, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 137, err
+    assert "phase 1: rank 3 on hostb: exit status 137 (killed by signal 9)" in err
+    assert time.monotonic() - begin < 30
+    assert left_running(project) == []
+
+
+@pytest.mark.parametrize("version", VERSIONS, indirect=True)
+def test_asked_to_stop_ranks_of_both_hosts_save(hosts, project, version):
+    launcher = start(hosts.hosts[0].on(words(project, *TWO, steps=2000)), project, 4)
+    launcher.send_signal(signal.SIGTERM)
+    _, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 85, err
+    assert len(list(checkpoints(project).glob("saved_by_rank_*"))) == 4
+    assert left_running(project) == []
+
+
+@pytest.mark.parametrize("version", VERSIONS, indirect=True)
+def test_a_daemon_killed_on_the_other_host_leaves_nothing_running(hosts, project, version):
+    launcher = start(hosts.hosts[0].on(words(project, *TWO, steps=2000)), project, 4)
+    hostb = hosts.hosts[1]
+    daemons = [pid for pid, command in hostb.processes() if command.split("/")[-1].startswith(("prted ", "orted "))]
+    daemons = daemons or [pid for pid, command in hostb.processes() if "prted" in command or "orted" in command]
+    for pid in daemons:
+        os.kill(pid, signal.SIGKILL)
+    begin = time.monotonic()
+    _, err = launcher.communicate(timeout=90)
+    assert launcher.returncode not in (0, 85), err
+    assert time.monotonic() - begin < 30
+    wait_until(lambda: left_running(project) == [])
+
+
+@pytest.mark.parametrize("version", VERSIONS, indirect=True)
+def test_a_host_that_loses_power(hosts, project, version):
+    """Its processes and its link are gone at once, so that nobody says goodbye."""
+    launcher = start(hosts.hosts[0].on(words(project, *TWO, steps=2000)), project, 4)
+    begin = time.monotonic()
+    ip("-n", hosts.bridge, "link", "set", "hostb", "down")
+    hosts.hosts[1].stop()
+    _, err = launcher.communicate(timeout=120)
+    assert launcher.returncode not in (0, 85), err
+    assert "192.0.2.2" in err
+    assert time.monotonic() - begin < 40
+    wait_until(lambda: left_running(project) == [])
+
+
+@pytest.mark.parametrize("version", VERSIONS, indirect=True)
+def test_unreachable_hosts_are_found_before_anything_starts(hosts, project, version, monkeypatch):
+    monkeypatch.setenv("MULTI_HLS_IPS", "192.0.2.1,192.0.2.99")
+    status, _, err, seconds = run(hosts.hosts[0].on(words(project, *TWO)))
+    assert status == 2 and "host 192.0.2.99: ssh to port 3022 failed" in err
+    assert seconds < 20
+    assert not checkpoints(project).exists()
+
+
+def test_a_host_without_sshd(hosts, project):
+    hosts.hosts[1].sshd.kill()
+    status, _, err, seconds = run(hosts.hosts[0].on(words(project, *TWO)))
+    assert status == 2 and "host 192.0.2.2: ssh to port 3022 failed" in err and "Connection refused" in err
+    assert seconds < 20
+
+
+def test_a_host_whose_key_is_unknown(hosts, project):
+    known = hosts.folder / "known_hosts"
+    known.write_text("".join(line for line in known.open() if "192.0.2.2" not in line))
+    status, _, err, _ = run(hosts.hosts[0].on(words(project, *TWO)))
+    assert status == 2 and "host 192.0.2.2: its key is unknown: ssh-keyscan -p 3022" in err
+
+
+@pytest.mark.parametrize("other", ["another version", "none"])
+def test_a_host_with_another_python(hosts, project, other, tmp_path):
+    here = os.path.realpath(sys.executable)
+    program = tmp_path / "python"
+    if other == "none":
+        program = Path("/dev/null")
+    else:
+        found = shutil.which("python3", path="/usr/bin")
+        version = subprocess.run([found or "false", "-V"], capture_output=True, text=True).stdout.split()
+        if not version or version[1] == ".".join(map(str, sys.version_info[:3])):
+            pytest.skip("no second python of another version here")
+        program = Path(os.path.realpath(found))
+    hosts.hosts[1].stop()
+    hosts.hosts[1].start(hosts.files, {here: program})
+    status, _, err, _ = run(hosts.hosts[0].on(words(project, *TWO)))
+    assert status == 2, err
+    expected = f"no {sys.executable} there" if other == "none" else f"python is {version[1]} there"
+    assert f"host 192.0.2.2: {expected}" in err
+
+
+def test_a_host_with_another_copy_of_the_project(hosts, project, tmp_path):
+    changed = tmp_path / "changed.py"
+    changed.write_text((project / "pretraining" / "run_pretraining.py").read_text() + "# changed\n")
+    hosts.hosts[1].stop()
+    hosts.hosts[1].start(hosts.files, {f"'{project}/pretraining/run_pretraining.py'": changed})
+    status, _, err, _ = run(hosts.hosts[0].on(words(project, *TWO)))
+    assert status == 2 and "host 192.0.2.2: project is " in err

@@ -1,0 +1,192 @@
+"""Starting, stopping and failing, for real: alone, under mpirun of either version, and under torchrun."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launch_project import checkpoints, copy_project, left_running, run, start, wait_until, words
+
+from central.launch.mpi import parse_version
+
+
+def mpirun_folders():
+    """Folder of an mpirun of each version of Open MPI on this machine."""
+    found = {}
+    for folder in [
+        *os.environ["PATH"].split(":"),
+        str(Path(sys.executable).parent),
+        "/usr/bin",
+        "/usr/local/openmpi/bin",
+    ]:
+        program = shutil.which("mpirun", path=folder)
+        if program:
+            version = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+            found.setdefault(parse_version(version), folder)
+    return found
+
+
+MPIRUN_FOLDERS = mpirun_folders()
+STARTERS = ["openmpi4", "openmpi5", "torchrun", "alone"]
+SEVERAL = STARTERS[:3]
+
+
+@pytest.fixture
+def project(tmp_path):
+    return copy_project(tmp_path)
+
+
+def started_by(starter, monkeypatch):
+    """Options that start two ranks this way; one where it is alone."""
+    if starter == "torchrun":
+        pytest.importorskip("torch")
+        return ["--world_size", "2", "--no_mpirun"]
+    if starter == "alone":
+        return []
+    major = int(starter[-1])
+    if major not in MPIRUN_FOLDERS:
+        pytest.skip(f"no Open MPI {major} here")
+    monkeypatch.setenv("PATH", f"{MPIRUN_FOLDERS[major]}:{os.environ['PATH']}")
+    return ["--world_size", "2"]
+
+
+def facts(project, phase, rank):
+    return json.loads((checkpoints(project) / f"phase{phase}_rank{rank}.json").read_text())
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("starter", STARTERS)
+def test_both_phases_run_and_ranks_line_up(project, monkeypatch, starter):
+    options = started_by(starter, monkeypatch)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    before = dict(os.environ)
+    status, out, err, _ = run(words(project, *options))
+    assert status == 0, err
+    world_size = 2 if options else 1
+    for phase in (1, 2):
+        for rank in range(world_size):
+            seen = facts(project, phase, rank)
+            assert (seen["rank"], seen["local_rank"], seen["world_size"]) == (rank, rank, world_size)
+            assert seen["environ"]["MASTER_ADDR"] == "localhost"
+            assert seen["environ"]["PYTHONPATH"].split(":")[0] == str(project)
+            assert int(seen["environ"]["OMP_NUM_THREADS"]) >= 1
+            assert f"phase {phase}, rank {rank}: café 100 %" in out
+        assert f"--train_batch_size={(16, 8)[phase - 1] // world_size}" in facts(project, phase, 0)["argv"]
+    assert dict(os.environ) == before
+    assert left_running(project) == []
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("starter", "act", "status"),
+    [
+        *[
+            (starter, *end)
+            for starter in SEVERAL[:2]
+            for end in (("refuse", 2), ("diverge", 3), ("crash", 1), ("die", 137))
+        ],
+        *[("torchrun", *end) for end in (("refuse", 2), ("die", 137))],
+    ],
+)
+def test_the_first_failing_rank_is_named_and_phase_2_does_not_start(project, monkeypatch, starter, act, status):
+    options = started_by(starter, monkeypatch)
+    found, _, err, seconds = run(words(project, *options, act=act, steps=400))
+    assert found == status, err
+    assert f"rank 1 on {os.uname().nodename}: exit status {status}" in err.splitlines()[-1] or starter == "torchrun"
+    assert "phase 1: rank 1" in err.splitlines()[-1]
+    assert seconds < 30
+    assert not list(checkpoints(project).glob("phase2*"))
+    assert left_running(project) == []
+
+
+@pytest.mark.parametrize(("act", "status"), [("refuse", 2), ("diverge", 3), ("crash", 1), ("die", 137)])
+def test_the_status_of_a_process_alone(project, act, status):
+    found, _, err, _ = run(words(project, act=act, rank=0))
+    assert found == status, err
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("starter", "number"), [*((starter, signal.SIGTERM) for starter in STARTERS), ("openmpi5", signal.SIGINT)]
+)
+def test_asked_to_stop_every_rank_saves(project, monkeypatch, starter, number):
+    options = started_by(starter, monkeypatch)
+    launcher = start(words(project, *options, steps=2000), project, 2 if options else 1)
+    launcher.send_signal(number)
+    _, err = launcher.communicate(timeout=30)
+    assert launcher.returncode == 85, err
+    assert "phase 1: stopped after saving" in err
+    assert len(list(checkpoints(project).glob("saved_by_rank_*"))) == (2 if options else 1)
+    assert left_running(project) == []
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("starter", STARTERS)
+def test_nothing_is_left_when_the_launcher_is_killed(project, monkeypatch, starter):
+    options = started_by(starter, monkeypatch)
+    launcher = start(words(project, *options, steps=2000), project, 2 if options else 1)
+    launcher.kill()
+    launcher.wait()
+    wait_until(lambda: left_running(project) == [], seconds=30)
+    assert len(list(checkpoints(project).glob("saved_by_rank_*"))) == (2 if options else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+@pytest.mark.parametrize("starter", SEVERAL)
+def test_ranks_that_hang_do_not_outlive_a_dead_one(project, monkeypatch, starter):
+    """The other rank ignores every request, as one in a collective does."""
+    options = started_by(starter, monkeypatch)
+    status, _, err, seconds = run(words(project, *options, act="hang", steps=2000))
+    assert status == 137, err
+    assert seconds < 35
+    assert left_running(project) == []
+
+
+def test_a_second_signal_cuts_the_grace_short(project):
+    launcher = start(words(project, act="hang", rank=5, steps=2000), project, 1)
+    launcher.send_signal(signal.SIGTERM)
+    wait_until(lambda: "stopping" in launcher.stderr.readline())
+    launcher.send_signal(signal.SIGTERM)
+    launcher.send_signal(signal.SIGTERM)
+    launcher.communicate(timeout=30)
+    assert launcher.returncode == 137
+    assert left_running(project) == []
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_failed_phase_is_restarted_from_its_checkpoint(project, restarts):
+    status, _, err, _ = run(words(project, "--max_restarts", str(restarts), act="crash", rank=0, once=True))
+    assert status == (0 if restarts else 1), err
+    assert ("restart 1 of 1" in err) == bool(restarts)
+    assert ("--resume_from_checkpoint" in facts(project, 1, 0)["argv"]) == bool(restarts)
+
+
+@pytest.mark.parametrize("act", ["refuse", "diverge"])
+def test_what_would_fail_again_is_not_restarted(project, act):
+    _, _, err, _ = run(words(project, "--max_restarts", "3", act=act, rank=0))
+    assert "restart" not in err
+
+
+def test_a_log_file_gets_what_the_screen_gets(project):
+    status, out, err, _ = run(words(project, "--create_logfile"))
+    assert status == 0, err
+    log = (checkpoints(project).parent / "train.log").read_text()
+    assert log == out and "café" in log
+
+
+def test_a_run_repeats_itself_from_its_record(project):
+    pytest.importorskip("yaml")
+    assert run(words(project, "--learning_rate", "3e-5", "1e-4"))[0] == 0
+    first = facts(project, 2, 0)["argv"]
+    record = project.parent / "record.json"
+    shutil.move(checkpoints(project).parent / "run.json", record)
+    shutil.rmtree(checkpoints(project).parent)
+    runner = [sys.executable, str(project / "central" / "habana_model_runner.py"), "--framework", "pytorch"]
+    status, _, err, _ = run([*runner, "--model", "bert", "--hb_config", str(record)])
+    assert status == 0, err
+    assert facts(project, 2, 0)["argv"] == first
