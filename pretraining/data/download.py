@@ -14,7 +14,7 @@ from pretraining.data.progress import Progress
 
 BLOCK_BYTES = 1 << 20
 TIMEOUT = 60.0  # s without a byte
-TRIES = 8
+TRIES = 6
 FIRST_WAIT = 1.0  # s before the second try; doubled each time
 WIKIPEDIA = "https://dumps.wikimedia.org/{language}wiki/latest/{language}wiki-latest-"
 DUMP_NAME = "pages-articles.xml.bz2"

@@ -98,7 +98,7 @@ def _whole_words(
     vocabulary: Vocabulary,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `_single_tokens`, but all pieces of a word or none: words in random order, one that does not fit is skipped."""
+    """As `_single_tokens`, but all pieces of a word or none: in random order, one that does not fit is skipped."""
     rows = np.arange(len(pairs))
     columns, position_bits = _columns(input_ids.shape[1], np.uint64)
     starts_word = ~vocabulary.continuation[input_ids]

@@ -32,6 +32,8 @@ from pretraining.data.workers import Workers
 
 SHOWN_NOTES = 20
 BYTES_PER_POSITION = 2.0  # of an HDF5 file, for each of sequences x max_seq_length; measured 1.8 to 1.97
+TOKEN_BYTES = 0.6  # of the token store, for each byte of English text; two bytes an id
+PACKED_TEXT = 3.5  # bytes of text in a byte of a compressed file
 SEQUENCE_SHARE = 0.7  # of its length that a sequence uses up: a random second half gives its sentences back
 
 
@@ -128,6 +130,7 @@ def tokenize(request: Request, workers: Workers, need_tokens: bool = False) -> C
     if (folder / "complete.json").exists() and not need_tokens:
         parts = _stored_parts(folder)
     else:
+        _check_space(folder, "tokens", _tokens_size(request))
         parts = _tokenize(request, workers)
         write_synced(folder / "complete.json", json.dumps({"parts": len(parts)}).encode())
     show_notes([note for part in parts for note in part.notes], folder)
@@ -233,7 +236,7 @@ def write_hdf5(request: Request, corpus: Corpus, workers: Workers) -> None:
     if unfinished:
         if not all(Part(folder, part.number).is_done for part in corpus.parts):
             raise TokensGone(f"{folder}: the tokens were removed after the last run; run `prepare.py shard` again")
-        _check_space(request, corpus)
+        _check_space(request.output_dir, "HDF5 files", _hdf5_size(request, corpus))
     progress = Progress("writing", len(unfinished), "shards")
     tasks = ((shard, folder, request.outputs(shard), settings, common) for shard in unfinished)
     for number, _ in enumerate(workers.map(write_shard, tasks), 1):
@@ -287,18 +290,29 @@ def _check_outputs(request: Request, shards: list[Shard], common: dict[str, obje
         raise BadRequest(problems)
 
 
-def _check_space(request: Request, corpus: Corpus) -> None:
+def _check_space(folder: Path, what: str, needed: float) -> None:
+    """Say how much will be written; BadRequest when it does not fit."""
+    free = shutil.disk_usage(folder).free
+    print(f"{what}: about {needed / 1e9:.3g} GB to write, {free / 1e9:.3g} GB free")
+    if needed > free:
+        raise BadRequest(f"{folder}: {what} need about {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free")
+
+
+def _tokens_size(request: Request) -> float:
+    """Bytes that the token store will take, from the size of the files."""
+    growth = dict.fromkeys((".gz", ".bz2"), PACKED_TEXT)
+    text = sum(source.size * growth.get(Path(source.path).suffix, 1.0) for source in request.sources)
+    return text * TOKEN_BYTES * request.vocabulary.id_type(0).itemsize / 2
+
+
+def _hdf5_size(request: Request, corpus: Corpus) -> float:
+    """Bytes that the files of all phases still will take."""
     needed = 0.0
     for phase in request.settings.phases:
         sequences = corpus.tokens * request.settings.dupe_factor / (phase.max_seq_length * SEQUENCE_SHARE)
         there = sum(path.stat().st_size for path in request.corpus_folder(phase).glob("*.hdf5"))
         needed += max(0.0, sequences * phase.max_seq_length * BYTES_PER_POSITION - there)
-    free = shutil.disk_usage(request.output_dir).free
-    print(f"HDF5 files: about {needed / 1e9:.3g} GB to write, {free / 1e9:.4g} GB free")
-    if needed > free:
-        raise BadRequest(
-            f"--output_dir {request.output_dir}: about {needed / 1e9:.3g} GB needed, {free / 1e9:.3g} GB free"
-        )
+    return needed
 
 
 def _write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:

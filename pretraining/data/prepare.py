@@ -8,6 +8,7 @@ The whole run is `shard` (tokenise once) and `hdf5` (sequences of every phase). 
 
 import argparse
 import errno
+import os
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -167,9 +168,9 @@ def _explained(error: OSError) -> Exception:
     """A full or closed disk is the user's to mend; what is finished stays."""
     number = error.errno or next((code for code in FULL + NOT_WRITABLE if f"errno = {code}" in str(error)), None)
     if number in FULL:
-        return BadRequest(f"no space left ({error}); finished files stay: free some and run the same command again")
+        return BadRequest(f"{os.strerror(number)}; finished files stay: free some space and run the same command again")
     if number in NOT_WRITABLE:
-        return BadRequest(f"cannot write: {error}; choose another folder or change its permissions")
+        return BadRequest(f"cannot write ({error}); choose another folder or change its permissions")
     return error
 
 

@@ -24,6 +24,8 @@ ABBREVIATIONS = {
     "nl": "dhr mevr dr prof ir drs st nr blz vol art bijv enz d.w.z o.a m.b.t t.o.v ca",
 }
 
+ORDINAL_LANGUAGES = ("cs", "da", "de", "fi", "hu", "nb", "no", "sk", "sl", "tr")  # "am 5. Mai"
+
 # The end of a sentence: marks with what closes a quotation, then white space (not needed after full-width marks).
 _BOUNDARY = re.compile(r"""(?:[.!?…؟۔।]+["'”’»)\]]*[ \t]+(?=\S)|[。！？｡]+["'”’»」』）)]*[ \t]*(?=\S))""")
 _LAST_WORD = re.compile(r"""[^\s("'“‘«\[]*$""")
@@ -36,30 +38,32 @@ def sentence_splitter(name: str, language: str) -> Callable[[str], str]:
         return lambda text: text
     if name == "rules":
         words = ABBREVIATIONS.get(language, "")
-        return partial(_split_by_rules, abbreviations=frozenset(words.split()))
+        return partial(_split_by_rules, abbreviations=frozenset(words.split()), ordinals=language in ORDINAL_LANGUAGES)
     if name == "pysbd":
         return _pysbd(language)
     raise BadRequest(f"--sentences {name}: one of {', '.join(SPLITTERS)}")
 
 
-def _split_by_rules(text: str, abbreviations: frozenset[str]) -> str:
+def _split_by_rules(text: str, abbreviations: frozenset[str], ordinals: bool) -> str:
     pieces, start = [], 0
     for match in _BOUNDARY.finditer(text):
-        if _ends_sentence(text, match, abbreviations):
+        if _ends_sentence(text, match, abbreviations, ordinals):
             pieces.append(text[start : match.end()].rstrip(" \t"))
             start = match.end()
     pieces.append(text[start:])
     return "\n".join(pieces)
 
 
-def _ends_sentence(text: str, match: re.Match[str], abbreviations: frozenset[str]) -> bool:
-    """Whether a boundary mark is one: not before a small letter, nor a period after an abbreviation or an initial."""
+def _ends_sentence(text: str, match: re.Match[str], abbreviations: frozenset[str], ordinals: bool) -> bool:
+    """Not before a small letter; a period not after an abbreviation, an initial, or an ordinal number."""
     following = text[match.end() : match.end() + 8].lstrip(_OPENING)[:1]
-    if following.islower() or following == "\n":
+    if following.islower():
         return False
     if text[match.start()] != "." or text.startswith("..", match.start()):
         return True
     word = _LAST_WORD.search(text, max(0, match.start() - 24), match.start())[0]
+    if word.isdigit() and len(word) <= 2 and ordinals:
+        return False
     return not (len(word) == 1 and word.isupper() or word.lower() in abbreviations)
 
 

@@ -201,9 +201,8 @@ def _print_common(corpus: Path, reports: list[FileReport], vocabulary: Vocabular
     attributes = next((report.attributes for report in reports if report.attributes), {})
     if "duplicate_sentence_share" in attributes:
         print(f"  duplicate lines: {attributes['duplicate_sentence_share']:.2%} of the sentences occurred before")
-    print(
-        f"  vocabulary: {len(vocabulary) if vocabulary else 'none in the folder'}, {attributes.get('vocab_sha256', '-')}"
-    )
+    size = f"{len(vocabulary)} tokens" if vocabulary else "none in the folder"
+    print(f"  vocabulary: {size}, sha256 {attributes.get('vocab_sha256', 'unknown')}")
     counts_file = corpus / "token_counts.npy"
     if counts_file.exists():
         counts = np.load(counts_file)

@@ -20,8 +20,9 @@ DEEPEST_TEMPLATE = 40
 # Elements whose content is no text of the article.
 _DROPPED_TAGS = frozenset(
     "table ref references gallery math chem ce timeline imagemap score source syntaxhighlight graph hiero templatedata"
-    " inputbox categorytree pre code li dd dt hr".split()
+    " inputbox categorytree pre code hr".split()
 )
+_LIST_TAGS = frozenset(("li", "dd", "dt"))
 # Links that are pictures, categories or other projects, in the larger languages; [[de:Name]] is another language.
 _DROPPED_LINK = re.compile(
     r"\s*(?:File|Image|Media|Category|Datei|Bild|Kategorie|Fichier|Catégorie|Archivo|Imagen|Categoría|Immagine|Categoria"
@@ -105,6 +106,8 @@ def _text_of_node(node: nodes.Node) -> str:
         name = str(node.tag).strip().lower()
         if name == "br":
             return " "
+        if name in _LIST_TAGS and node.wiki_markup:
+            return str(node.wiki_markup)  # the mark stays, so that the line is known to be a list's
         return "" if name in _DROPPED_TAGS or node.contents is None else _text_of(node.contents)
     return "\n" if isinstance(node, nodes.Heading) else ""  # templates, arguments and comments say nothing
 

@@ -1,0 +1,393 @@
+"""prepare.py from the outside: text in, HDF5 out; same bytes always; killed, restarted, starved, refused."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from central.runtime.exits import BadRequest
+from pretraining.data import prepare, sources
+from pretraining.data.wordpiece import SPECIAL_TOKENS, Vocabulary
+
+WORDS = [f"w{number}" for number in range(300)]
+PHASES = {64: "seq_len_64_max_pred_10", 128: "seq_len_128_max_pred_20"}
+
+
+def write_text(path: Path, documents: int, seed: int = 0) -> Path:
+    """Documents of sentences of known words, one sentence a line; each names its document by its first word."""
+    rng = random.Random(seed)
+    with open(path, "w") as file:
+        for number in range(documents):
+            for _ in range(rng.randint(1, 20)):
+                file.write(" ".join([f"d{number}", *rng.choices(WORDS, k=rng.randint(2, 20))]) + ".\n")
+            file.write("\n")
+    return path
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    return write_text(tmp_path / "text.txt", 300)
+
+
+@pytest.fixture
+def vocab(tmp_path) -> Path:
+    tokens = [*SPECIAL_TOKENS, ".", *WORDS, *(f"d{number}" for number in range(300))]
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(tokens) + "\n")
+    return path
+
+
+def words(text: Path, vocab: Path, out: Path, *more: str) -> list[str]:
+    options = f"--corpus c --sentences line --max_seq_length 64 128 --max_predictions_per_seq 10 20 --num_shards 4"
+    return [
+        *("--input", str(text), "--vocab_file", str(vocab), "--output_dir", str(out)),
+        *options.split(),
+        *("--num_processes", "1"),
+        *more,
+    ]
+
+
+def files_of(out: Path) -> dict[str, str]:
+    """Digest of every file that training reads."""
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.glob("hdf5*/**/*"))
+        if path.is_file()
+    }
+
+
+def read(path: Path) -> tuple[dict, dict]:
+    with h5py.File(path) as file:
+        return {name: file[name][:] for name in file}, dict(file.attrs)
+
+
+def folder(out: Path, seq_len: int) -> Path:
+    return out / f"hdf5_lower_case_1_{PHASES[seq_len]}_masked_lm_prob_0.15_random_seed_12345_dupe_factor_5" / "c"
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, prepare.__file__, *arguments]
+
+
+def test_the_whole_run(text, vocab, tmp_path):
+    out = tmp_path / "out"
+    assert prepare.main(words(text, vocab, out)) == 0
+    for seq_len in PHASES:
+        names = sorted(path.name for path in folder(out, seq_len).iterdir())
+        assert names == sorted(
+            ["c_test_0.hdf5", *(f"c_training_{n}.hdf5" for n in range(4))]
+            + ["token_counts.npy", "tokenizer_config.json", "vocab.txt"]
+        )
+        for path in folder(out, seq_len).glob("*.hdf5"):
+            arrays, attributes = read(path)
+            rows = len(arrays["input_ids"])
+            assert {name: (array.dtype, array.shape[1:]) for name, array in arrays.items()} == {
+                "input_ids": (np.int32, (seq_len,)),
+                "input_mask": (np.int8, (seq_len,)),
+                "segment_ids": (np.int8, (seq_len,)),
+                "masked_lm_positions": (np.int32, (10 * seq_len // 64,)),
+                "masked_lm_ids": (np.int32, (10 * seq_len // 64,)),
+                "next_sentence_labels": (np.int8, ()),
+            }
+            assert attributes["sequences"] == rows and attributes["tokens"] == arrays["input_mask"].sum()
+            assert attributes["masked_tokens"] == np.count_nonzero(arrays["masked_lm_positions"])
+            assert attributes["random_next"] == arrays["next_sentence_labels"].sum()
+            tokens = tuple(vocab.read_text().split())
+            expected = {
+                "format": "bert-hdf5-1",
+                "random_seed": 12345,
+                "vocab_sha256": Vocabulary(tokens).sha256,
+                "vocab_size": len(tokens),
+                "max_seq_length": seq_len,
+                "max_predictions_per_seq": 10 * seq_len // 64,
+                "masked_lm_prob": 0.15,
+                "do_lower_case": 1,
+                "whole_word_masking": 0,
+                "split": path.name.split("_")[1],
+                "dupe_factor": 1 if "test" in path.name else 5,
+            }
+            assert {name: attributes[name] for name in expected} == expected
+    assert (folder(out, 64) / "vocab.txt").read_text() == vocab.read_text()
+    assert json.loads((folder(out, 64) / "tokenizer_config.json").read_text())["do_lower_case"] is True
+
+
+def originals(path: Path) -> np.ndarray:
+    """The ids before masking."""
+    arrays, _ = read(path)
+    ids = arrays["input_ids"].copy()
+    rows, slots = np.nonzero(arrays["masked_lm_positions"])
+    ids[rows, arrays["masked_lm_positions"][rows, slots]] = arrays["masked_lm_ids"][rows, slots]
+    return ids
+
+
+def test_held_out_documents_are_never_trained_on(text, vocab, tmp_path):
+    out = tmp_path / "out"
+    prepare.main(words(text, vocab, out))
+    first = 6 + len(WORDS)  # id of d0
+    used = {}
+    for split in ("training", "test"):
+        ids = [originals(path) for path in folder(out, 128).glob(f"*{split}*.hdf5")]
+        used[split] = set(np.unique(np.concatenate(ids))) - set(range(first))
+    assert not used["training"] & used["test"]
+    assert len(used["test"]) == 30 and len(used["training"]) == 270
+    counts = np.load(folder(out, 64) / "token_counts.npy")
+    expected = np.zeros(len(counts), np.int64)
+    ids = {token: number for number, token in enumerate(vocab.read_text().split())}
+    for document in text.read_text().strip("\n").split("\n\n"):
+        if ids[document.split()[0]] in used["training"]:
+            for word in document.replace(".", " .").split():
+                expected[ids[word]] += 1
+    assert counts.dtype == np.int64 and (counts == expected).all()
+
+
+def test_same_bytes_whatever_the_number_of_processes(text, vocab, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BATCH_BYTES", 8192)  # several batches
+    prepare.main(words(text, vocab, tmp_path / "one"))
+    prepare.main(words(text, vocab, tmp_path / "two", "--num_processes", "2"))
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two") != {}
+    prepare.main(words(text, vocab, tmp_path / "other", "--random_seed", "1"))
+    ours = {Path(name).name: digest for name, digest in files_of(tmp_path / "one").items() if "_64_" in name}
+    others = {Path(name).name: digest for name, digest in files_of(tmp_path / "other").items() if "_64_" in name}
+    assert all(ours[name] != others[name] for name in ours if name.endswith(".hdf5"))
+
+
+def test_steps_alone_give_the_bytes_of_the_whole_run(text, vocab, tmp_path):
+    prepare.main(words(text, vocab, tmp_path / "whole"))
+    step = words(text, vocab, tmp_path / "steps")
+    with pytest.raises(BadRequest, match="run `prepare.py shard` first"):
+        prepare.main(["hdf5", *step[2:]])
+    prepare.main(["shard", *step])
+    prepare.main(["hdf5", *step[2:]])  # without --input
+    assert files_of(tmp_path / "whole") == files_of(tmp_path / "steps")
+
+
+def test_extract_then_prepare_gives_the_same(text, vocab, tmp_path):
+    prepare.main(["extract", "--input", str(text), "--output_dir", str(tmp_path / "plain"), "--num_processes", "1"])
+    (file,) = (tmp_path / "plain").glob("*.txt")
+    assert file.read_text().split() == text.read_text().split()
+    prepare.main(words(text, vocab, tmp_path / "one"))
+    prepare.main(words(tmp_path / "plain", vocab, tmp_path / "two"))
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+
+
+def test_vocabulary_of_the_users_text(text, tmp_path):
+    pytest.importorskip("tokenizers")
+    out = tmp_path / "new" / "vocab.txt"
+    prepare.main(["vocab", "--input", str(text), "--vocab_size", "200", "--vocab_file", str(out)])
+    tokens = out.read_text().split("\n")[:-1]
+    assert tokens[:5] == list(SPECIAL_TOKENS) and 100 < len(tokens) <= 200
+    prepare.main(words(text, out, tmp_path / "out"))
+    arrays, _ = read(folder(tmp_path / "out", 64) / "c_training_0.hdf5")
+    assert (arrays["masked_lm_ids"] == 1).mean() < 0.01  # [UNK]
+
+
+def test_a_finished_run_is_not_done_again(text, vocab, tmp_path, capsys):
+    out = tmp_path / "out"
+    prepare.main(words(text, vocab, out))
+    times = {path: path.stat().st_mtime_ns for path in out.glob("hdf5*/c/*.hdf5")}
+    assert not list(out.glob("tokens_c/*.tokens"))
+    prepare.main(words(text, vocab, out))
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+    assert "5 of 5 shards are there already" in capsys.readouterr().out
+
+
+def test_only_the_missing_shard_is_made_again(text, vocab, tmp_path):
+    out = tmp_path / "out"
+    prepare.main(words(text, vocab, out))
+    before = files_of(out)
+    gone = folder(out, 64) / "c_training_2.hdf5"
+    times = {path: path.stat().st_mtime_ns for path in out.glob("hdf5*/c/*.hdf5") if path != gone}
+    gone.unlink()
+    prepare.main(words(text, vocab, out))
+    assert files_of(out) == before
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+def test_another_text_under_the_same_name_is_refused(text, vocab, tmp_path):
+    out = tmp_path / "out"
+    prepare.main(words(text, vocab, out))
+    write_text(text, 290, seed=1)
+    with pytest.raises(BadRequest, match="corpus_sha256.*choose another --corpus"):
+        prepare.main(words(text, vocab, out))
+
+
+def test_killed_anywhere_it_ends_with_the_same_bytes(text, vocab, tmp_path):
+    write_text(text, 3000)
+    prepare.main(words(text, vocab, tmp_path / "calm"))
+    expected = files_of(tmp_path / "calm")
+    out = tmp_path / "out"
+    rng = random.Random(0)
+    done = False
+    for attempt in range(12):
+        started = time.monotonic()
+        run = subprocess.Popen(
+            command(*words(text, vocab, out)),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        wait_for = rng.choice(["tokens_c/*.npz*", "hdf5*/c/*.tmp", "hdf5*/c/c_t*_0.hdf5", "hdf5*/c/c_training_2.hdf5*"])
+        while run.poll() is None and not list(out.glob(wait_for)) and time.monotonic() - started < 20:
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.02)
+        done = run.poll() is not None
+        if done:
+            break
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+        for path in out.glob("hdf5*/c/*.hdf5"):
+            assert expected[str(path.relative_to(out))] == hashlib.sha256(path.read_bytes()).hexdigest(), attempt
+    if not done:
+        assert prepare.main(words(text, vocab, out)) == 0
+    assert files_of(out) == expected
+    assert not list(out.rglob("*.tmp"))
+
+
+@pytest.mark.mpi
+def test_under_mpirun_the_ranks_share_the_work(mpirun, text, vocab, tmp_path):
+    pytest.importorskip("mpi4py")
+    prepare.main(words(text, vocab, tmp_path / "one"))
+    line = [mpirun, "-n", "2", "--oversubscribe", *command(*words(text, vocab, tmp_path / "two"))]
+    subprocess.run(line, check=True, timeout=120)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+
+
+@pytest.mark.mpi
+def test_under_mpirun_a_bad_request_ends_all_ranks(mpirun, vocab, tmp_path):
+    pytest.importorskip("mpi4py")
+    (tmp_path / "empty.txt").write_text("\n\n")
+    line = [mpirun, "-n", "2", "--oversubscribe", *command(*words(tmp_path / "empty.txt", vocab, tmp_path / "out"))]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2 and "no text in it" in ended.stderr
+
+
+def status(arguments: list[str]) -> tuple[int, str]:
+    ended = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120)
+    return ended.returncode, ended.stderr
+
+
+def test_all_faults_of_a_request_are_told_at_once(vocab, tmp_path):
+    arguments = words(tmp_path / "absent.txt", tmp_path / "novocab.txt", tmp_path / "out", "--dupe_factor", "0")
+    code, said = status([*arguments, "--max_seq_length", "64", "--masked_lm_prob", "1.5"])
+    assert code == 2 and not (tmp_path / "out").exists()
+    for part in ("absent.txt", "novocab.txt", "--dupe_factor 0", "--masked_lm_prob 1.5", "one of each a phase"):
+        assert part in said
+    assert "Traceback" not in said
+
+
+def test_text_too_small(vocab, tmp_path):
+    (tmp_path / "text.txt").write_text("\n \n")
+    code, said = status(words(tmp_path / "text.txt", vocab, tmp_path / "out"))
+    assert code == 2 and "no text in it" in said and not list((tmp_path / "out").glob("hdf5*"))
+
+
+def test_one_document_of_one_sentence(vocab, tmp_path):
+    (tmp_path / "text.txt").write_text("w1 w2 w3.\n\n\n\n")
+    prepare.main(words(tmp_path / "text.txt", vocab, tmp_path / "out"))
+    arrays, _ = read(folder(tmp_path / "out", 64) / "c_training_0.hdf5")
+    assert len(arrays["input_ids"]) == 5
+    assert not list(folder(tmp_path / "out", 64).glob("*test*"))  # nothing to hold out
+
+
+def test_more_shards_than_documents(vocab, tmp_path, capsys):
+    write_text(tmp_path / "text.txt", 9)
+    prepare.main(words(tmp_path / "text.txt", vocab, tmp_path / "out", "--num_shards", "64"))
+    assert "--num_shards 64: 4 made" in capsys.readouterr().out
+    made = sorted(path.name for path in folder(tmp_path / "out", 64).glob("*.hdf5"))
+    assert made == ["c_test_0.hdf5", "c_training_0.hdf5", "c_training_1.hdf5", "c_training_2.hdf5"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that mounts a disk of some size in memory."""
+    mounted = []
+
+    def mount(options: str) -> Path:
+        path = tmp_path / f"disk{len(mounted)}"
+        path.mkdir()
+        if (
+            os.geteuid()
+            or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], check=False).returncode
+        ):
+            pytest.skip("mounting a small disk needs root")
+        mounted.append(path)
+        return path
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", path], check=True)
+
+
+def test_a_disk_too_small_is_refused_before_writing(text, vocab, small_disk):
+    write_text(text, 4000)
+    disk = small_disk("size=1m")
+    code, said = status(words(text, vocab, disk / "out"))
+    assert code == 2 and "need about" in said and "are free" in said
+    assert not list(disk.rglob("*.hdf5"))
+
+
+def test_a_disk_that_fills_up(text, vocab, small_disk, tmp_path, monkeypatch):
+    from pretraining.data import pipeline
+
+    monkeypatch.setattr(pipeline, "BYTES_PER_POSITION", 0.0)  # the estimate did not see it coming
+    monkeypatch.setattr(pipeline, "TOKEN_BYTES", 0.0)
+    write_text(text, 2000)
+    disk = small_disk("size=1m")
+    with pytest.raises(BadRequest, match="No space left on device; finished files stay"):
+        prepare.main(words(text, vocab, disk / "out"))
+    assert not list(disk.rglob("*.tmp"))
+    for path in disk.rglob("*.hdf5"):
+        read(path)  # what has its name is whole
+    subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+    prepare.main(words(text, vocab, disk / "out"))
+    prepare.main(words(text, vocab, tmp_path / "calm"))
+    assert files_of(disk / "out") == files_of(tmp_path / "calm")
+
+
+def test_a_read_only_output_folder(text, vocab, small_disk):
+    code, said = status(words(text, vocab, small_disk("size=1m,ro") / "out"))
+    assert code == 2 and "cannot write" in said and "Traceback" not in said
+
+
+def test_an_output_folder_that_is_a_file(text, vocab, tmp_path):
+    (tmp_path / "out").write_text("")
+    code, said = status(words(text, vocab, tmp_path / "out"))
+    assert code == 2 and "cannot write" in said
+
+
+def test_books_through_the_entry_of_the_reference(vocab, tmp_path):
+    script = Path(prepare.__file__).with_name("create_datasets_from_start.sh")
+    (tmp_path / "books").mkdir()
+    for number in range(6):
+        write_text(tmp_path / "books" / f"{number}.txt", 5, seed=number)
+    dump = "".join(
+        f"<page><title>{n}</title><ns>0</ns><revision><text>w{n} w1 w2. w3 w4.</text></revision></page>"
+        for n in range(9)
+    )
+    (tmp_path / "dump.xml").write_text(f"<mediawiki>{dump}</mediawiki>")
+    environment = os.environ | {
+        "BERT_PREP_WORKING_DIR": str(tmp_path / "work"),
+        "WIKI_DUMP": str(tmp_path / "dump.xml"),
+        "VOCAB_FILE": str(vocab),
+        "PYTHON": sys.executable,
+        "NUM_PROCESSES": "1",
+    }
+    ended = subprocess.run(["bash", script, "wiki_books"], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 2 and "BookCorpus cannot be downloaded any more" in ended.stderr
+    environment["BOOKS_DIR"] = str(tmp_path / "books")
+    ended = subprocess.run(["bash", script, "wiki_books"], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    name = "hdf5_lower_case_1_seq_len_512_max_pred_80_masked_lm_prob_0.15_random_seed_12345_dupe_factor_5"
+    arrays, attributes = read(
+        tmp_path / "work" / name / "books_wiki_en_corpus" / "books_wiki_en_corpus_training_0.hdf5"
+    )
+    assert attributes["documents"] == 13 and arrays["input_ids"].shape[1] == 512

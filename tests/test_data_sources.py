@@ -1,0 +1,177 @@
+"""Reading text: kinds of input, batches of whole documents, and every kind of damage with file and line."""
+
+import bz2
+import gzip
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from central.runtime.exits import BadRequest
+from pretraining.data import documents, sources
+from pretraining.data.documents import TextSettings, canonical_text
+from pretraining.data.sources import Batch, HubDataset, Piece, batches, find_sources
+
+LINES = TextSettings(sentences="line")
+
+
+def read(paths, settings=LINES, one_document_per_file=False, dataset=None) -> tuple[list[list[str]], list[str]]:
+    """(documents as lists of lines, notes) of some files."""
+    text, notes = "", []
+    sources_found = find_sources([str(path) for path in paths], one_document_per_file)
+    for batch in batches(sources_found, dataset):
+        canonical = canonical_text(batch, settings)
+        text += canonical.text
+        notes += canonical.notes
+    found = ([line for line in document.split("\n") if line.strip()] for document in text.split("\n\n"))
+    return [document for document in found if document], notes
+
+
+def test_plain_text_has_a_blank_line_between_documents(tmp_path):
+    (tmp_path / "a.txt").write_text("one.\ntwo.\n\n \nthree.\n")
+    (tmp_path / "b.txt").write_text("four.")
+    assert read([tmp_path]) == ([["one.", "two."], ["three."], ["four."]], [])
+
+
+def test_dos_line_ends_and_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone.\r\ntwo.\r\n\r\nthree.\r\n")
+    assert read([tmp_path])[0] == [["one.", "two."], ["three."]]
+
+
+def test_books_are_one_document_a_file_with_wrapped_lines(tmp_path):
+    (tmp_path / "a.txt").write_text("CHAPTER I\n\nIt was a dark\nnight. It rained.\n\n\nThe end.\n")
+    (tmp_path / "b.txt").write_text("Another book.\n")
+    found, _ = read([tmp_path], TextSettings(), one_document_per_file=True)
+    assert found == [["CHAPTER I", "It was a dark night.", "It rained.", "The end."], ["Another book."]]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [(".jsonl", bytes), (".jsonl.gz", gzip.compress), (".jsonl.bz2", bz2.compress)]
+)
+def test_jsonl(tmp_path, suffix, pack):
+    rows = [{"body": "one.\n\ntwo."}, {"body": "three."}]
+    (tmp_path / f"a{suffix}").write_bytes(pack("\n".join(map(json.dumps, rows)).encode()))
+    settings = TextSettings(sentences="line", text_column="body")
+    assert read([tmp_path], settings) == ([["one.", "two."], ["three."]], [])
+
+
+def test_damaged_json_lines_are_named_and_left_out(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "one."}\n{"text": \n\n{"other": 1}\n{"text": 5}\n[1]\n{"text": "two."}\n'
+    )
+    found, notes = read([tmp_path])
+    assert found == [["one."], ["two."]]
+    assert [note.split(": ")[0].rpartition(":")[2] for note in notes] == ["2", "4", "5", "6"]
+
+
+def test_a_hub_dataset_from_a_local_folder(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "train.jsonl").write_text('{"text": "One. Two."}\n{"text": "Three."}\n')
+    dataset = HubDataset(str(tmp_path), None, "train", "text")
+    found, _ = read([], TextSettings(), dataset=dataset)
+    assert found == [["One.", "Two."], ["Three."]]
+    with pytest.raises(BadRequest, match="--text_column body: .* has the columns text"):
+        read([], TextSettings(text_column="body"), dataset=HubDataset(str(tmp_path), None, "train", "body"))
+    with pytest.raises(BadRequest, match="--dataset .*absent"):
+        read([], TextSettings(), dataset=HubDataset(str(tmp_path / "absent"), None, "train", "text"))
+
+
+def test_bytes_that_are_not_utf8(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one.\ntw\xffo.\n\nth\xe2\x28ree.\n")
+    found, notes = read([tmp_path])
+    assert found == [["one.", "two."], ["th(ree."]]
+    assert "a.txt:2: not UTF-8" in notes[0] and "a.txt:4: not UTF-8" in notes[1] and "1 bytes" in notes[1]
+
+
+def test_utf16_is_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes("one.".encode("utf-16"))
+    (tmp_path / "b.txt").write_text("two.")
+    found, notes = read([tmp_path])
+    assert found == [["two."]] and "a.txt:1: UTF-16" in notes[0]
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress)])
+def test_a_packed_file_cut_off_in_the_middle(tmp_path, suffix, pack, monkeypatch):
+    monkeypatch.setattr(sources, "BATCH_BYTES", 1 << 16)
+    text = "".join(f"sentence number {number} of {number * 7919 % 1000}.\n\n" for number in range(100_000))
+    packed = pack(text.encode())
+    (tmp_path / f"a.txt{suffix}").write_bytes(packed[: len(packed) * 3 // 4])
+    (tmp_path / "b.txt").write_text("after.")
+    found, notes = read([tmp_path])
+    assert found[-1] == ["after."] and 1000 < len(found) < 100_000
+    assert len(notes) == 1 and f"a.txt{suffix}: damaged after" in notes[0]
+
+
+def test_html_in_the_text(tmp_path):
+    (tmp_path / "a.txt").write_text('plain.\n<p class="x">one &amp; <b>two</b>.</p>\n\n3 < 4 and <unk> stay.\n')
+    found, notes = read([tmp_path])
+    assert [line.split() for line in found[0]] == [["plain."], ["one", "&", "two", "."]]
+    assert found[1] == ["3 < 4 and <unk> stay."]
+    assert "a.txt:2: HTML in the text" in notes[0] and "4 tags" in notes[0]
+
+
+def test_a_very_long_line_is_cut_and_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "LONGEST_LINE", 100)
+    (tmp_path / "a.txt").write_text("short.\n" + "word " * 100 + "\n" + "x" * 250 + "\n")
+    (found,), notes = read([tmp_path])
+    assert max(map(len, found)) <= 100 and "".join(found).count("word") == 100 and "".join(found).count("x") == 250
+    assert "a.txt:2: a line of 500 characters" in notes[0] and "a.txt:3" in notes[1]
+
+
+def test_a_one_line_file_of_50_mb(tmp_path):
+    (tmp_path / "a.txt").write_text("word " * 10_000_000)
+    found, notes = read([tmp_path])
+    assert sum(len(line.split()) for document in found for line in document) == 10_000_000
+    assert any("a.txt:1: a line of" in note for note in notes)
+
+
+def test_a_document_beyond_the_limit_is_cut_between_characters(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BATCH_BYTES", 100)
+    monkeypatch.setattr(sources, "LONGEST_DOCUMENT", 300)
+    (tmp_path / "a.txt").write_text("é力" * 500)
+    found, notes = read([tmp_path])
+    assert "".join(line for document in found for line in document) == "é力" * 500
+    assert "cut there" in notes[0] and not any("UTF-8" in note for note in notes)
+
+
+def test_empty_files_and_folders(tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    (tmp_path / "b.txt").write_text("\n \n\n")
+    assert read([tmp_path]) == ([], [])
+    (tmp_path / "none").mkdir()
+    with pytest.raises(BadRequest) as caught:
+        find_sources([str(tmp_path / "none"), str(tmp_path / "absent.txt")], False)
+    assert len(caught.value.problems) == 2 and "no file in it" in str(caught.value) and "absent" in str(caught.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.text("ab é力", min_size=1, max_size=30).filter(str.strip), min_size=1, max_size=5), max_size=30
+    )
+)
+def test_batches_are_whole_documents_whatever_their_size(tmp_path_factory, lists):
+    folder = tmp_path_factory.mktemp("text")
+    text = "".join("".join(f"{line}\n" for line in document) + "\n" for document in lists)
+    (folder / "a.txt").write_text(text)
+    expected = [[line.strip("\n") for line in document] for document in lists]
+    with pytest.MonkeyPatch.context() as patch:
+        for size in (16, 64, 1 << 20):
+            patch.setattr(sources, "BATCH_BYTES", size)
+            assert read([folder])[0] == expected
+
+
+def test_pieces_tell_their_first_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BATCH_BYTES", 32)
+    text = "".join(f"line {number}\n\n" for number in range(40))
+    (tmp_path / "a.txt").write_text(text)
+    lines = text.split("\n")
+    for batch in batches(find_sources([str(tmp_path)], False), None):
+        for piece in batch.pieces:
+            assert piece.data.decode().split("\n")[0] == lines[piece.first_line - 1]
+
+
+def test_canonical_text_ends_each_document_with_a_blank_line():
+    pieces = tuple(Piece("x", "text", 1, data) for data in (b"a.\n", b"", b"\n\nb.\n\nc."))
+    assert canonical_text(Batch(0, pieces, 0), LINES).text == "a.\n\nb.\n\nc.\n\n"
