@@ -24,7 +24,8 @@ def tiny_model(tmp_path_factory, tiny_tokenizer) -> Path:
     """Folder of a BERT of 2 layers x 32 with random weights, dropout 0.1."""
     folder = tmp_path_factory.mktemp("tiny_model")
     torch.manual_seed(0)
-    config = BertConfig(len(VOCABULARY), 32, 2, 2, 64, max_position_embeddings=128)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BertConfig(vocab_size=len(VOCABULARY), max_position_embeddings=128, **sizes)
     BertForPreTraining(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder

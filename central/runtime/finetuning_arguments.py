@@ -228,7 +228,7 @@ def _problems(data: DataArguments, training: TrainingArguments, flags: Reference
         if path and not Path(path).exists():
             problems.append(f"--{split}_file {path}: no such file")
     for name in ("max_train_samples", "max_eval_samples", "max_predict_samples", "preprocessing_num_workers"):
-        if (getattr(data, name) or 1) < 1:
+        if getattr(data, name) is not None and getattr(data, name) < 1:
             problems.append(f"--{name} {getattr(data, name)}: must be at least 1")
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(training, name) < 1:
