@@ -28,7 +28,7 @@ def copy_project(folder) -> Path:
 def words(project, *options, act="none", steps=10, rank=1, **script):
     """The command line of a run of the stand-in: `act` strikes at `rank`; `script` are further words for it."""
     folder = project.parent
-    request = f"""pretraining --model_name_or_path tiny --data_type fp32 --device cpu --accumulate_gradients
+    request = """pretraining --model_name_or_path tiny --data_type fp32 --device cpu --accumulate_gradients
         --train_batch_size 16 8 --batch_size 2 2""".split()
     data = ["--data_dir", str(folder / "phase 1"), str(folder / "phase 2"), "--output_dir", str(folder / "out put")]
     child = ["--act", act, "--steps", str(steps), "--rank", str(rank), *(f"--{name}" for name in script)]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -67,7 +68,8 @@ def test_a_rank_killed_on_the_other_host(hosts, project, version):
     os.kill(facts(project)[3]["pid"], signal.SIGKILL)
     _, err = launcher.communicate(timeout=60)
     assert launcher.returncode == 137, err
-    assert "phase 1: rank 3 on hostb: exit status 137 (killed by signal 9)" in err
+    found = re.search(r"phase 1: rank 3 on (\S+): exit status 137 \(killed by signal 9\)", err)
+    assert found and found[1] in ("hostb", "192.0.2.2"), err  # Open MPI 4 names a host as it was given
     assert time.monotonic() - begin < 30
     assert left_running(project) == []
 
@@ -85,14 +87,12 @@ def test_asked_to_stop_ranks_of_both_hosts_save(hosts, project, version):
 @pytest.mark.parametrize("version", VERSIONS, indirect=True)
 def test_a_daemon_killed_on_the_other_host_leaves_nothing_running(hosts, project, version):
     launcher = start(hosts.hosts[0].on(words(project, *TWO, steps=2000)), project, 4)
-    hostb = hosts.hosts[1]
-    daemons = [pid for pid, command in hostb.processes() if command.split("/")[-1].startswith(("prted ", "orted "))]
-    daemons = daemons or [pid for pid, command in hostb.processes() if "prted" in command or "orted" in command]
-    for pid in daemons:
+    commands = [(pid, command.split(" ")[0]) for pid, command in hosts.hosts[1].processes()]
+    for pid in [pid for pid, program in commands if program.endswith(("/prted", "/orted"))]:
         os.kill(pid, signal.SIGKILL)
     begin = time.monotonic()
-    _, err = launcher.communicate(timeout=90)
-    assert launcher.returncode not in (0, 85), err
+    _, err = launcher.communicate(timeout=40)
+    assert launcher.returncode == 1 and "does not answer any more" in err, err
     assert time.monotonic() - begin < 30
     wait_until(lambda: left_running(project) == [])
 
@@ -104,10 +104,10 @@ def test_a_host_that_loses_power(hosts, project, version):
     begin = time.monotonic()
     ip("-n", hosts.bridge, "link", "set", "hostb", "down")
     hosts.hosts[1].stop()
-    _, err = launcher.communicate(timeout=120)
-    assert launcher.returncode not in (0, 85), err
+    _, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1 and "does not answer any more" in err, err
     assert "192.0.2.2" in err
-    assert time.monotonic() - begin < 40
+    assert time.monotonic() - begin < 35
     wait_until(lambda: left_running(project) == [])
 
 

@@ -78,7 +78,7 @@ def _run(name, settings, place, plan):
     """Leave a record, and run the commands."""
     import time
 
-    from central.launch import hcl, record, supervise
+    from central.launch import hcl, record, remote, supervise
 
     made = record.run_record(name, settings, plan, place.environ, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     try:
@@ -86,4 +86,7 @@ def _run(name, settings, place, plan):
     except OSError as error:
         raise BadRequest(f"--output_dir {settings.output_dir}: {error.strerror}") from None
     hcl.write_where_asked(place.layout, place.device, place.environ)
-    return supervise.run(plan, log_path=settings.log_path, max_restarts=settings.max_restarts)
+    watch = remote.HostWatch(place.layout.hosts if place.layout.by_ssh else (), remote.ssh_port(place))
+    return supervise.run(
+        plan, log_path=settings.log_path, max_restarts=settings.max_restarts, lost_host=lambda: watch.lost
+    )

@@ -16,6 +16,7 @@ _FAILURES = (
     re.compile(r"failed \(exitcode: (?P<status>-?\d+)\) local_rank: (?P<rank>\d+)"),
 )
 _TORCHRUN_CLOSES = re.compile(r"Sending process \d+ closing signal")
+_DAEMON_LOST = re.compile(r"lost communication with a remote daemon.*?Remote daemon *: \S+ on node (\S+)")
 _LONGEST_MESSAGE = 4096
 
 
@@ -33,11 +34,15 @@ class Failure(Value):
 
 
 class Listener:
-    """Fed with standard error as it comes, remembers the failures it tells of."""
+    """Fed with standard error as it comes, remembers the failures it tells of, and a host that mpirun lost.
+
+    Open MPI 5 ends with status 0 when its daemon on another host is gone.
+    """
 
     def __init__(self):
         self.failures = []
         self.rank_is_gone = False
+        self.lost_host = None
         self._text = ""
         self._unfinished = b""
 
@@ -50,6 +55,8 @@ class Listener:
         found = find_failures(text)
         self.failures += [failure for _end, failure in found]
         self.rank_is_gone = self.rank_is_gone or bool(found) or bool(_TORCHRUN_CLOSES.search(text))
+        if lost := _DAEMON_LOST.search(text):
+            self.lost_host = lost[1]
         self._text = text[found[-1][0] if found else 0 :][-_LONGEST_MESSAGE:]
 
 
@@ -59,16 +66,17 @@ def find_failures(text) -> list[tuple[int, Failure]]:
     return [(match.end(), _failure(match.groupdict())) for match in sorted(matches, key=lambda match: match.end())]
 
 
-def first_failure(failures, stop_requested) -> Failure | None:
+def first_failure(failures, status, stop_requested) -> Failure | None:
     """The failure that caused the others: the first one that is no consequence, else the first.
 
-    A killed rank says nothing itself, and mpirun names it only after its peers have complained.
+    A killed rank says nothing itself, and mpirun names it only after its peers have complained. `status` is that of
+    mpirun or torchrun: where it agrees with no rank, mpirun itself failed, and the ranks only followed.
     """
-    if not stop_requested:
-        for failure in failures:
-            if failure.status not in CONSEQUENCES:
-                return failure
-    return failures[0] if failures else None
+    if stop_requested:
+        return failures[0] if failures else None
+    causes = [failure for failure in failures if failure.status not in CONSEQUENCES]
+    consequences = [failure for failure in failures if status in (1, failure.status)]
+    return next(iter([*causes, *consequences]), None)
 
 
 def _failure(found):

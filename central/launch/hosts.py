@@ -9,12 +9,13 @@ DEFAULT_SSH_PORT = "3022"
 
 
 class Layout(Value):
-    """Ranks and where they go. No hosts: all on this server, without ssh."""
+    """Ranks and where they go. No hosts: all on this server. SLURM's hosts are reached by srun, others by ssh."""
 
     world_size: int
     ranks_per_node: int
     hosts: tuple[str, ...] = ()
     source: str = "this server"
+    by_ssh: bool = False
 
 
 def plan_layout(*, world_size, dist, process_per_node, hostfile, environ) -> Layout:
@@ -30,7 +31,7 @@ def plan_layout(*, world_size, dist, process_per_node, hostfile, environ) -> Lay
         return _spread(split_addresses(environ["MULTI_HLS_IPS"]), "MULTI_HLS_IPS", world_size, process_per_node)
     nodes = expand_nodelist(environ.get("SLURM_JOB_NODELIST", ""))
     if world_size > 1 and len(nodes) > 1:
-        return _spread(nodes, "the SLURM allocation", world_size, process_per_node)
+        return _spread(nodes, "the SLURM allocation", world_size, process_per_node, by_ssh=False)
     if process_per_node not in (0, world_size):
         raise BadRequest(
             f"--process_per_node {process_per_node} with --world_size {world_size} needs"
@@ -89,7 +90,7 @@ def _expand_entry(entry):
     return names
 
 
-def _spread(hosts, source, world_size, process_per_node):
+def _spread(hosts, source, world_size, process_per_node, by_ssh=True):
     """An equal number of ranks on each host, exactly."""
     if len(set(hosts)) < len(hosts):
         raise BadRequest(f"{source} names a host twice: {', '.join(hosts)}")
@@ -101,7 +102,7 @@ def _spread(hosts, source, world_size, process_per_node):
             f"{source} names {len(hosts)} hosts, which does not agree with {per_node} and --world_size {world_size}:"
             f" give --world_size {fits}, or other hosts"
         )
-    return Layout(world_size, ranks_per_node, tuple(hosts), source)
+    return Layout(world_size, ranks_per_node, tuple(hosts), source, by_ssh)
 
 
 def _from_slots(slots, source, world_size, process_per_node):

@@ -53,7 +53,7 @@ def many_servers(mpi, layout, topology, remote) -> list[str]:
         *["--prefix", mpi.prefix],
         *(["--mca", "btl_tcp_if_include", remote.network] if remote.network else []),
         *_exported(master),
-        *["--mca", "plm_rsh_args", f"-p {remote.ssh_port}"],
+        *(["--mca", "plm_rsh_args", f"-p {remote.ssh_port}"] if layout.by_ssh else []),
         *binding,
         *["-H", ",".join(f"{host}:{slots}" for host in layout.hosts)],
         *["-n", str(layout.world_size)],

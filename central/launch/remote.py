@@ -1,24 +1,35 @@
-"""Other hosts, asked over ssh whether they can take part in a run."""
+"""Other hosts: asked over ssh whether they can take part in a run, and watched while it lasts."""
 
 import json
 import os
 import shlex
+import socket
+import threading
+import time
 
 from central.launch import hostcheck
 from central.launch.hosts import DEFAULT_SSH_PORT
 
 CONNECT_SECONDS = 5
 ANSWER_SECONDS = 30
+KNOCK_SECONDS = 10  # between two knocks at a host that answers
+KNOCK_AGAIN_SECONDS = 1  # at one that did not
+KNOCK_TIMEOUT = 3
+MISSED_KNOCKS = 3  # make a host lost: 22 s at most
 
 
 def host_problems(place, capture_all) -> list[str]:
     """What is wrong with the hosts of a run: not to be reached, or not like this one."""
-    hosts = place.layout.hosts
-    port = place.environ.get("DOCKER_SSHD_PORT", DEFAULT_SSH_PORT)
+    hosts = place.layout.hosts if place.layout.by_ssh else ()
+    port = ssh_port(place)
     answers = capture_all([question(host, port, place) for host in hosts], timeout=ANSWER_SECONDS) if hosts else []
     here = hostcheck.facts()
     found = [(host, fault) for host, answer in zip(hosts, answers) for fault in faults(answer, here, port, place)]
     return [f"host {host}: {fault}" for host, fault in found] + equal_names(hosts, answers)
+
+
+def ssh_port(place) -> str:
+    return place.environ.get("DOCKER_SSHD_PORT", DEFAULT_SSH_PORT)
 
 
 def question(host, port, place) -> list[str]:
@@ -35,7 +46,7 @@ def faults(answer, here, port, place) -> list[str]:
         unequal = [name for name in ("python", "torch", "project") if there[name] != here[name]]
         return [f"{name} is {there[name]} there, {here[name]} here; make them the same" for name in unequal]
     said = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
-    if answer.status == 127:
+    if answer.status in (126, 127):
         return [f"no {place.python} there; install the same python at the same path"]
     if answer.status == 2:
         return [f"no project at {place.root} there; put the same copy at the same path"]
@@ -51,3 +62,33 @@ def equal_names(hosts, answers) -> list[str]:
         if answer.status == 0:
             names.setdefault(json.loads(answer.stdout.splitlines()[-1])["host"], []).append(host)
     return [f"{' and '.join(same)} both call themselves {name}" for name, same in names.items() if len(same) > 1]
+
+
+class HostWatch:
+    """Knocks at the ssh port of each host now and then.
+
+    A host that loses power or network says no goodbye, and mpirun waits for it for minutes.
+    """
+
+    def __init__(self, hosts, port):
+        self.lost = None
+        self._missed = dict.fromkeys(hosts, 0)
+        if hosts:
+            threading.Thread(target=self._watch, args=(int(port),), daemon=True).start()
+
+    def _watch(self, port):
+        while not self.lost:
+            time.sleep(KNOCK_AGAIN_SECONDS if any(self._missed.values()) else KNOCK_SECONDS)
+            for host in self._missed:
+                self._missed[host] = 0 if answers(host, port) else self._missed[host] + 1
+                if self._missed[host] == MISSED_KNOCKS:
+                    self.lost = host
+
+
+def answers(host, port) -> bool:
+    """Whether something listens on this port of a host."""
+    try:
+        socket.create_connection((host, port), timeout=KNOCK_TIMEOUT).close()
+    except OSError:
+        return False
+    return True

@@ -87,7 +87,14 @@ class Running:
 
     def end(self, grace, hurry=lambda: 0):
         """Let the ranks save for `grace` seconds, then end what still runs. `hurry()` counts calls for more speed."""
-        sessions.end(self._session, self.by_torchrun, grace, hurry, ended=lambda: self._process.poll() is not None)
+        sessions.end(self._session, self.by_torchrun, grace, hurry, self._has_ended)
+
+    def terminate(self):
+        """End it without waiting for ranks to save: they could not meet any more."""
+        sessions.terminate(self._session, ended=self._has_ended)
+
+    def _has_ended(self):
+        return self._process.poll() is not None
 
     def close(self, patience):
         """After the end: `patience` seconds for stragglers, then leave nothing behind."""

@@ -18,7 +18,7 @@ def members(session) -> list[int]:
 
 
 def end(session, by_torchrun, grace, hurry=lambda: 0, ended=lambda: False):
-    """End a session, led by the process of its number: SIGUSR1 and `grace` seconds to save, SIGTERM, SIGKILL.
+    """End a session, led by the process of its number: SIGUSR1 and `grace` seconds to save, then terminate it.
 
     `hurry()` counts calls for more speed: each ends a wait. `ended()` tells of an end that /proc does not show yet.
     """
@@ -26,8 +26,12 @@ def end(session, by_torchrun, grace, hurry=lambda: 0, ended=lambda: False):
     ranks = [pid for pid, _state, parent, _session in _processes() if parent == session]
     for pid in ranks if by_torchrun else [session]:
         _send(pid, signal.SIGUSR1)
-    if _gone(session, grace, lambda: ended() or hurry() > calls):
-        return
+    if not _gone(session, grace, lambda: ended() or hurry() > calls):
+        terminate(session, hurry, ended)
+
+
+def terminate(session, hurry=lambda: 0, ended=lambda: False):
+    """SIGTERM to the leader of a session, a few seconds, then SIGKILL to all of it."""
     calls = hurry()
     if not ended():
         _send(session, signal.SIGTERM)

@@ -13,14 +13,18 @@ GRACE = 60  # seconds for ranks to save once they are asked to stop
 AFTER_A_DEAD_RANK = 20  # seconds the other ranks may take to notice
 STRAGGLERS = 30  # seconds a rank may outlive its mpirun
 RESUME = "--resume_from_checkpoint"
+LOST_HOST = 1  # status of a run whose host is gone
 
 
-def run(plan, *, log_path=None, max_restarts=0, grace=GRACE) -> int:
-    """Run the commands of a plan; the first status that is not 0 is the plan's and, unless it keeps going, its end."""
+def run(plan, *, log_path=None, max_restarts=0, grace=GRACE, lost_host=lambda: None) -> int:
+    """Run the commands of a plan; the first status that is not 0 is the plan's and, unless it keeps going, its end.
+
+    `lost_host()` names a host of the run that does not answer any more.
+    """
     statuses = []
     with StopSignals() as stop, open(log_path, "ab", buffering=0) if log_path else nullcontext() as log:
         for command in plan.commands:
-            statuses.append(_run_with_restarts(command, stop, log, max_restarts, grace))
+            statuses.append(_run_with_restarts(command, stop, log, max_restarts, grace, lost_host))
             if statuses[-1] != DONE and (stop.count or not plan.keep_going):
                 break
     return next((status for status in statuses if status != DONE), DONE)
@@ -50,30 +54,34 @@ class StopSignals:
         self.last = number
 
 
-def _run_with_restarts(command, stop, log, max_restarts, grace):
+def _run_with_restarts(command, stop, log, max_restarts, grace, lost_host):
     """Run a command; where it fails for no reason that would stay, run it again from its checkpoint."""
     for restart in range(max_restarts + 1):
-        status = _run_once(command, stop, log, grace)
-        if status in (DONE, BAD_REQUEST, DIVERGED, PREEMPTED) or stop.count or restart == max_restarts:
+        status = _run_once(command, stop, log, grace, lost_host)
+        final = status in (DONE, BAD_REQUEST, DIVERGED, PREEMPTED) or lost_host()
+        if final or stop.count or restart == max_restarts:
             return status
         say(f"{command.name}: restart {restart + 1} of {max_restarts}, from the newest checkpoint")
         if RESUME not in command.argv:
             command = command.replace(argv=(*command.argv, RESUME))
 
 
-def _run_once(command, stop, log, grace):
+def _run_once(command, stop, log, grace, lost_host):
     """Run a command to its end. The status is that of the rank that failed first."""
     if stop.count:
         return 128 + stop.last
     listener = Listener()
     running = Running(command, log=log, listener=listener, grace=grace)
     try:
-        status = _wait(running, listener, stop, grace)
+        status = _wait(running, listener, stop, grace, lost_host)
     finally:
         running.close(STRAGGLERS)
+    if lost := lost_host() or listener.lost_host:
+        say(f"{command.name}: host {lost} does not answer any more")
+        return LOST_HOST
     if status == DONE:
         return DONE
-    failure = first_failure(listener.failures, stop.count > 0)
+    failure = first_failure(listener.failures, status, stop.count > 0)
     status = failure.status if failure else status
     if stop.count and status == 128 + signal.SIGUSR1:
         say(f"{command.name}: stopped before training began; there was nothing to save")
@@ -82,17 +90,17 @@ def _run_once(command, stop, log, grace):
     return status
 
 
-def _wait(running, listener, stop, grace):
-    """Wait for the end. Asked to stop, let ranks save; when a rank is dead, do not wait long for the others."""
-    dead_since = None
+def _wait(running, listener, stop, grace, lost_host):
+    """Wait for the end. Asked to stop, let ranks save; when a rank or a host is gone, end the others soon."""
+    gone_since = None
     while (status := running.status()) is None:
         if stop.count:
             say(f"stopping: ranks have {grace} s to save; a second signal cuts that short")
             running.end(grace, lambda: stop.count)
             continue
         if listener.rank_is_gone:
-            dead_since = dead_since or time.monotonic()
-            if time.monotonic() - dead_since > AFTER_A_DEAD_RANK:
-                running.end(0)
+            gone_since = gone_since or time.monotonic()
+        if lost_host() or gone_since and time.monotonic() - gone_since > AFTER_A_DEAD_RANK:
+            running.terminate()
         time.sleep(0.1)
     return status
