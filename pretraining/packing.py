@@ -12,7 +12,7 @@ MAX_SEQUENCES_PER_PACK = 3
 def pack_lengths(lengths: np.ndarray, seq_len: int) -> np.ndarray:
     """Which sequences share a row: int64 [packs, 3] of their numbers, -1 where there is none.
 
-    Works on the histogram of lengths: the longest length left takes the two lengths (or the one) that fill its row best,
+    Works on the histogram of lengths: the longest left takes the two lengths (or the one) that fill its row best,
     as often as they last. Fills 99 % and more where fullest-row-first with three sequences a row stays below 98 %.
     """
     left = np.bincount(lengths, minlength=seq_len + 1)
@@ -98,7 +98,7 @@ def pack_rows(rows: dict[str, np.ndarray], packs: np.ndarray, predictions: int) 
 
 
 def _places(counts: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For rows of `counts` [packs, 3] things end to end: (which of the three, its column in it, whether one is there)."""
+    """For rows of `counts` [packs, 3] things end to end: (which of the three, its column in it, is one there)."""
     ends = np.cumsum(counts, axis=1)
     columns = np.arange(width)
     slot = (columns >= ends[:, :1]).astype(np.int64) + (columns >= ends[:, 1:2])

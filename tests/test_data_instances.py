@@ -84,7 +84,7 @@ def test_statistics_equal_the_slow_algorithm(seq_len, tokens):
         assert abs(a.mean() - b.mean()) < 4 * error + 1e-9
     bins = np.linspace(0, seq_len, 9)
     shares = [np.histogram([s[0] + s[1] for s in sequences], bins)[0] / len(sequences) for sequences in (slow, fast)]
-    assert np.abs(shares[0] - shares[1]).max() < 0.015
+    assert np.abs(shares[0] - shares[1]).max() < 0.02
 
 
 DOCUMENTS = st.lists(

@@ -47,7 +47,7 @@ def vocab(tmp_path) -> Path:
 
 
 def words(text: Path, vocab: Path, out: Path, *more: str) -> list[str]:
-    options = f"--corpus c --sentences line --max_seq_length 64 128 --max_predictions_per_seq 10 20 --num_shards 4"
+    options = "--corpus c --sentences line --max_seq_length 64 128 --max_predictions_per_seq 10 20 --num_shards 4"
     return [
         *("--input", str(text), "--vocab_file", str(vocab), "--output_dir", str(out)),
         *options.split(),

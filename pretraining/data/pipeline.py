@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from central.runtime.exits import BadRequest
-from pretraining.data.documents import TextSettings, canonical_text
+from pretraining.data.claims import RECORD, claim_folder, describe_sources, remove_unfinished, show_notes
+from pretraining.data.documents import TextSettings
 from pretraining.data.hdf5 import write_synced
 from pretraining.data.progress import Progress
 from pretraining.data.shards import (
@@ -25,12 +26,11 @@ from pretraining.data.shards import (
     draw_shards,
     write_shard,
 )
-from pretraining.data.sources import Batch, HubDataset, Source, batches
+from pretraining.data.sources import HubDataset, Source, batches
 from pretraining.data.tokens import Part, PartSummary, summary, tokenize_batch
 from pretraining.data.wordpiece import Vocabulary, read_vocabulary
 from pretraining.data.workers import Workers
 
-SHOWN_NOTES = 20
 BYTES_PER_POSITION = 2.0  # of an HDF5 file, for each of sequences x max_seq_length; measured 1.8 to 1.97
 TOKEN_BYTES = 0.6  # of the token store, for each byte of English text; two bytes an id
 PACKED_TEXT = 3.5  # bytes of text in a byte of a compressed file
@@ -115,7 +115,7 @@ def stored_corpus(request: Request) -> Corpus:
     folder = request.tokens_folder
     if not (folder / "complete.json").exists():
         raise BadRequest(f"{folder}: no finished tokens in it; run `prepare.py shard` first")
-    made_with = json.loads((folder / "request.json").read_text(encoding="utf-8"))["vocabulary"]
+    made_with = json.loads((folder / RECORD).read_text(encoding="utf-8"))["vocabulary"]
     if made_with != request.vocabulary.sha256:
         raise BadRequest(
             f"--vocab_file {request.settings.vocab_file}: the tokens in {folder} are of another vocabulary"
@@ -126,7 +126,7 @@ def stored_corpus(request: Request) -> Corpus:
 def tokenize(request: Request, workers: Workers, need_tokens: bool = False) -> Corpus:
     """Tokenise what is not tokenised yet; of a finished run the numbers are enough, unless tokens are needed."""
     folder = request.tokens_folder
-    claim_folder(folder, _description(request))
+    claim_folder(folder, _description(request), ours=True)
     if (folder / "complete.json").exists() and not need_tokens:
         parts = _stored_parts(folder)
     else:
@@ -185,39 +185,6 @@ def _description(request: Request) -> dict[str, object]:
         "vocabulary": request.vocabulary.sha256,
         "do_lower_case": request.settings.do_lower_case,
     }
-
-
-def describe_sources(sources: tuple[Source, ...]) -> list[list[object]]:
-    return [[s.path, s.kind, s.size, Path(s.path).stat().st_mtime_ns] for s in sources]
-
-
-def claim_folder(folder: Path, description: dict[str, object]) -> None:
-    """Keep what an unfinished run of the same request left in our working folder; empty it when anything differs."""
-    text = json.dumps(description, indent=1)
-    record = folder / "request.json"
-    if folder.exists() and not (record.exists() and record.read_text(encoding="utf-8") == text):
-        if any(folder.iterdir()):
-            print(f"{folder}: of another request, made anew")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(folder)
-    if not record.exists():
-        write_synced(record, text.encode())
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Drop files that a killed run was writing."""
-    for unfinished in folder.glob("*.tmp"):
-        unfinished.unlink()
-
-
-def show_notes(notes: list[str], folder: Path) -> None:
-    """Print what a user should know of the input: the first few, all of them in a file."""
-    for note in notes[:SHOWN_NOTES]:
-        print(f"note: {note}")
-    if len(notes) > SHOWN_NOTES:
-        (folder / "notes.log").write_text("\n".join(notes) + "\n", encoding="utf-8")
-        print(f"note: {len(notes) - SHOWN_NOTES} more in {folder / 'notes.log'}")
 
 
 def write_hdf5(request: Request, corpus: Corpus, workers: Workers) -> None:
@@ -327,29 +294,3 @@ def _write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
     }
     write_synced(folder / "vocab.txt", "".join(f"{token}\n" for token in vocabulary.tokens).encode())
     write_synced(folder / "tokenizer_config.json", (json.dumps(config, indent=2) + "\n").encode())
-
-
-def extract(
-    sources: list[Source], dataset: HubDataset | None, text: TextSettings, folder: Path, workers: Workers
-) -> None:
-    """Write the sources as plain text, one sentence a line, a blank line between documents."""
-    progress = Progress("extracting", sum(source.size for source in sources), "MB", 1e6)
-
-    def tasks() -> Iterator[tuple]:
-        for batch in batches(sources, dataset):
-            yield batch, text, folder / f"text_{batch.number:06d}.txt"
-            progress.update(batch.bytes_read)
-
-    notes = [note for found in workers.map(extract_batch, tasks()) for note in found]
-    progress.close()
-    show_notes(notes, folder)
-    print(folder)
-
-
-def extract_batch(batch: Batch, text: TextSettings, path: Path) -> tuple[str, ...]:
-    """Write the text of one batch, unless it is there; return its notes."""
-    if path.exists():
-        return ()
-    canonical = canonical_text(batch, text)
-    write_synced(path, canonical.text.encode())
-    return canonical.notes

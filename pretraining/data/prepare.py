@@ -19,6 +19,7 @@ from central.runtime.exits import DONE, BadRequest, run
 from pretraining.data import pipeline
 from pretraining.data import prepare_options as options
 from pretraining.data.download import download, wikipedia_dump
+from pretraining.data.extract import extract
 from pretraining.data.pack import pack_folder
 from pretraining.data.verify import verify_folder
 from pretraining.data.vocabulary import train_vocabulary, write_vocabulary
@@ -86,7 +87,7 @@ def run_extract(args: argparse.Namespace) -> None:
     sources, dataset = options.sources_of(args), options.dataset_of(args)
     with workers(args.num_processes) as pool:
         if pool:
-            pipeline.extract(sources, dataset, options.text_settings(args), args.output_dir, pool)
+            extract(sources, dataset, options.text_settings(args), args.output_dir, pool)
 
 
 def vocab_options(parser: argparse.ArgumentParser) -> None:

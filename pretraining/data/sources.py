@@ -16,6 +16,7 @@ from pathlib import Path
 from central.runtime.exits import BadRequest
 
 BATCH_BYTES = 8 << 20
+READ_BYTES = 1 << 18
 LONGEST_DOCUMENT = 32 << 20  # bytes; a longer one is cut, so that memory stays bounded
 
 TEXT, BOOK, JSONL, DUMP = "text", "book", "jsonl", "dump"
@@ -134,14 +135,12 @@ def _pieces(source: Source) -> Iterator[tuple[Piece, int]]:
         more = True
         while more:
             try:
-                chunk = stream.read(BATCH_BYTES)
+                more = _fill(buffer, stream, len(buffer) + BATCH_BYTES)
             except (EOFError, OSError, zlib.error) as error:
-                chunk = b""
+                more = False
                 notes.append(
                     f"{path}: damaged after {raw.tell()} of {source.size} bytes ({error}); what came before is used"
                 )
-            more = bool(chunk)
-            buffer += chunk
             cut = (
                 max((buffer.rfind(end) + len(end) for end in ends if end in buffer), default=0) if more else len(buffer)
             )
@@ -154,6 +153,16 @@ def _pieces(source: Source) -> Iterator[tuple[Piece, int]]:
                 line += data.count(b"\n")
                 notes = []
                 del buffer[:cut]
+
+
+def _fill(buffer: bytearray, stream: io.BufferedIOBase, size: int) -> bool:
+    """Read until the buffer has `size` bytes; False at the end. What was read before an error stays in the buffer."""
+    while len(buffer) < size:
+        chunk = stream.read1(min(READ_BYTES, size - len(buffer)))
+        if not chunk:
+            return False
+        buffer += chunk
+    return True
 
 
 def _open_stream(raw: io.BufferedReader, path: Path) -> io.BufferedIOBase:

@@ -64,7 +64,7 @@ def tokenize_batch(
     """Write the part of one batch."""
     canonical = canonical_text(batch, settings)
     tokenizer = _tokenizer(vocab_file, do_lower_case)
-    blocks = [tokenizer.encode(block) for block in _blocks(canonical.text)]
+    blocks = [tokenizer.encode(block) for block in text_blocks(canonical.text)]
     ids, line_tokens, blank = (np.concatenate(column) for column in zip(*blocks, strict=True))
     is_sentence = line_tokens > 0
     sentence_tokens = line_tokens[is_sentence]
@@ -107,7 +107,7 @@ def _tokenizer(vocab_file: Path, do_lower_case: bool) -> Tokenizer:
     return Tokenizer(read_vocabulary(vocab_file, do_lower_case))
 
 
-def _blocks(text: str) -> Iterator[str]:
+def text_blocks(text: str) -> Iterator[str]:
     """Whole lines of about BLOCK_CHARACTERS."""
     start = 0
     while start < len(text):

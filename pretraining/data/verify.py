@@ -211,7 +211,8 @@ def _print_common(corpus: Path, reports: list[FileReport], vocabulary: Vocabular
 
 
 def _print_examples(reports: list[FileReport], vocabulary: Vocabulary) -> None:
-    sound = [report for report in reports if not report.faults]
+    own = vocabulary.sha256
+    sound = [report for report in reports if not report.faults and report.attributes.get("vocab_sha256", own) == own]
     if not sound:
         return
     with h5py.File(sound[0].path, "r") as file:

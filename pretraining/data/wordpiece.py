@@ -5,6 +5,7 @@ neighbours and can be remembered. Text is Zipfian: after a few megabytes nearly 
 """
 
 import hashlib
+import re
 import unicodedata
 from array import array
 from collections import Counter
@@ -22,6 +23,8 @@ LONGEST_WORD = 200  # characters; a longer word is [UNK], as in the reference
 LONGEST_CACHED_WORD = 64  # characters; longer ones are links and noise that would fill the cache
 CACHE_WORDS = 500_000  # about 150 MB; the cache starts anew beyond it
 BLOCK_CHARACTERS = 1 << 18  # text handled at once: the list of its words stays small
+
+_ASCII_WORD = re.compile("[A-Za-z0-9]+|[^A-Za-z0-9]")
 
 LINE_END = "\0"  # stands for a line's end among the words; the reference deletes this character from text
 # White space to Python's str.split(), but control characters that the reference deletes.
@@ -158,11 +161,16 @@ class _WordTable(dict):
     def __init__(self, vocabulary: Vocabulary):
         super().__init__({LINE_END: 0})
         self.vocabulary = vocabulary
+        self.pieces: dict[str, list[int]] = {}  # of the parts between punctuation: fewer than words
         self.ids = array("I")
         self.ends = array("q", (0, 0))
 
     def __missing__(self, word: str) -> int:
-        self.ids.extend(number for part in self._words(word) for number in self._pieces(part))
+        for part in self._words(word):
+            pieces = self.pieces.get(part)
+            if pieces is None:
+                pieces = self.pieces[part] = self._pieces(part)
+            self.ids.extend(pieces)
         self.ends.append(len(self.ids))
         row = len(self.ends) - 2
         if len(word) <= LONGEST_CACHED_WORD:
@@ -171,8 +179,8 @@ class _WordTable(dict):
 
     def _words(self, text: str) -> list[str]:
         """The reference's basic tokenisation of one white-space separated word."""
-        if text.isascii() and text.isalnum():
-            return [text.lower() if self.vocabulary.do_lower_case else text]
+        if text.isascii() and text.isprintable():
+            return _ASCII_WORD.findall(text.lower() if self.vocabulary.do_lower_case else text)
         kept = (character for character in text if not _is_deleted(character))
         spaced = "".join(f" {character} " if is_cjk(character) else character for character in kept)
         return [part for word in spaced.split() for part in self._split_punctuation(self._normalise(word))]

@@ -1,0 +1,74 @@
+"""A MediaWiki dump to plain text: one process and two, beside what mwparserfromhell alone takes to parse it.
+
+    python benchmarks/data_dump.py DUMP [--megabytes 24]
+
+The pages of the dump are repeated until it is long enough. MB are of wikitext in XML, unpacked.
+"""
+
+import argparse
+import bz2
+import html
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import mwparserfromhell
+from data_common import machine, told
+
+from pretraining.data import prepare
+
+
+def extract(dump: Path, processes: int) -> tuple[float, float]:
+    """(CPU seconds, wall seconds)."""
+    with tempfile.TemporaryDirectory() as out:
+        line = [sys.executable, prepare.__file__, "extract", "--input", str(dump), "--output_dir", out]
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run([*line, "--num_processes", str(processes)], check=True, **quiet)
+        wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
+
+
+def parse_all(xml: str) -> float:
+    """CPU seconds of the parser alone over the whole markup."""
+    texts = [html.unescape(text) for text in re.findall(r"<text[^>]*>(.*?)</text>", xml, re.DOTALL)]
+    start = time.process_time()
+    for text in texts:
+        mwparserfromhell.parse(text).strip_code()
+    return time.process_time() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dump", type=Path, help="a .bz2 dump")
+    parser.add_argument("--megabytes", type=float, default=24.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    xml = bz2.decompress(args.dump.read_bytes()).decode()
+    head, body = xml[: xml.index("<page>")], xml[xml.index("<page>") : xml.rindex("</page>") + len("</page>\n")]
+    repeated = head + body * max(1, round(args.megabytes * 1e6 / len(body.encode()))) + "</mediawiki>\n"
+    size = len(repeated.encode()) / 1e6
+    print(machine())
+    print(f"{size:.1f} MB of XML: the pages of {args.dump.name}, repeated")
+    with tempfile.TemporaryDirectory() as folder:
+        dump = Path(folder) / "dump.xml.bz2"
+        dump.write_bytes(bz2.compress(repeated.encode()))
+        one, two, parser_speed, ratios = [], [], [], []
+        for _ in range(args.rounds):
+            cpu, wall = extract(dump, 1)
+            _, wall_of_two = extract(dump, 2)
+            one.append(size / cpu)
+            two.append(size / wall_of_two)
+            ratios.append(wall / wall_of_two)
+            parser_speed.append(len(xml.encode()) / 1e6 / parse_all(xml))
+    print(f"one process: {told(one, 'MB a CPU second')}")
+    print(f"two processes: {told(two, 'MB a second')}; over one: {told(ratios, 'x')}")
+    print(f"mwparserfromhell alone, whole markup: {told(parser_speed, 'MB a CPU second')}")
+
+
+if __name__ == "__main__":
+    main()

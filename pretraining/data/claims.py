@@ -1,0 +1,48 @@
+"""Whose folder it is: a record of the request inside lets a later run go on, or tells that the folder is another's."""
+
+import json
+import shutil
+from pathlib import Path
+
+from central.runtime.exits import BadRequest
+from pretraining.data.hdf5 import write_synced
+from pretraining.data.sources import Source
+
+RECORD = ".request.json"  # hidden: no input, should the folder be read as one
+SHOWN_NOTES = 20
+
+
+def describe_sources(sources: tuple[Source, ...]) -> list[list[object]]:
+    """What tells that files are still the same."""
+    return [[s.path, s.kind, s.size, Path(s.path).stat().st_mtime_ns] for s in sources]
+
+
+def claim_folder(folder: Path, description: dict[str, object], ours: bool) -> None:
+    """Keep what an unfinished run of this request left; when anything differs, empty a folder of ours, else refuse."""
+    text = json.dumps(description, indent=1)
+    record = folder / RECORD
+    same = record.exists() and record.read_text(encoding="utf-8") == text
+    if folder.is_dir() and any(folder.iterdir()) and not same:
+        if not ours:
+            raise BadRequest(f"--output_dir {folder}: holds something else; choose a new or empty folder")
+        print(f"{folder}: of another request, made anew")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
+    if not same:
+        write_synced(record, text.encode())
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Drop files that a killed run was writing."""
+    for unfinished in folder.glob("*.tmp"):
+        unfinished.unlink()
+
+
+def show_notes(notes: list[str], folder: Path) -> None:
+    """Print what a user should know of the input: the first few, all of them in a file."""
+    for note in notes[:SHOWN_NOTES]:
+        print(f"note: {note}")
+    if len(notes) > SHOWN_NOTES:
+        (folder / ".notes.log").write_text("\n".join(notes) + "\n", encoding="utf-8")
+        print(f"note: {len(notes) - SHOWN_NOTES} more in {folder / '.notes.log'}")

@@ -1,0 +1,39 @@
+"""The step `extract`: any source to plain text files, one sentence a line, a blank line between documents."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pretraining.data.claims import claim_folder, describe_sources, show_notes
+from pretraining.data.documents import TextSettings, canonical_text
+from pretraining.data.hdf5 import write_synced
+from pretraining.data.progress import Progress
+from pretraining.data.sources import Batch, HubDataset, Source, batches
+from pretraining.data.workers import Workers
+
+
+def extract(
+    sources: list[Source], dataset: HubDataset | None, text: TextSettings, folder: Path, workers: Workers
+) -> None:
+    """Write one file a batch; files that are there are not made again."""
+    description = {"sources": describe_sources(tuple(sources)), "dataset": repr(dataset), "text": repr(text)}
+    claim_folder(folder, description, ours=False)
+    progress = Progress("extracting", sum(source.size for source in sources), "MB", 1e6)
+
+    def tasks() -> Iterator[tuple]:
+        for batch in batches(sources, dataset):
+            yield batch, text, folder / f"text_{batch.number:06d}.txt"
+            progress.update(batch.bytes_read)
+
+    notes = [note for found in workers.map(extract_batch, tasks()) for note in found]
+    progress.close()
+    show_notes(notes, folder)
+    print(folder)
+
+
+def extract_batch(batch: Batch, text: TextSettings, path: Path) -> tuple[str, ...]:
+    """Write the text of one batch, unless it is there; return its notes."""
+    if path.exists():
+        return ()
+    canonical = canonical_text(batch, text)
+    write_synced(path, canonical.text.encode())
+    return canonical.notes
