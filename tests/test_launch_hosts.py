@@ -97,6 +97,7 @@ def test_a_daemon_killed_on_the_other_host_leaves_nothing_running(hosts, project
     wait_until(lambda: left_running(project) == [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS, indirect=True)
 def test_a_host_that_loses_power(hosts, project, version):
     """Its processes and its link are gone at once, so that nobody says goodbye."""
@@ -161,3 +162,31 @@ def test_a_host_with_another_copy_of_the_project(hosts, project, tmp_path):
     hosts.hosts[1].start(hosts.files, {f"'{project}/pretraining/run_pretraining.py'": changed})
     status, _, err, _ = run(hosts.hosts[0].on(words(project, *TWO)))
     assert status == 2 and "host 192.0.2.2: project is " in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", VERSIONS, indirect=True)
+def test_losses_of_two_hosts_are_those_of_one(hosts, root, tmp_path, version, monkeypatch):
+    """The real training script, a tiny model: 2 ranks on each of two hosts, and 4 ranks on one."""
+    pytest.importorskip("torch")
+    from pretraining_helpers import make_corpus, write_config
+
+    make_corpus(tmp_path / "corpus", seq_len=32, max_predictions=5)
+    request = f"""pretraining --model_name_or_path tiny --data_type fp32 --device cpu --accumulate_gradients
+        --config_file {write_config(tmp_path / "config.json")} --data_dir {tmp_path}/corpus {tmp_path}/corpus
+        --max_seq_length 32 32 --train_batch_size 16 16 --batch_size 2 2 --max_steps 6 6 --learning_rate 0.01 0.01
+        --phase 1""".split()
+    demo = [sys.executable, str(root / "demo_bert.py"), *request]
+    losses = {}
+    for name, words in (("two", TWO), ("one", TWO[:2])):
+        status, out, err, _ = run(hosts.hosts[0].on([*demo, *words, "--output_dir", str(tmp_path / name)]))
+        assert status == 0, out + err
+        losses[name] = step_losses(tmp_path / name / "results" / "dllogger.json")
+    assert len(losses["two"]) == 6
+    assert losses["two"] == pytest.approx(losses["one"], rel=1e-6)
+
+
+def step_losses(log):
+    """Loss of each optimizer step, from the lines of dllogger."""
+    found = [json.loads(line.removeprefix("DLLL ")) for line in log.read_text().splitlines()]
+    return [line["data"]["step_loss"] for line in found if "step_loss" in line.get("data", {})]

@@ -1,0 +1,368 @@
+"""Words and numbers: batch arithmetic, hosts, cores, mpirun of both versions, environment, scripts."""
+
+import os
+
+import pytest
+
+from central.launch import batch, command_line, environment, hcl, hosts, mpi, pretraining
+from central.launch.failures import Failure, Listener, first_failure
+from central.launch.hosts import Layout, plan_layout
+from central.launch.problems import BadRequest
+from central.launch.topology import Topology, cores_per_rank, this_machine
+
+DRY = ["--dry_run", "--mpi", "openmpi4", "--node_topology", "2x28"]
+PRETRAINING = "pretraining --model_name_or_path base --data_type fp32 --data_dir /a /b --accumulate_gradients".split()
+
+
+def lines(capsys, *words):
+    status = command_line.main([*words, *DRY])
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    return out.splitlines()
+
+
+def refused(capsys, *words):
+    assert command_line.main([*words, *DRY]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+# Batch arithmetic
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 6, 7, 8, 12, 32])
+@pytest.mark.parametrize("micro_batch_size", [1, 4, 6, 64])
+@pytest.mark.parametrize("global_batch_size", [1, 60, 64, 100, 8192, 65536])
+def test_batches_are_exact_or_refused_with_sizes_that_are_exact(global_batch_size, world_size, micro_batch_size):
+    def product(steps):
+        return steps.world_size * steps.grad_accum_steps * steps.micro_batch_size
+
+    try:
+        steps = batch.split(global_batch_size, world_size, micro_batch_size, accumulate=True)
+    except ValueError as error:
+        unit = world_size * micro_batch_size
+        remedies = [int(word) for word in str(error).split("nearest exact: ")[1].split(" or ")]
+        assert global_batch_size % unit and all(remedy % unit == 0 for remedy in remedies)
+        assert min(abs(remedy - global_batch_size) for remedy in remedies) < unit
+        for remedy in remedies:
+            assert product(batch.split(remedy, world_size, micro_batch_size, accumulate=True)) == remedy
+    else:
+        assert product(steps) == global_batch_size == steps.per_rank * world_size
+
+
+def test_a_rank_never_silently_gets_another_batch_than_asked_for(capsys):
+    words = [word for word in PRETRAINING if word != "--accumulate_gradients"]
+    err = refused(capsys, *words, "--device", "cpu")
+    assert "add --accumulate_gradients (1024 micro-steps), or give --train_batch_size 64" in err
+    (first, _) = lines(capsys, *words, "--train_batch_size", "64", "8", "--device", "cpu")
+    assert "--train_batch_size=64" in first and "gradient_accumulation_steps" not in first
+
+
+def test_only_phases_that_run_are_checked(capsys):
+    words = ["--train_batch_size", "64", "7", "--phase", "1", "--device", "cpu"]
+    assert len(lines(capsys, *PRETRAINING, *words)) == 1
+
+
+# Phases
+
+
+def test_base_trains_base(capsys):
+    for line in lines(capsys, *PRETRAINING, "--device", "cpu"):
+        assert "bert_base_config.json" in line and "--bert_model=bert-base-uncased" in line
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "first", "second"),
+    [
+        (("None", "None"), [], ["--resume_from_checkpoint", "--phase1_end_step=7038", "--phase2"]),
+        (
+            ("None", "/c/ckpt_12.pt"),
+            [],
+            ["--resume_from_checkpoint", "--init_checkpoint=/c/ckpt_12.pt", "--resume_step", "12", "--phase2"],
+        ),
+        (
+            ("/c/ckpt_7038.pt", "None"),
+            ["--resume_from_checkpoint", "--init_checkpoint=/c/ckpt_7038.pt", "--resume_step", "7038"],
+            ["--resume_from_checkpoint", "--phase1_end_step=7038", "--phase2"],
+        ),
+        (("/c/model.bin", "None"), ["--resume_from_checkpoint", "--init_checkpoint=/c/model.bin"], None),
+    ],
+)
+def test_where_phases_start(capsys, checkpoints, first, second):
+    found = lines(capsys, *PRETRAINING, "--device", "cpu", "--init_checkpoint", *checkpoints)
+    for line, expected in zip(found, (first, second)):
+        if expected is not None:
+            words = line.split()
+            assert words[words.index("--steps_this_run=-1") + 1 :] == expected
+
+
+def test_resume_step_without_a_checkpoint_is_passed_on(capsys):
+    first, _ = lines(capsys, *PRETRAINING, "--device", "cpu", "--resume_from_checkpoint", "--resume_step", "5", "None")
+    assert first.endswith("--resume_from_checkpoint --resume_step 5")
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("/a/ckpt_7038.pt", 7038),
+        ("ckpt_5", 5),
+        ("/a/ckpt_5/", 5),
+        ("/a/best.pt", None),
+        ("ckpt_.pt", None),
+        ("a_b", None),
+    ],
+)
+def test_the_step_in_a_checkpoint_name(name, step):
+    assert pretraining.step_of(name) == step
+
+
+def test_dist_means_8_ranks_in_both_subcommands(capsys):
+    finetuning = "finetuning --model_name_or_path base --data_type fp32 --device hpu --dist".split()
+    for line in [*lines(capsys, *PRETRAINING, "--device", "hpu", "--dist"), *lines(capsys, *finetuning)]:
+        assert " mpirun -n 8 " in line
+
+
+# Fine-tuning
+
+
+@pytest.mark.parametrize("task", ["mrpc", "SQuAD", "squad_v2", "sst2"])
+def test_a_task_brings_its_own_data_set(capsys, task):
+    (line,) = lines(capsys, *"finetuning --model_name_or_path base --data_type fp32 -d cpu -t".split(), task)
+    assert f"--dataset_name={task.lower()} " in line
+    assert ("run_qa.py" in line) == task.lower().startswith("squad")
+    assert ("--version_2_with_negative" in line) == (task == "squad_v2")
+
+
+def test_local_files_win_over_names(capsys):
+    words = "finetuning --model_name_or_path base --data_type fp32 -d cpu --dataset_name x --train_file /a/b.json"
+    (line,) = lines(capsys, *words.split())
+    assert "--train_file=/a/b.json" in line and "dataset_name" not in line and "--task_name=MRPC" in line
+
+
+@pytest.mark.parametrize(
+    ("device", "present", "absent"),
+    [
+        ("hpu", ["--hmp", "--use_habana", "--use_fused_adam", "--use_fused_clip_norm"], ["--bf16", "--no_cuda"]),
+        ("cpu", ["--bf16", "--no_cuda"], ["--hmp", "--use_habana", "--use_fused_adam", "--use_lazy_mode"]),
+        ("cuda", ["--bf16"], ["--hmp", "--no_cuda", "--use_habana"]),
+    ],
+)
+def test_words_of_a_device(capsys, device, present, absent):
+    words = f"finetuning --model_name_or_path large --data_type bf16 -d {device}"
+    found = lines(capsys, *words.split())[0].split()
+    assert set(present) <= set(found) and not set(absent) & set(found)
+
+
+@pytest.mark.parametrize("mode", ["graph", "compile"])
+def test_graph_and_compile_are_one(capsys, mode):
+    (line,) = lines(capsys, *f"finetuning --model_name_or_path large --data_type fp32 -d hpu --mode {mode}".split())
+    assert "--torch_compile" in line and "PT_HPU_LAZY_MODE=0" in line and "--use_lazy_mode" not in line
+
+
+def test_several_seeds_are_several_runs_and_a_summary(capsys):
+    words = "finetuning --model_name_or_path base --data_type fp32 -d cpu --seeds 3 --seed 7 -o /o --world_size 2"
+    *runs, summary = lines(capsys, *words.split())
+    for seed, line in zip((7, 8, 9), runs, strict=True):
+        assert f"--seed={seed} " in line and f"--output_dir=/o/mrpc/seed_{seed} " in line and " mpirun -n 2 " in line
+    assert summary.endswith("central/finetuning_seeds.py --output_dir /o/mrpc") and "mpirun" not in summary
+
+
+# Hosts
+
+
+def layout(environ=None, **settings):
+    asked = {"world_size": 1, "dist": False, "process_per_node": 0, "hostfile": None, **settings}
+    return plan_layout(**asked, environ=environ or {})
+
+
+def test_addresses_count_with_process_per_node_only():
+    environ = {"MULTI_HLS_IPS": "10.0.0.1, 10.0.0.2-ib0,node-3"}
+    assert layout(environ, world_size=6).hosts == ()
+    assert layout(environ, world_size=6, process_per_node=2).hosts == ("10.0.0.1", "10.0.0.2", "node-3")
+
+
+@pytest.mark.parametrize(
+    ("environ", "settings", "remedy"),
+    [
+        ({"MULTI_HLS_IPS": "a,b"}, {"world_size": 8, "process_per_node": 3}, "--world_size 6"),
+        ({"MULTI_HLS_IPS": "a,a"}, {"world_size": 8, "process_per_node": 4}, "twice"),
+        ({}, {"world_size": 8, "process_per_node": 4}, "2 hosts: name them in MULTI_HLS_IPS"),
+        ({"SLURM_JOB_NODELIST": "n[1-3]"}, {"world_size": 8}, "3 hosts"),
+        ({}, {"hostfile": "/does/not/exist"}, "No such file"),
+    ],
+)
+def test_hosts_and_ranks_must_agree(environ, settings, remedy):
+    with pytest.raises(BadRequest, match=remedy):
+        layout(environ, **settings)
+
+
+def test_a_hostfile_in_place_of_addresses(tmp_path):
+    file = tmp_path / "hosts"
+    file.write_text("# ours\nnode1 slots=4\n\nnode2 slots=4 # new\n")
+    found = layout({"MULTI_HLS_IPS": "a,b"}, hostfile=str(file))
+    assert (found.hosts, found.ranks_per_node, found.world_size) == (("node1", "node2"), 4, 8)
+    assert layout(hostfile=str(file), world_size=4, process_per_node=2).world_size == 4
+
+
+@pytest.mark.parametrize("content", ["", "a slots=x\n", "a slots=2\na slots=2\n", "a slots=2\nb slots=3\n", "a b c\n"])
+def test_hostfiles_that_are_refused(tmp_path, content):
+    (tmp_path / "hosts").write_text(content)
+    with pytest.raises(BadRequest):
+        layout(hostfile=str(tmp_path / "hosts"))
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes"),
+    [
+        ("", ()),
+        ("login", ("login",)),
+        ("gaudi[01-03,7],login", ("gaudi01", "gaudi02", "gaudi03", "gaudi7", "login")),
+        ("a[1-2]b[3-4]", ("a1b3", "a1b4", "a2b3", "a2b4")),
+        ("x-[09-11].lan", ("x-09.lan", "x-10.lan", "x-11.lan")),
+    ],
+)
+def test_slurm_node_lists(text, nodes):
+    assert hosts.expand_nodelist(text) == nodes
+
+
+def test_a_slurm_allocation_uses_its_nodes_and_no_ssh(capsys, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "g[1-2]")
+    (line, _) = lines(capsys, *PRETRAINING, "--device", "hpu", "--world_size", "16")
+    assert "-H g1:56,g2:56 -n 16" in line and "plm_rsh_args" not in line
+
+
+# Cores and mpirun
+
+
+@pytest.mark.parametrize(
+    ("topology", "ranks", "cores"),
+    [("2x28", 8, 7), ("2x28", 3, 14), ("2x28", 5, 9), ("2x28", 7, 7), ("2x28", 1, 28), ("1x2", 2, 1), ("2x1", 2, 1)],
+)
+def test_cores_of_a_rank_fit_its_socket(topology, ranks, cores):
+    topology = Topology.parse(topology)
+    assert cores_per_rank(topology, ranks) == cores
+    assert cores * -(-ranks // topology.sockets) <= topology.cores_per_socket
+
+
+def test_more_ranks_than_cores_are_not_bound(capsys):
+    words = (
+        "finetuning --model_name_or_path base --data_type fp32 -d hpu --world_size 80 --dry_run --node_topology 2x28"
+    )
+    for version in ("openmpi4", "openmpi5"):
+        assert command_line.main([*words.split(), "--mpi", version]) == 0
+        out, err = capsys.readouterr()
+        assert "--bind-to none --oversubscribe" in out and "PE=" not in out
+        assert err.count("not bound") == 1
+
+
+def test_mpirun_of_open_mpi_5():
+    one = mpi.one_server(mpi.Mpi(5), Layout(8, 8), Topology(2, 28))
+    assert (
+        one
+        == "mpirun -n 8 --bind-to core --map-by slot:PE=7 --rank-by slot --report-bindings --allow-run-as-root".split()
+    )
+    remote = mpi.Remote("10.0.0.0/16", "3022", (("A", "x y"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "1")))
+    many = mpi.many_servers(mpi.Mpi(5, "/p"), Layout(6, 3, ("a", "b"), "x", True), Topology(2, 28), remote)
+    assert many[-4:] == ["ppr:3:node:PE=14", "--rank-by", "slot", "--report-bindings"]
+    assert many[many.index("-x") + 1] == "A=x y" and "core" not in many[many.index("--rank-by") :]
+
+
+@pytest.mark.parametrize(
+    ("text", "major"),
+    [("mpirun (Open MPI) 5.0.11\n", 5), ("orterun (OpenRTE) 4.1.4", 4), ("HYDRA build details", None), ("", None)],
+)
+def test_versions_of_mpirun(text, major):
+    assert mpi.parse_version(text) == major
+
+
+def test_this_machine_within_its_cgroup(tmp_path):
+    quota = tmp_path / "cpu.max"
+    whole = this_machine(quota_file=str(quota))
+    assert 1 <= whole.cores <= os.cpu_count()
+    quota.write_text("150000 100000\n")
+    assert this_machine(quota_file=str(quota)).cores == 1
+    quota.write_text("max 100000\n")
+    assert this_machine(quota_file=str(quota)) == whole
+
+
+# Environment
+
+
+def test_the_callers_search_path_and_meeting_point_are_kept(capsys, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/my path")
+    monkeypatch.setenv("MASTER_PORT", "777")
+    (line, _) = lines(capsys, *PRETRAINING, "--device", "cpu")
+    assert ":/my path' " in line and "MASTER_PORT=777" in line
+
+
+def test_what_other_hosts_get():
+    environ = {"LD_LIBRARY_PATH": "/l", "HOME": "/h", "HCCL_COMM_ID": "x", "PT_HPU_A": "1", "SECRET": "s"}
+    variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "PYTHONPATH": "/r", "OMP_NUM_THREADS": "2"}
+    found = dict(environment.forwarded_variables(environ, variables, "hosta"))
+    assert found == {
+        **{"LD_LIBRARY_PATH": "/l", "HCCL_COMM_ID": "x", "PT_HPU_A": "1", "PYTHONPATH": "/r"},
+        **{"OMP_NUM_THREADS": "2", "MASTER_ADDR": "hosta", "MASTER_PORT": "1"},
+    }
+
+
+def test_threads_of_cpu_ranks(capsys, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    (line, _) = lines(capsys, *PRETRAINING, "--device", "cpu", "--world_size", "8")
+    assert "OMP_NUM_THREADS=7 " in line
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    (line, _) = lines(capsys, *PRETRAINING, "--device", "cpu", "--world_size", "8")
+    assert "OMP_NUM_THREADS=3 " in line
+
+
+def test_lazy_is_never_left_unset_on_hpu(capsys, monkeypatch):
+    monkeypatch.setenv("PT_HPU_LAZY_MODE", "1")
+    assert command_line.main([*PRETRAINING, "--device", "hpu", "--mode", "eager", *DRY]) == 0
+    out, err = capsys.readouterr()
+    assert "PT_HPU_LAZY_MODE=0" in out and "PT_HPU_LAZY_MODE=1 is set" in err
+
+
+def test_hcl_configuration():
+    assert hcl.configuration(Layout(8, 8), {}) == {"HCL_PORT": 53432, "HCL_COUNT": 8}
+    many = hcl.configuration(Layout(4, 2, ("a", "b")), {"HCL_PORT": "5"})
+    assert many == {"HCL_PORT": 5, "HCL_RANKS": ["a", "a", "b", "b"]}
+
+
+def test_hcl_configuration_is_written_on_request_only(tmp_path):
+    file = tmp_path / "hcl.json"
+    hcl.write_where_asked(Layout(8, 8), "hpu", {})
+    hcl.write_where_asked(Layout(8, 8), "cpu", {"HCL_CONFIG_PATH": str(file)})
+    assert not file.exists()
+    hcl.write_where_asked(Layout(8, 8), "hpu", {"HCL_CONFIG_PATH": str(file)})
+    assert "HCL_COUNT" in file.read_text()
+
+
+# Whose fault it was
+
+
+def heard(text, status=1, stop_requested=False):
+    listener = Listener()
+    for at in range(0, len(text), 7):
+        listener.feed(text.encode()[at : at + 7])
+    return first_failure(listener.failures, status, stop_requested)
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "expected"),
+    [
+        ("\rstep 5 rank 3 on hostb: exit status 2\nrank 0 on hosta: exit status 1\n", 2, Failure(3, "hostb", 2)),
+        (
+            "rank 0 on a: exit status 1\n"
+            "prterun noticed that process rank 3 with PID 12 on node hostb exited on\nsignal 9 (Killed).\n",
+            137,
+            Failure(3, "hostb", 137),
+        ),
+        ("  Process name: [[20085,1],1]\n  Exit code:    2\n", 2, Failure(1, "", 2)),
+        ("E api.py:900] failed (exitcode: -9) local_rank: 1 (pid: 7) of binary: x\n", 1, Failure(1, "", 137)),
+        ("rank 0 on a: exit status 85\n", 205, None),
+        ("rank 0 on a: exit status 85\n", 85, Failure(0, "a", 85)),
+        ("nothing of interest\n", 1, None),
+    ],
+)
+def test_the_first_failure(text, status, expected):
+    assert heard(text, status) == expected

@@ -1,0 +1,267 @@
+"""The surface of demo_bert.py: options, spellings, complaints, help, and settings files."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from launch_project import run
+
+from central.launch import command_line, finetuning, options, pretraining, record
+from central.launch.problems import BadRequest
+
+PRETRAINING = "--model_name_or_path large --data_type bf16 --data_dir /a /b --accumulate_gradients".split()
+FINETUNING = "--model_name_or_path base --data_type fp32".split()
+DRY = ["--dry_run", "--device", "cpu", "--mpi", "openmpi4", "--node_topology", "2x28"]
+
+
+def parse(subcommand, *words):
+    parser = options.settings_parser(subcommand.Settings, "demo", "", "")
+    return options.parse(subcommand.Settings, parser, words)
+
+
+def complaints(subcommand, *words):
+    with pytest.raises(BadRequest) as caught:
+        parse(subcommand, *words)
+    return caught.value.problems
+
+
+def dry_run(capsys, *words):
+    """(status, lines on standard output, standard error) of a dry run in this process."""
+    status = command_line.main([*words, *DRY])
+    out, err = capsys.readouterr()
+    return status, out.splitlines(), err
+
+
+# The reference's table: flag, short spelling, default.
+PRETRAINING_TABLE = {
+    "output_dir": ("-o", "/tmp"),
+    "mode": (None, None),
+    "cache_dir": (None, None),
+    "dist": (None, False),
+    "world_size": (None, 1),
+    "no_mpirun": (None, False),
+    "process_per_node": (None, 0),
+    "data_dir": ("-p", (None, None)),
+    "task_name": ("-t", "bookswiki"),
+    "config_file": (None, None),
+    "learning_rate": ("-r", (0.006, 0.004)),
+    "max_seq_length": ("-s", (128, 512)),
+    "batch_size": ("-b", (64, 8)),
+    "save_steps": ("-st", (200, 200)),
+    "max_steps": (None, (7038, 1563)),
+    "warmup": ("-wp", (0.2843, 0.128)),
+    "init_checkpoint": (None, (None, None)),
+    "create_logfile": (None, False),
+    "accumulate_gradients": (None, False),
+    "allreduce_post_accumulation": (None, False),
+    "allreduce_post_accumulation_fp16": (None, False),
+    "phase": (None, None),
+    "train_batch_size": (None, (65536, 32768)),
+    "steps_this_run": (None, (-1, -1)),
+    "seed": (None, 12439),
+    "resume_step": (None, (None, None)),
+    "resume_from_checkpoint": (None, False),
+}
+FINETUNING_TABLE = {
+    "task_name": ("-t", "mrpc"),
+    "learning_rate": ("-r", 2e-5),
+    "max_seq_length": ("-s", 128),
+    "batch_size": ("-b", 8),
+    "per_device_eval_batch_size": ("-v", 8),
+    "num_train_epochs": ("-e", 1),
+    "logging_steps": ("-l", 1),
+    "max_steps": (None, None),
+    "do_eval": (None, False),
+    "doc_stride": ("-ds", 128),
+    "save_steps": ("-st", None),
+    "seed": (None, 42),
+}
+
+
+@pytest.mark.parametrize(
+    ("subcommand", "table"), [(pretraining, PRETRAINING_TABLE), (finetuning, FINETUNING_TABLE)], ids=["pre", "fine"]
+)
+def test_every_flag_of_the_reference_with_its_default(subcommand, table):
+    known = options.options_of(subcommand.Settings)
+    for name, (short, default) in table.items():
+        assert known[name].default == default, name
+        assert short is None or short in known[name].short, name
+
+
+def test_both_spellings_and_equal_signs():
+    underscores = parse(pretraining, *PRETRAINING, "--max_steps", "5", "6", "-st", "7", "8")
+    hyphens = parse(
+        pretraining, *(word.replace("_", "-") for word in PRETRAINING), "--max-steps", "5", "6", "-st", "7", "8"
+    )
+    assert vars(underscores) == vars(hyphens)
+    assert parse(finetuning, *FINETUNING, "--max-steps=5").max_steps == 5
+
+
+def test_a_value_with_a_hyphen_or_underscore_is_left_alone():
+    assert parse(finetuning, *FINETUNING, "--train-file=/my-data/a_b.json").train_file == "/my-data/a_b.json"
+
+
+def test_switches_can_be_taken_back():
+    assert not parse(pretraining, *PRETRAINING, "--accumulate_gradients=false").accumulate_gradients
+
+
+def test_words_behind_a_bare_double_hyphen_go_to_the_script(capsys):
+    status = command_line.main(
+        ["pretraining", *PRETRAINING, *DRY, "--phase", "1", "--", "--eval-steps", "5", "--", "x"]
+    )
+    line = capsys.readouterr().out.splitlines()[0]
+    assert status == 0 and line.endswith("--eval-steps 5 -- x")
+
+
+def test_all_complaints_at_once_with_the_nearest_word():
+    found = complaints(
+        pretraining, "--modle", "lazy", "--data_type", "bf61", "--max_steps", "ten", "5", "--warmup", "1.5", "0.1"
+    )
+    assert "unknown flag --modle; did you mean --mode?" in found
+    assert "--data_type bf61: expected one of fp32, bf16; did you mean bf16?" in found
+    assert "--max_steps ten: expected a whole number from 1" in found
+    assert "--warmup 1.5: expected a number from 0 to 1" in found
+    assert "--model_name_or_path is required" in found
+
+
+@pytest.mark.parametrize("word", ["nan", "inf", "-1", "0", "three"])
+def test_a_learning_rate_is_a_positive_number(word):
+    assert complaints(finetuning, *FINETUNING, f"--learning_rate={word}")
+
+
+def test_abbreviations_are_no_flags():
+    assert complaints(pretraining, *PRETRAINING, "--batch", "64", "8")[0].startswith("unknown flag --batch")
+
+
+def test_too_few_values():
+    assert "expected 2 arguments" in complaints(pretraining, *PRETRAINING, "--max_steps", "5")[0]
+
+
+def test_an_unknown_subcommand(capsys):
+    assert command_line.main(["finetune"]) == 2
+    assert "did you mean finetuning?" in capsys.readouterr().err
+
+
+def test_a_request_does_not_change():
+    with pytest.raises(AttributeError):
+        parse(finetuning, *FINETUNING).seed = 5
+
+
+@pytest.mark.parametrize("subcommand", [pretraining, finetuning], ids=["pre", "fine"])
+def test_help_says_everything_within_the_width_of_a_terminal(capsys, subcommand):
+    name = subcommand.__name__.split(".")[-1]
+    assert command_line.main([name, "-h"]) == 0
+    text = capsys.readouterr().out
+    for option in options.options_of(subcommand.Settings):
+        assert f"--{option}" in text
+    assert "example:" in text and max(map(len, text.splitlines())) <= 120
+    for heading in options.GROUPS:
+        if any(option.group == heading for option in options.options_of(subcommand.Settings).values()):
+            assert f"{heading}:" in text
+
+
+def test_the_example_of_the_help_is_a_request(capsys):
+    for subcommand in (pretraining, finetuning):
+        words = subcommand.EXAMPLES.replace("\\\n", " ").split("demo_bert.py")[1].split()
+        assert command_line.main([*words, "--dry_run"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "words", [["-h"], ["pretraining", "-h"], ["pretraining", *PRETRAINING, *DRY]], ids=["overview", "help", "dry run"]
+)
+def test_nothing_heavy_is_imported(root, words):
+    argv = [sys.executable, "-X", "importtime", str(root / "demo_bert.py"), *words]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+    heavy = {"torch", "numpy", "yaml", "h5py", "transformers", "subprocess", "asyncio", "dataclasses", "typing", "json"}
+    assert done.returncode == 0 and "central.launch.command_line" in loaded and not heavy & loaded
+
+
+def test_a_dry_run_touches_nothing(root, tmp_path):
+    folder = tmp_path / "nothing here"
+    words = [*PRETRAINING, "--output_dir", str(folder / "out"), "--create_logfile", *DRY]
+    status, out, _, _ = run([sys.executable, str(root / "demo_bert.py"), "pretraining", *words])
+    assert status == 0 and len(out.splitlines()) == 2
+    assert not folder.exists() and list(tmp_path.iterdir()) == []
+
+
+# Settings files
+
+YAML = """
+command: finetuning
+model-name-or-path: base
+data_type: fp32
+task_name: squad
+learning_rate: 3e-5
+num_train_epochs: 2
+do_eval: true
+script_args: [--max_train_samples, 10]
+"""
+
+
+def runner(root, path, *flags):
+    script = root / "central" / "habana_model_runner.py"
+    argv = [sys.executable, str(script), "--framework", "pytorch", "--model", "bert", "--hb_config", str(path), *flags]
+    return run(argv)
+
+
+def test_a_yaml_file_runs_the_same_commands(root, tmp_path, capsys):
+    pytest.importorskip("yaml")
+    (tmp_path / "f.yaml").write_text(YAML)
+    status, out, err, _ = runner(root, tmp_path / "f.yaml", "--batch_size", "12", "--num-train-epochs=1", *DRY)
+    words = "--task_name squad --learning_rate 3e-5 --num_train_epochs 1 --do_eval --batch_size 12".split()
+    command_line.main(["finetuning", *FINETUNING, *words, *DRY, "--", "--max_train_samples", "10"])
+    assert status == 0, err
+    assert out.splitlines() == capsys.readouterr().out.splitlines()
+    assert "--learning_rate=3e-05" in out and "--num_train_epochs=1 " in out
+
+
+def test_unknown_keys_are_refused_with_the_nearest_name(root, tmp_path):
+    pytest.importorskip("yaml")
+    (tmp_path / "f.yaml").write_text(YAML + "lerning_rate: 1\nbatchsize: 3\n")
+    status, out, err, _ = runner(root, tmp_path / "f.yaml", "--dry_run")
+    assert status == 2 and out == ""
+    assert "unknown key lerning_rate; did you mean learning_rate?" in err
+    assert "unknown key batchsize; did you mean batch_size?" in err
+
+
+@pytest.mark.parametrize("content", ["", "- a\n", "command: train\n", "a: [\n", "!!python/object/apply:os.getcwd []\n"])
+def test_files_that_are_no_request(root, tmp_path, content):
+    pytest.importorskip("yaml")
+    (tmp_path / "f.yaml").write_text(content)
+    status, _, err, _ = runner(root, tmp_path / "f.yaml", "--dry_run")
+    assert status == 2 and err.startswith("error: ") and "Traceback" not in err
+
+
+def test_every_ready_file_composes(root):
+    pytest.importorskip("yaml")
+    files = sorted((root / "hb_configs").glob("*.yaml"))
+    assert len(files) >= 5
+    for path in files:
+        status, out, err, _ = runner(root, path, *DRY)
+        assert status == 0 and out, (path, err)
+
+
+def test_a_record_reads_as_the_request_it_came_from(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        *PRETRAINING,
+        "--learning_rate",
+        "3e-5",
+        "1e-4",
+        "--init_checkpoint",
+        "None",
+        "x/ckpt_5.pt",
+        "--node-topology=2x28",
+    ]
+    settings = parse(pretraining, *words, "--", "--eval_steps", "5")
+    from central.launch.command import Plan
+
+    made = json.loads(json.dumps(record.run_record("pretraining", settings, Plan(()), {"MULTI_HLS_IPS": "a,b"}, "now")))
+    request = record.read_request(made, "run.json")
+    again = parse(pretraining, *request.words, "--", *request.script_args)
+    assert request.variables == {"MULTI_HLS_IPS": "a,b"}
+    assert again.init_checkpoint == (None, str(tmp_path / "x/ckpt_5.pt"))
+    assert vars(again) == {**vars(settings), "init_checkpoint": again.init_checkpoint}
