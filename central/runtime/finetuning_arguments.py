@@ -121,6 +121,7 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
         ddp_bucket_cap_mb=DDP_BUCKET_MB,
         logging_nan_inf_filter=False,  # a host sync each step on hpu; the trainer stops at the first non-finite update
         remove_unused_columns=False,
+        eval_accumulation_steps=1 if device_type == "hpu" else None,  # arrays that grow on the device are new graphs
         dataloader_pin_memory=device_type == "cuda",
         disable_tqdm=not sys.stderr.isatty(),
     )

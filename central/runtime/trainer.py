@@ -3,6 +3,7 @@
 Private methods of transformers 5.23's Trainer are overridden here and nowhere else; tests check their signatures.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalPrediction
 
-from central.runtime import cpu_kernels, hpu
+from central.runtime import cpu_kernels, hpu, static_attention
 from central.runtime.exits import Diverged, Preempted
 from central.runtime.features import Features
 from central.runtime.finetuning_arguments import ReferenceFlags
@@ -39,33 +40,41 @@ class FineTuningTrainer(Trainer):
         kwargs["callbacks"] = [*kwargs.get("callbacks", ()), StopBetweenSteps(stop)]
         if self.on_hpu:
             kwargs["callbacks"].append(MarkSteps())
+            static_attention.exchange(kwargs["model"])
         if training.device.type == "cpu" and not training.torch_compile:
             kwargs["callbacks"].append(ReseedDropout(cpu_kernels.exchange(kwargs["model"])))
         super().__init__(*args, **kwargs)
         # BERT's loss is a mean over its own batch: it takes **kwargs and passes over `num_items_in_batch`.
         self.model_accepts_loss_kwargs = False
         self._clipper = None
-        self._norms = []  # gradient norms since the last look, still on the device
+        self._last_norm = None  # of the gradient, or the first that was not finite; on the device
+        self._good_steps = None  # before that one
 
     # ---- batches
 
+    def _lengths(self, dataset: Features) -> np.ndarray:
+        """What batches are formed by: with --pad_to_max_length all examples cost the same."""
+        return dataset.lengths if self.by_length else np.zeros(len(dataset), np.int64)
+
     def _get_train_sampler(self, train_dataset: Features | None = None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not self.by_length:
-            return super()._get_train_sampler(dataset)
         ranks = self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        batch_size = self.args.train_batch_size * ranks
-        return LengthBatches(dataset.lengths, batch_size, seed, ranks, fill=self.on_hpu)
+        return LengthBatches(self._lengths(dataset), self.args.train_batch_size * ranks, seed, ranks, fill=self.on_hpu)
+
+    def _evaluation_order(self, dataset: Features) -> np.ndarray:
+        """Longest first: the batch that needs most memory comes when a failure costs least."""
+        return np.argsort(-self._lengths(dataset), kind="stable")
 
     def _get_eval_sampler(self, eval_dataset: Features):
-        return _evaluation_order(eval_dataset).tolist() if self.by_length else super()._get_eval_sampler(eval_dataset)
+        order = self._evaluation_order(eval_dataset)
+        # On hpu the last batch is completed; its copies count a little in the loss, and nowhere else.
+        missing = -len(order) % (self.args.eval_batch_size * self.args.world_size) if self.on_hpu else 0
+        return np.concatenate([order, np.resize(order[::-1], missing)]).tolist()
 
     def evaluation_loop(self, dataloader, *args, **kwargs):
-        """Evaluate longest first; metrics and predictions come in the order of the data set."""
-        if not self.by_length:
-            return super().evaluation_loop(dataloader, *args, **kwargs)
-        back = np.argsort(_evaluation_order(dataloader.dataset))
+        """Metrics and predictions come in the order of the data set, whatever the order of evaluation."""
+        back = np.argsort(self._evaluation_order(dataloader.dataset))
         compute_metrics = self.compute_metrics
         if compute_metrics is not None:
             self.compute_metrics = lambda found: compute_metrics(
@@ -86,20 +95,24 @@ class FineTuningTrainer(Trainer):
         accelerator_args["kwargs_handlers"] = [replace(ddp, gradient_as_bucket_view=True)]
         return accelerator_args
 
+    def create_optimizer(self, model=None):
+        """Its state_dict is on the host, so that a checkpoint written on a card loads anywhere."""
+        optimizer = super().create_optimizer(model)
+        if self.on_hpu:
+            optimizer.register_state_dict_post_hook(_on_host)
+        return optimizer
+
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.on_hpu:
             hpu.mark_step()
         return loss
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        if not self.on_hpu:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        count = len(inputs["input_ids"])
-        inputs = {name: _fill_rows(name, rows, self.args.eval_batch_size) for name, rows in inputs.items()}
-        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        hpu.mark_step()
-        return loss, _first_rows(logits, count), _first_rows(labels, count)
+    def prediction_step(self, *args, **kwargs):
+        outputs = super().prediction_step(*args, **kwargs)
+        if self.on_hpu:
+            hpu.mark_step()
+        return outputs
 
     def _clip_grad_norm(self, model):
         if not (self.on_hpu and self.flags.use_fused_clip_norm):
@@ -113,7 +126,12 @@ class FineTuningTrainer(Trainer):
     def _get_grad_norm(self, model, grad_norm=None):
         """The norm is the same on all ranks, and not finite when any loss or gradient was not."""
         norm = super()._get_grad_norm(model, grad_norm)
-        self._norms.append(norm.detach().reshape(()) if isinstance(norm, torch.Tensor) else torch.tensor(norm))
+        last = torch.as_tensor(norm).detach().reshape(()).float()
+        if self._last_norm is None:
+            self._last_norm, self._good_steps = last, torch.zeros_like(last)
+        else:
+            self._last_norm = torch.where(torch.isfinite(self._last_norm), last, self._last_norm)
+        self._good_steps += torch.isfinite(self._last_norm)
         if self.args.device.type == "cpu":
             self._refuse_divergence()
         return norm
@@ -125,19 +143,12 @@ class FineTuningTrainer(Trainer):
 
     def _refuse_divergence(self) -> None:
         """Raises Diverged before a non-finite update reaches a checkpoint."""
-        if not self._norms:
-            return
-        norms = torch.stack(self._norms).cpu()
-        bad = (~torch.isfinite(norms)).nonzero()
-        if len(bad):
-            # on cpu the step in question is not counted yet
-            last = self.state.global_step + (self.args.device.type == "cpu")
-            step = last - len(norms) + 1 + int(bad[0])
+        if self._last_norm is not None and not math.isfinite(norm := self._last_norm.item()):
+            step = self._initial_global_step + int(self._good_steps.item()) + 1
             raise Diverged(
-                f"step {step}: the gradient norm is {norms[bad[0, 0]].item()}: training has diverged. Nothing was saved "
-                "after it; try a lower --learning_rate, a longer --warmup_steps, or --data_type fp32"
+                f"step {step}: the gradient norm is {norm}: training has diverged. Nothing was saved after it; try a "
+                "lower --learning_rate, a longer --warmup_steps, or fp32"
             )
-        self._norms.clear()
 
 
 class StopBetweenSteps(TrainerCallback):
@@ -191,9 +202,13 @@ class ReseedDropout(TrainerCallback):
         self.bits.reseed(args.seed, state.global_step, args.process_index)
 
 
-def _evaluation_order(dataset: Features) -> np.ndarray:
-    """Longest first: the batch that needs most memory comes when a failure costs least."""
-    return np.argsort(-dataset.lengths, kind="stable")
+def _on_host(optimizer, state_dict: dict) -> dict:
+    """The same state with its tensors on the host."""
+    moments = {
+        number: {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+        for number, values in state_dict["state"].items()
+    }
+    return {**state_dict, "state": moments}
 
 
 def _reorder(arrays, order: np.ndarray):
@@ -201,20 +216,3 @@ def _reorder(arrays, order: np.ndarray):
     if isinstance(arrays, tuple | list):
         return type(arrays)(_reorder(array, order) for array in arrays)
     return None if arrays is None else arrays[order]
-
-
-def _fill_rows(name: str, rows: torch.Tensor, count: int) -> torch.Tensor:
-    """Complete the last batch with copies of its last row; integer labels of copies are ignored by the loss."""
-    missing = count - len(rows)
-    if missing <= 0:
-        return rows
-    copies = rows[-1:].expand(missing, *rows.shape[1:])
-    if name == "labels" and not rows.is_floating_point():
-        copies = torch.full_like(copies, -100)
-    return torch.cat([rows, copies])
-
-
-def _first_rows(tensors, count: int):
-    if isinstance(tensors, tuple | list):
-        return type(tensors)(_first_rows(tensor, count) for tensor in tensors)
-    return None if tensors is None else tensors[:count]
