@@ -178,8 +178,8 @@ def test_losses_of_two_hosts_are_those_of_one(hosts, root, tmp_path, version, mo
         --phase 1""".split()
     demo = [sys.executable, str(root / "demo_bert.py"), *request]
     losses = {}
-    for name, words in (("two", TWO), ("one", TWO[:2])):
-        status, out, err, _ = run(hosts.hosts[0].on([*demo, *words, "--output_dir", str(tmp_path / name)]))
+    for name, ranks in (("two", TWO), ("one", TWO[:2])):
+        status, out, err, _ = run(hosts.hosts[0].on([*demo, *ranks, "--output_dir", str(tmp_path / name)]))
         assert status == 0, out + err
         losses[name] = step_losses(tmp_path / name / "results" / "dllogger.json")
     assert len(losses["two"]) == 6

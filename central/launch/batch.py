@@ -14,7 +14,7 @@ class Batch(Value):
 
     def __str__(self):
         return (
-            f"{self.global_batch_size} sequences a step = {self.world_size} ranks"
+            f"{self.global_batch_size} sequences a step = {ranks(self.world_size)}"
             f" x {self.grad_accum_steps} micro-steps x {self.micro_batch_size} sequences"
         )
 
@@ -28,14 +28,14 @@ def split(global_batch_size, world_size, micro_batch_size, accumulate) -> Batch:
     unit = world_size * micro_batch_size
     if global_batch_size % unit:
         raise ValueError(
-            f"--train_batch_size {global_batch_size} does not divide into {world_size} ranks with --batch_size"
+            f"--train_batch_size {global_batch_size} does not divide into {ranks(world_size)} with --batch_size"
             f" {micro_batch_size}; nearest exact: {' or '.join(map(str, nearest_multiples(global_batch_size, unit)))}"
         )
     grad_accum_steps = global_batch_size // unit
     per_rank = global_batch_size // world_size
     if grad_accum_steps > 1 and not accumulate:
         raise ValueError(
-            f"--train_batch_size {global_batch_size} is {per_rank} for each of {world_size} ranks, and --batch_size is"
+            f"--train_batch_size {global_batch_size} is {per_rank} for each of {ranks(world_size)}, and --batch_size is"
             f" {micro_batch_size}; add --accumulate_gradients ({grad_accum_steps} micro-steps), or give"
             f" --train_batch_size {unit}"
         )
@@ -46,3 +46,7 @@ def nearest_multiples(value, unit) -> list[int]:
     """The multiples of `unit` just below and above a value, from 1 x unit on."""
     below = value // unit * unit
     return [multiple for multiple in (below, below + unit) if multiple]
+
+
+def ranks(count) -> str:
+    return "1 rank" if count == 1 else f"{count} ranks"

@@ -24,6 +24,7 @@ def problems(settings, subcommand, place, capture_all) -> list[str]:
     """Everything at once."""
     look_at_data = pretraining_problems if subcommand is pretraining else finetuning_problems
     return [
+        *nesting_problems(place.environ),
         *package_problems(PACKAGES[subcommand]),
         *card_problems(place.layout, place.devices),
         *(mpirun_problems(place.mpirun, capture_all) if place.mpirun else []),
@@ -31,6 +32,16 @@ def problems(settings, subcommand, place, capture_all) -> list[str]:
         *look_at_data(settings, place.root),
         *output_problems(settings.output_dir),
         *host_problems(place, capture_all),
+    ]
+
+
+def nesting_problems(environ):
+    """Started as one of several ranks, the launcher would start all ranks several times."""
+    counts = {name: environ.get(name, "1") for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")}
+    return [
+        f"{name}={count}: demo_bert.py starts its ranks itself; start it once, without mpirun, torchrun or srun"
+        for name, count in counts.items()
+        if count != "1"
     ]
 
 

@@ -41,10 +41,10 @@ def question(host, port, place) -> list[str]:
 
 def faults(answer, here, port, place) -> list[str]:
     """What an answer says is wrong with its host."""
-    if answer.status == 0:
-        there = json.loads(answer.stdout.splitlines()[-1])
-        unequal = [name for name in ("python", "torch", "project") if there[name] != here[name]]
-        return [f"{name} is {there[name]} there, {here[name]} here; make them the same" for name in unequal]
+    there = facts_of(answer)
+    if there:
+        unequal = [name for name in ("python", "torch", "project") if there.get(name) != here[name]]
+        return [f"{name} is {there.get(name)} there, {here[name]} here; make them the same" for name in unequal]
     said = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
     if answer.status in (126, 127):
         return [f"no {place.python} there; install the same python at the same path"]
@@ -55,12 +55,22 @@ def faults(answer, here, port, place) -> list[str]:
     return [f"ssh to port {port} failed ({said}); sshd must run there (DOCKER_SSHD_PORT) and take your key"]
 
 
+def facts_of(answer) -> dict[str, str]:
+    """The facts a host gave, in its last line: a greeting may stand before it. Empty where it gave none."""
+    if answer.status != 0 or not answer.stdout.strip():
+        return {}
+    try:
+        return json.loads(answer.stdout.splitlines()[-1])
+    except ValueError:
+        return {}
+
+
 def equal_names(hosts, answers) -> list[str]:
     """Hosts that call themselves alike: MPI takes them for one."""
     names = {}
     for host, answer in zip(hosts, answers):
-        if answer.status == 0:
-            names.setdefault(json.loads(answer.stdout.splitlines()[-1])["host"], []).append(host)
+        if there := facts_of(answer):
+            names.setdefault(there["host"], []).append(host)
     return [f"{' and '.join(same)} both call themselves {name}" for name, same in names.items() if len(same) > 1]
 
 

@@ -1,0 +1,187 @@
+"""What would stop a run, found before it starts: all of it at once, with remedies."""
+
+import json
+import shutil
+import socket
+import sys
+
+import pytest
+from launch_project import copy_project, left_running, run, words
+
+from central.launch import devices, preflight, remote
+from central.launch.compose import Place
+from central.launch.devices import Devices
+from central.launch.hosts import Layout
+from central.launch.mpi import Mpi
+from central.launch.runner import Captured
+from central.launch.topology import Topology
+
+
+@pytest.fixture
+def project(tmp_path):
+    return copy_project(tmp_path)
+
+
+def answering(**answers):
+    """A `capture` of canned answers: name of the program to (status, standard output)."""
+
+    def capture(argv, **_how):
+        status, stdout = answers.get(argv[0].replace("-", "_"), (127, ""))
+        return Captured(status, stdout, "")
+
+    return capture
+
+
+def test_everything_at_once_and_nothing_is_started(project, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    shutil.rmtree(project.parent / "phase 2")
+    (project.parent / "phase 1" / "corpus_training_0.hdf5").unlink()
+    options = ["--train_batch_size", "15", "8", "--max_seq_length", "128", "1024", "--init_checkpoint", "/no/c", "None"]
+    status, out, err, seconds = run(words(project, *options, "--device", "cuda"))
+    problems = err.splitlines()
+    assert status == 2 and out == "" and seconds < 10
+    for expected in (
+        "--train_batch_size 15 does not divide into 1 rank with --batch_size 2; nearest exact: 14 or 16",
+        "no *training*.hdf5 in",
+        "--data_dir, phase 2: no folder",
+        "--max_seq_length 1024 is more than the positions in",
+        "--init_checkpoint: no /no/c",
+        "WORLD_SIZE=4: demo_bert.py starts its ranks itself",
+        "--device cuda: torch sees no GPU",
+    ):
+        assert any(expected in problem for problem in problems), (expected, err)
+    assert all(problem.startswith("error: ") for problem in problems)
+    assert not (project.parent / "out put").exists()
+
+
+def test_check_reports_and_starts_nothing(project):
+    demo = [sys.executable, str(project / "demo_bert.py")]
+    status, out, _, _ = run([*demo, "check"])
+    assert status == 0
+    for row in ("python", "torch", "mpirun", "cores", "hpu cards", "project"):
+        assert any(line.startswith(row) for line in out.splitlines()), row
+    request = words(project)[2:]
+    status, out, err, _ = run([*demo, "check", *request])
+    assert status == 0 and "phase 1: 16 sequences a step = 1 rank x 8 micro-steps x 2 sequences" in err
+    status, _, err, _ = run([*demo, "check", *request[:-7], "--data_dir", "/no/1", "/no/2"])
+    assert status == 2 and "no folder /no/1" in err
+    assert not (project.parent / "out put").exists() and left_running(project) == []
+
+
+def test_a_port_of_the_caller_must_be_free_and_ours_is(project, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        place = place_of(Layout(2, 2), environ={"MASTER_PORT": str(taken.getsockname()[1])})
+        assert "is in use; unset it" in preflight.port_problems(place)[0]
+    assert "is no port" in preflight.port_problems(place_of(Layout(2, 2), environ={"MASTER_PORT": "http"}))[0]
+    assert preflight.port_problems(place_of(Layout(2, 2), environ={})) == []
+
+
+def place_of(layout, environ=None, **changes):
+    given = {
+        **{"python": "/py", "root": "/project", "environ": environ or {}, "devices": Devices("cpu"), "layout": layout},
+        **{"topology": Topology(1, 2), "mpirun": Mpi(5), "master_port": "12345"},
+    }
+    return Place(**{**given, **changes})
+
+
+@pytest.mark.parametrize(
+    ("version", "complaint"),
+    [
+        ("mpirun (Open MPI) 5.0.11", ""),
+        ("mpirun (Open MPI) 4.1.4", "give --mpi openmpi4"),
+        ("", "no mpirun of Open MPI"),
+    ],
+)
+def test_the_mpirun_found_must_be_the_one_composed_for(version, complaint):
+    def capture_all(argvs, **_how):
+        return [Captured(0 if version else 127, version, "") for _ in argvs]
+
+    found = preflight.mpirun_problems(Mpi(5), capture_all)
+    assert bool(found) == bool(complaint) and all(complaint in problem for problem in found)
+
+
+def test_more_ranks_than_cards():
+    assert preflight.card_problems(Layout(8, 8), Devices("hpu", 4)) == [
+        "8 ranks on this server, but 4 hpu cards; lower --world_size"
+    ]
+    assert preflight.card_problems(Layout(8, 8), Devices("cpu")) == []
+
+
+def test_a_full_disk(monkeypatch, tmp_path):
+    assert preflight.disk_problems(str(tmp_path), {}) == []
+    large = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+    large |= {"vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2}
+    assert 335e6 < preflight.parameter_count(large) < 337e6
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**9))
+    (problem,) = preflight.disk_problems(str(tmp_path), large)
+    assert "1.0 GB are free, two checkpoints take 8.1 GB" in problem
+
+
+# Devices: counted, never acquired
+
+CARDS = "index, module_id\n0, 0\n1, 1\n2, 2\n3, 3\n"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "installed", "answers", "expected"),
+    [
+        ("auto", False, {}, "cpu"),
+        ("auto", True, {"hl_smi": (0, CARDS)}, "hpu"),
+        ("auto", False, {"hl_smi": (0, CARDS)}, "cpu"),
+        ("auto", False, {"nvidia_smi": (0, "GPU 0: H200\n"), sys.executable: (0, "1\n")}, "cuda"),
+        ("auto", False, {"nvidia_smi": (0, "GPU 0: H200\n"), sys.executable: (0, "0\n")}, "cpu"),
+        ("cpu", True, {"hl_smi": (0, CARDS)}, "cpu"),
+    ],
+)
+def test_the_device_that_is_taken(monkeypatch, wanted, installed, answers, expected):
+    monkeypatch.setattr(devices, "_is_installed", lambda _: installed)
+    answers = {name.replace("-", "_"): answer for name, answer in answers.items()}
+    assert devices.choose(wanted, answering(**answers), {}).type == expected
+
+
+@pytest.mark.parametrize(("visible", "cards"), [("", 4), ("0,1", 2), ("0,1,2,3,4,5", 4)])
+def test_visible_modules_limit_the_cards(monkeypatch, visible, cards):
+    monkeypatch.setattr(devices, "_is_installed", lambda _: True)
+    assert devices.hpu_count(answering(hl_smi=(0, CARDS)), {"HABANA_VISIBLE_MODULES": visible}) == cards
+
+
+def test_an_absent_device_says_what_was_found(monkeypatch):
+    monkeypatch.setattr(devices, "_is_installed", lambda _: False)
+    found = devices.choose("hpu", answering(), {})
+    assert found.missing.startswith("--device hpu: habana_frameworks is not installed; found 0 cuda cards")
+
+
+# Other hosts
+
+HERE = {"host": "hosta", "python": "3.11.7", "torch": "2.13.0", "project": "abc"}
+
+
+@pytest.mark.parametrize(
+    ("status", "stdout", "stderr", "expected"),
+    [
+        (0, json.dumps(HERE), "", []),
+        (0, "Welcome!\n" + json.dumps(HERE), "", []),
+        (0, json.dumps({**HERE, "torch": "2.9"}), "", ["torch is 2.9 there, 2.13.0 here; make them the same"]),
+        (127, "", "bash: /py: No such file", ["no /py there; install the same python at the same path"]),
+        (2, "", "can't open file", ["no project at /project there; put the same copy at the same path"]),
+        (
+            255,
+            "",
+            "x\nHost key verification failed.",
+            ["its key is unknown: ssh-keyscan -p 3022 HOST >> ~/.ssh/known_hosts"],
+        ),
+        (124, "", "no answer in time", None),
+        (0, "no JSON", "", None),
+    ],
+)
+def test_what_an_answer_of_a_host_means(status, stdout, stderr, expected):
+    found = remote.faults(Captured(status, stdout, stderr), HERE, "3022", place_of(Layout(2, 1, ("a", "b"), "x", True)))
+    assert found == expected if expected is not None else len(found) == 1
+
+
+def test_hosts_with_one_name_are_told():
+    same = Captured(0, json.dumps(HERE), "")
+    assert remote.equal_names(("a", "b"), [same, same]) == ["a and b both call themselves hosta"]
