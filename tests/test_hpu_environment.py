@@ -29,7 +29,10 @@ def applied(*argv: str, **variables: str) -> dict[str, str]:
     )
     done = in_new_process(code, *argv, **variables)
     assert done.returncode == 0, done.stderr
-    return dict(line.split("=", 1) for line in done.stdout.split())
+    found = dict(line.split("=", 1) for line in done.stdout.split())
+    if found:
+        assert found.pop("PT_HPU_AUTOLOAD") == "1"
+    return found
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,14 @@ def test_equal_values_of_the_launcher_agree(tmp_path):
     link.symlink_to(ROOT / "ops_bf16_bert.txt")
     values = {"PT_HPU_LAZY_MODE": "0", "PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST": str(link)}
     assert applied("--use_habana", "--hmp_bf16=ops_bf16_bert.txt", **values) == values
+
+
+def test_autoload_of_the_caller_stays():
+    environ = {"PT_HPU_LAZY_MODE": "0"}
+    environment.apply(["--use_habana"], environ)
+    assert environ == {"PT_HPU_LAZY_MODE": "0"}, "torch is imported already: the plugin would not be loaded by it"
+    code = "from central.runtime import environment as e; v = {'PT_HPU_AUTOLOAD': '0'}; e.apply(['--use_habana'], v); print(v)"
+    assert "'PT_HPU_AUTOLOAD': '0'" in in_new_process(code).stdout
 
 
 def test_every_problem_is_told_at_once(tmp_path):

@@ -14,6 +14,7 @@ from central.runtime import exits
 from central.runtime.exits import BadRequest
 
 LAZY_MODE = "PT_HPU_LAZY_MODE"
+AUTOLOAD = "PT_HPU_AUTOLOAD"
 LOWER_PRECISION_OPS = "PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST"
 FP32_OPS = "PT_HPU_AUTOCAST_FP32_OPS_LIST"
 
@@ -51,6 +52,10 @@ def apply(argv: Sequence[str] | None = None, environ: MutableMapping[str, str] =
     if problems:
         raise BadRequest(problems)
     environ.update({name: value for name, value in wanted.items() if name not in environ})
+    if "torch" not in sys.modules:
+        # Whether `import torch` loads the plugin differs by release and mode. torch asks only once which accelerator
+        # there is, and a library may ask before anything of ours has loaded it.
+        environ.setdefault(AUTOLOAD, "1")
 
 
 def apply_or_exit() -> None:

@@ -1,0 +1,202 @@
+"""The whole hpu path on the emulated Gaudi: both phases of pre-training, MRPC and SQuAD, in every mode, type and number
+of ranks. Each run is killed in the middle and resumed; its losses are those of the CPU, and its reports are clean.
+
+All 48 under the marker hpu_matrix; twelve of them, in which every pair of choices occurs, in the ordinary suite.
+"""
+
+import itertools
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pretraining_helpers
+import pytest
+from emulated_gaudi import ROOT, Gaudi, free_port
+
+from central.runtime.reports import read_log
+
+pytest_plugins = ("finetuning_fixtures",)
+
+TASKS, MODES, TYPES, RANKS = (
+    ("phase1", "phase2", "mrpc", "squad"),
+    ("lazy", "eager", "compile"),
+    ("fp32", "bf16"),
+    (1, 2),
+)
+STEPS, SAVE, LOG, KILLED = 16, 4, 2, 15  # the kill comes after the checkpoint of step 12 and the report of step 14
+ACCUMULATION = 2
+# fp32: the same sums in another order. bf16: the CPU computed in fp32.
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.02}
+GLUE = ROOT / "transformers/examples/pytorch/text-classification/run_glue.py"
+QA = ROOT / "transformers/examples/pytorch/question-answering/run_qa.py"
+
+
+def every_pair():
+    """For each task and mode one data type and one number of ranks, such that these meet all others too."""
+    for (i, task), (j, mode) in itertools.product(enumerate(TASKS), enumerate(MODES)):
+        yield task, mode, TYPES[(i + j) % 2], RANKS[(i // 2 + j) % 2]
+
+
+EVERY_PAIR = list(every_pair())
+CASES = [
+    pytest.param(*case, id="-".join(map(str, case)), marks=() if case in EVERY_PAIR else pytest.mark.hpu_matrix)
+    for case in itertools.product(TASKS, MODES, TYPES, RANKS)
+]
+
+
+@dataclass(frozen=True)
+class Task:
+    """How to start one, and where its losses stand."""
+
+    words: list[str]  # without device, data type, batch size and output folder
+    script: Path
+    start: Path | None = None  # checkpoints to begin with
+
+    @property
+    def pretrains(self) -> bool:
+        return self.script == pretraining_helpers.SCRIPT
+
+    def command(self, out: Path, ranks: int, *more: str) -> list[str]:
+        if self.pretrains:
+            folders = [f"--output_dir={out / 'results/checkpoints'}", f"--json-summary={out / 'results/dllogger.json'}"]
+            batch = [f"--train_batch_size={8 // ranks}"]
+        else:
+            folders = [f"--output_dir={out}", f"--cache_dir={out.parent / 'cache'}"]
+            batch = [f"--per_device_train_batch_size={8 // ranks // ACCUMULATION}"]
+        return [str(self.script), *self.words, *folders, *batch, *more]
+
+    def losses(self, out: Path) -> dict[int, list[float]]:
+        """Losses by step of the task, all that were written: twice for a step that came again after the kill."""
+        found = {}
+        if self.pretrains:
+            for (_, step), data in read_log(out / "results" / "dllogger.json"):
+                if "average_loss" in data:
+                    found.setdefault(step, []).append(data["average_loss"])
+        else:
+            for entry in json.loads((out / "trainer_state.json").read_text())["log_history"]:
+                if "loss" in entry:
+                    found.setdefault(entry["step"], []).append(entry["loss"])
+        return found
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory, tiny_model, pairs, squad_file) -> dict[str, Task]:
+    """The four tasks on tiny models without dropout, whose masks would differ between the devices."""
+    folder = tmp_path_factory.mktemp("tasks")
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = pretraining_helpers.write_config(folder / "config.json", **dropout)
+    model = folder / "model"
+    shutil.copytree(tiny_model, model)
+    written = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**written, **dropout}))
+    counts = [f"--max_steps={STEPS}", f"--gradient_accumulation_steps={ACCUMULATION}", "--seed=5"]
+
+    def phase(number: int, seq_len: int, predictions: int) -> list[str]:
+        corpus = pretraining_helpers.make_corpus(
+            folder / f"corpus{number}", seq_len=seq_len, max_predictions=predictions
+        )
+        return [
+            *("--do_train", f"--input_dir={corpus}", f"--config_file={config}", *counts, f"--log_freq={LOG}"),
+            *(f"--max_seq_length={seq_len}", f"--max_predictions_per_seq={predictions}"),
+            *("--learning_rate=0.01", "--warmup_proportion=0.25", f"--num_steps_per_checkpoint={SAVE}"),
+        ]
+
+    tuning = [
+        *(f"--model_name_or_path={model}", "--do_train", "--do_eval", "--learning_rate=1e-3", *counts),
+        *(f"--logging_steps={LOG}", f"--save_steps={SAVE}", "--per_device_eval_batch_size=8", "--report_to=none"),
+    ]
+    glue = ["--task_name=MRPC", f"--train_file={pairs / 'train.tsv'}", f"--validation_file={pairs / 'dev.tsv'}"]
+    squad = [f"--train_file={squad_file}", f"--validation_file={squad_file}", "--max_seq_length=64", "--doc_stride=16"]
+    return {
+        "phase1": Task(phase(1, 16, 3), pretraining_helpers.SCRIPT),
+        "phase2": Task([*phase(2, 32, 5), "--phase2", "--resume_from_checkpoint"], pretraining_helpers.SCRIPT),
+        "mrpc": Task([*tuning, *glue, "--max_seq_length=32"], GLUE),
+        "squad": Task([*tuning, *squad], QA),
+    }
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tmp_path_factory, tasks):
+    """Runs of the cpu device in fp32, made when they are asked for: name of the task -> output folder."""
+    done = {}
+
+    def run(name: str) -> Path:
+        if name not in done:
+            out = tmp_path_factory.mktemp(f"cpu_{name}") / "out"
+            begin(name, out, run)
+            finished = pretraining_helpers.subprocess.run(
+                [pretraining_helpers.sys.executable, *tasks[name].command(out, 1, "--no_cuda")],
+                env=pretraining_helpers.environment(HF_HOME=str(out.parent / "hf"), HF_HUB_OFFLINE="1"),
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            assert finished.returncode == 0, finished.stderr[-3000:]
+            done[name] = out
+        return done[name]
+
+    return run
+
+
+def begin(name: str, out: Path, on_cpu) -> None:
+    """Phase 2 starts from the checkpoint that the cpu wrote in phase 1."""
+    if name == "phase2":
+        checkpoints = out / "results" / "checkpoints"
+        shutil.copytree(on_cpu("phase1") / "results" / "checkpoints" / f"ckpt_{STEPS}", checkpoints / f"ckpt_{STEPS}")
+
+
+def hpu_words(task: Task, mode: str, data_type: str) -> list[str]:
+    words = ["--use_habana"]
+    words += {"lazy": ["--use_lazy_mode"], "eager": [], "compile": ["--torch_compile"]}[mode]
+    if data_type == "bf16":
+        lists = "bert_pt" if task.pretrains else "bert"
+        words += ["--hmp", f"--hmp_bf16={ROOT}/ops_bf16_{lists}.txt", f"--hmp_fp32={ROOT}/ops_fp32_{lists}.txt"]
+    return words + (["--use_fused_lamb"] if task.pretrains else ["--use_fused_adam", "--use_fused_clip_norm"])
+
+
+@pytest.mark.parametrize(("name", "mode", "data_type", "ranks"), CASES)
+def test_run(tmp_path, tasks, on_cpu, name, mode, data_type, ranks):
+    task, gaudi, out = tasks[name], Gaudi(tmp_path), tmp_path / "out"
+    begin(name, out, on_cpu)
+    words = hpu_words(task, mode, data_type)
+    settings = {
+        "PT_HPU_FORCE_TANH_FOR_GELU": "0",  # the exact gelu, as on the cpu
+        "HPU_EMULATOR_WARMUP": "9",  # an epoch with all its shapes, a report, an evaluation and a checkpoint are over
+        "HF_HOME": str(tmp_path / "hf"),
+    }
+
+    killed = gaudi.run(
+        task.command(out, ranks, *words), ranks, HPU_EMULATOR_KILL=str(KILLED), MASTER_PORT=str(free_port()), **settings
+    )
+    assert killed.returncode != 0 and "Traceback" not in killed.stderr, killed.stderr[-3000:]
+    assert len(gaudi.reports()) == ranks, killed.stderr[-3000:]
+    resumed = gaudi.run(
+        task.command(out, ranks, *words, "--resume_from_checkpoint"), ranks, MASTER_PORT=str(free_port()), **settings
+    )
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+
+    first = STEPS if name == "phase2" else 0
+    expected, found = task.losses(on_cpu(name)), task.losses(out)
+    assert sorted(found) == sorted(expected) == list(range(first + LOG, first + STEPS + 1, LOG))
+    for step, (loss,) in expected.items():
+        assert found[step][-1] == pytest.approx(loss, rel=TOLERANCE[data_type]), (step, found, expected)
+        assert len(set(found[step])) == 1, "a step that came again after the kill had another loss"
+    check_reports(gaudi.reports(), mode, ranks)
+
+
+def check_reports(reports: list[dict], mode: str, ranks: int) -> None:
+    """No recompilation after warm-up, no wait inside a step or between reports, marks where they belong."""
+    assert len(reports) == 2 * ranks
+    assert sorted(report["module_id"] for report in reports) == sorted([*range(ranks)] * 2)
+    for report in reports:
+        assert report["recompilations"] == 0, report["recompiled"]
+        assert report["missing_mark_steps"] == []
+        assert report["saved_device_tensors"] == 0
+        assert report["micro_steps"] == ACCUMULATION * report["optimizer_steps"]
+        assert (report["mark_steps"] > 2 * report["micro_steps"]) == (mode == "lazy")
+        for sync in report["synced"]:
+            # DistributedDataParallel looks at its buckets once more in the second step.
+            allowed = sync["optimizer_step"] % LOG == 0 or sync["optimizer_step"] == 1
+            assert allowed and sync["micro_step"] == ACCUMULATION * sync["optimizer_step"], sync
+    assert all(report["pending_operations"] == 0 for report in reports[ranks:])
