@@ -1,6 +1,6 @@
 """A MediaWiki dump to plain text: one process and two, beside what mwparserfromhell alone takes to parse it.
 
-    python benchmarks/data_dump.py DUMP [--megabytes 24]
+    python benchmarks/data_dump.py DUMP [--megabytes 48]
 
 The pages of the dump are repeated until it is long enough. MB are of wikitext in XML, unpacked.
 """
@@ -45,7 +45,7 @@ def parse_all(xml: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dump", type=Path, help="a .bz2 dump")
-    parser.add_argument("--megabytes", type=float, default=24.0)
+    parser.add_argument("--megabytes", type=float, default=48.0)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     xml = bz2.decompress(args.dump.read_bytes()).decode()

@@ -19,7 +19,7 @@ from pretraining.data.wordpiece import Vocabulary, read_vocabulary
 FORMAT = "bert-hdf5-1"
 TOKENS_PER_SHARD = 4_000_000  # about 16 MiB of English
 MOST_TOKENS_PER_SHARD = 100_000_000  # what a shard in memory may cost
-GROUP_PARTS = 2048  # parts (16 GiB of text) whose documents are shuffled together: bounds memory for any corpus
+GROUP_PARTS = 4096  # parts (16 GiB of text) whose documents are shuffled together: bounds memory for any corpus
 BLOCK_CHUNKS = 4  # HDF5 chunks made at once
 TRAINING, TEST = "training", "test"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from central.runtime.exits import BadRequest
 
-BATCH_BYTES = 8 << 20
+BATCH_BYTES = 4 << 20
 READ_BYTES = 1 << 18
 LONGEST_DOCUMENT = 32 << 20  # bytes; a longer one is cut, so that memory stays bounded
 

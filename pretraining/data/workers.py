@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from central.runtime import rank as ranks
+from central.runtime.exits import BadRequest
 
 AHEAD = 2  # tasks waiting beyond those at work: keeps workers busy and memory bounded
 
@@ -48,8 +49,10 @@ def workers(num_processes: int) -> Iterator[Workers | None]:
     """
     world_size = ranks.from_environment().world_size
     if world_size > 1:
-        from mpi4py.futures import MPICommExecutor
-
+        try:
+            from mpi4py.futures import MPICommExecutor
+        except ImportError as error:
+            raise BadRequest("several ranks share the work through mpi4py: pip install mpi4py") from error
         with MPICommExecutor() as executor:
             yield Workers(executor, world_size - 1) if executor is not None else None
     elif num_processes > 1:
