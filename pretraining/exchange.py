@@ -4,7 +4,6 @@ import contextlib
 
 import torch
 import torch.distributed as dist
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 BUCKET_MB = 230
@@ -76,11 +75,18 @@ class DdpExchange(_Ranks):
     def wrap(self, model):
         wrapped = DistributedDataParallel(model, bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True)
         if self.bf16:
-            wrapped.register_comm_hook(None, default_hooks.bf16_compress_hook)
+            wrapped.register_comm_hook(None, _mean_in_bf16)
         return wrapped
 
     def between_micro_steps(self, model, last):
         return contextlib.nullcontext() if last else model.no_sync()
+
+
+def _mean_in_bf16(_, bucket):
+    """DDP communication hook: exchange a bucket in bf16. (torch's own is for nccl only.)"""
+    small = bucket.buffer().bfloat16().div_(dist.get_world_size())
+    future = dist.all_reduce(small, async_op=True).get_future()
+    return future.then(lambda done: bucket.buffer().copy_(done.value()[0]))
 
 
 def open_exchange(world_size: int, flat: bool, bf16: bool):

@@ -7,7 +7,8 @@ so that the two read each other's checkpoints. No step waits for the device: no 
 import torch
 from torch.optim import Optimizer
 
-CHUNK = 1 << 16  # elements summed in fp32 at a time; one long fp32 sum of squares is wrong in its third digit
+CHUNK = 1 << 18  # elements; they fit a cache, and a long fp32 sum of squares would be wrong in its third digit
+NO_CORRECTION = 1e9  # a step count at which Adam's bias corrections are 1
 
 
 def square_sum(x):
@@ -22,66 +23,51 @@ def global_norm(gradients):
     return torch.stack([square_sum(gradient) for gradient in gradients]).sum().sqrt().float()
 
 
-def trust_ratio(weights, update):
-    """|weights| / |update|, 1 where either is zero."""
-    weight_norm, update_norm = square_sum(weights).sqrt(), square_sum(update).sqrt()
-    ratio = weight_norm / update_norm
-    return torch.where((weight_norm > 0) & (update_norm > 0), ratio, torch.ones_like(ratio)).float()
+def trust_ratio(weight_square, update_square):
+    """|weights| / |update| from sums of squares, 1 where either is zero."""
+    ratio = (weight_square / update_square).sqrt()
+    return torch.where((weight_square > 0) & (update_square > 0), ratio, torch.ones_like(ratio)).float()
 
 
-def lamb_update(p, grad, exp_avg, exp_avg_sq, *, step, lr, betas, eps, weight_decay, bias_correction, clip, finite):
-    """One step of one tensor, in place.
+def lamb_update(p, grad, exp_avg, exp_avg_sq, *, step, lr, betas, eps, weight_decay, clip, finite):
+    """One step of one tensor, in place; uses `grad` up.
 
     `step`, `lr`, `clip` (the number gradients are divided by) and `finite` (1.0 or 0.0) are 0-dim fp32 tensors.
     """
-    if p.device.type == "hpu":
-        moments = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "betas": betas, "finite": finite}
-        update = adam_direction(grad / clip, step=step, eps=eps, bias_correction=bias_correction, **moments)
-        minus_update = -(update + weight_decay * p)
-    else:
-        minus_update = _minus_update(
-            p, grad, exp_avg, exp_avg_sq, step, betas, eps, weight_decay, bias_correction, clip, finite
-        )
-    scale = lr * trust_ratio(p, minus_update) if weight_decay else lr
+    options = {"step": step, "betas": betas, "eps": eps, "weight_decay": weight_decay, "clip": clip, "finite": finite}
+    direction = _plain_direction if p.device.type == "hpu" else _fused_direction
+    minus_update, *squares = direction(p, grad, exp_avg, exp_avg_sq, **options)
+    scale = lr * trust_ratio(*squares) if weight_decay else lr
     p.addcmul_(minus_update, torch.where(finite > 0, scale, torch.zeros_like(scale)))
 
 
-def adam_direction(grad, *, exp_avg, exp_avg_sq, step, betas, eps, bias_correction, finite):
-    """Adam's direction in plain operations, for hpu, which has no kernel for torch's fused AdamW.
-
-    Moments change in place, and stay as they are where `finite` is 0.
-    """
-    grad = torch.where(finite > 0, grad, torch.zeros_like(grad))
+def _plain_direction(p, grad, exp_avg, exp_avg_sq, *, step, betas, eps, weight_decay, clip, finite):
+    """-(Adam's direction + decay) and the squares of weights and update, in operations that every device has."""
+    grad = torch.where(finite > 0, grad / clip, torch.zeros_like(grad))
     exp_avg.add_((grad - exp_avg) * (1 - betas[0]) * finite)
     exp_avg_sq.add_((grad.square() - exp_avg_sq) * (1 - betas[1]) * finite)
-    if not bias_correction:
-        return exp_avg / (exp_avg_sq.sqrt() + eps)
     correction, correction_sq = (1 - torch.pow(beta, step) for beta in betas)
-    return (exp_avg / correction) / ((exp_avg_sq / correction_sq).sqrt() + eps)
+    adam = (exp_avg / correction) / ((exp_avg_sq / correction_sq).sqrt() + eps)
+    minus_update = -(adam + weight_decay * p)
+    return minus_update, square_sum(p), square_sum(minus_update)
 
 
-def _minus_update(p, grad, exp_avg, exp_avg_sq, step, betas, eps, weight_decay, bias_correction, clip, finite):
-    # torch's fused AdamW turns s into s - adam(grad); s starts as -weight_decay * p, so it ends as minus the update.
-    minus_update = torch.mul(p, -weight_decay)
-    correction = {} if bias_correction else {"state_steps": [torch.full_like(step, 1e9)]}
-    torch._fused_adamw_(
-        [minus_update],
-        [grad],
-        [exp_avg],
-        [exp_avg_sq],
-        max_exp_avg_sqs=[],
-        lr=1.0,
-        beta1=betas[0],
-        beta2=betas[1],
-        weight_decay=0.0,
-        eps=eps,
-        amsgrad=False,
-        maximize=False,
-        grad_scale=clip,
-        found_inf=1.0 - finite,
-        **({"state_steps": [step]} | correction),
-    )
-    return minus_update
+def _fused_direction(p, grad, exp_avg, exp_avg_sq, *, step, betas, eps, weight_decay, clip, finite):
+    """The same by torch's fused AdamW, which turns s into s - adam(g): s starts as -weight_decay * p.
+
+    The result takes the place of `grad`. A CPU goes through a tensor in chunks that stay in its cache.
+    """
+    chunk = min(p.numel(), CHUNK) if p.device.type == "cpu" else p.numel()
+    scale, skip, squares, clipped = 1 / clip, 1 - finite, [], torch.empty(chunk, dtype=p.dtype, device=p.device)
+    for w, s, m, v in zip(*(tensor.view(-1).split(chunk) for tensor in (p, grad, exp_avg, exp_avg_sq))):
+        g = torch.mul(s, scale, out=clipped[: len(s)])
+        torch.mul(w, -weight_decay, out=s)
+        torch._fused_adamw_(
+            [s], [g], [m], [v], max_exp_avg_sqs=[], state_steps=[step], lr=1.0, beta1=betas[0], beta2=betas[1],
+            weight_decay=0.0, eps=eps, amsgrad=False, maximize=False, found_inf=skip,
+        )  # fmt: skip
+        squares.append(torch.stack([torch.dot(w, w), torch.dot(s, s)]) if weight_decay else step.expand(2))
+    return grad, *torch.stack(squares).sum(0, dtype=torch.float64)
 
 
 class Lamb(Optimizer):
@@ -97,7 +83,10 @@ class Lamb(Optimizer):
 
     @torch.no_grad()
     def step(self, norm=None):
-        """Apply one update; a non-finite norm leaves weights and moments as they are. Returns 1.0 if it was finite."""
+        """Apply one update, which uses the gradients up; after a non-finite norm weights and moments stay as they are.
+
+        Returns a tensor, 1.0 if the norm was finite, else 0.0.
+        """
         if norm is None:
             norm = global_norm([p.grad for group in self.param_groups for p in group["params"] if p.grad is not None])
         finite = torch.isfinite(norm).float()
@@ -112,7 +101,7 @@ class Lamb(Optimizer):
                 state = self.state[p]
                 if not state:
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-                options = {name: group[name] for name in ("betas", "eps", "weight_decay", "bias_correction")}
+                options = {name: group[name] for name in ("betas", "eps", "weight_decay")}
                 moments = state["exp_avg"], state["exp_avg_sq"]
                 lamb_update(p, p.grad, *moments, step=step, lr=lr, clip=clip, finite=finite, **options)
         return finite

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -128,7 +129,10 @@ def environment(**extra) -> dict:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_COMM", "PMIX", "SLURM_", "PT_HPU"))}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         clean.pop(name, None)
-    return {**clean, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **extra}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    return {**clean, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "MASTER_PORT": port, **extra}
 
 
 def run_script(argv: list[str], prefix=(), timeout: float = 240, **extra) -> subprocess.CompletedProcess:

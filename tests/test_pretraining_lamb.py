@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretraining.lamb import Lamb, global_norm, square_sum, trust_ratio
+from pretraining.lamb import Lamb, _fused_direction, _plain_direction, global_norm, square_sum, trust_ratio
 from pretraining.schedule import poly_warmup
 
 SHAPES = [(7, 5), (5,), (300, 11), (1, 1)]
@@ -73,8 +73,8 @@ def test_trust_ratio_is_one_for_zero_weights():
     wanted = plain_lamb([p.detach().clone() for p in params], grads, lr=[0.1] * 5, decays=[0.01, 0, 0.01, 0])
     run(params, grads, [0.1] * 5)
     torch.testing.assert_close(params[0].detach().double(), wanted[0], rtol=2e-5, atol=2e-6)
-    assert float(trust_ratio(torch.zeros(3), torch.ones(3))) == 1.0
-    assert float(trust_ratio(torch.ones(3), torch.zeros(3))) == 1.0
+    zero, one, four = (torch.tensor(value) for value in (0.0, 1.0, 4.0))
+    assert [float(trust_ratio(w, u)) for w, u in ((zero, one), (one, zero), (one, four))] == [1.0, 1.0, 0.5]
 
 
 def test_lamb_repeats_to_the_bit_and_resumes_from_its_state():
@@ -95,11 +95,35 @@ def test_lamb_repeats_to_the_bit_and_resumes_from_its_state():
         assert torch.equal(a, b) and torch.equal(a, c)
 
 
+def test_plain_operations_and_the_fused_kernel_agree():
+    """The way of hpu, which has no kernel for torch's fused AdamW, against the way of cpu and cuda."""
+    found = []
+    for direction in (_plain_direction, _fused_direction):
+        generator = torch.Generator().manual_seed(3)
+        p, grad, m, v = (torch.randn(40, 9, generator=generator) for _ in range(4))
+        one, clip = torch.tensor(1.0), torch.tensor(1.7)
+        options = {"step": torch.tensor(4.0), "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01}
+        minus_update, *squares = direction(p, grad, m, v.abs_(), clip=clip, finite=one, **options)
+        found.append([minus_update, m, v, *(square.float() for square in squares)])
+    for plain, fused in zip(*found):
+        torch.testing.assert_close(plain, fused, rtol=2e-5, atol=2e-6)
+
+
 def test_state_is_laid_out_as_fused_lamb_does():
     params, grads = setup()
     state = run(params, grads[:1], [0.1]).state_dict()
     assert all(set(values) == {"exp_avg", "exp_avg_sq"} for values in state["state"].values())
-    wanted = {"lr", "bias_correction", "betas", "eps", "weight_decay", "grad_averaging", "max_grad_norm", "step", "params"}
+    wanted = {
+        "lr",
+        "bias_correction",
+        "betas",
+        "eps",
+        "weight_decay",
+        "grad_averaging",
+        "max_grad_norm",
+        "step",
+        "params",
+    }
     assert all(set(group) == wanted and group["step"] == 1 for group in state["param_groups"])
 
 
@@ -147,12 +171,12 @@ def test_lamb_converges_on_least_squares():
         optimizer.zero_grad()
         ((x @ w - x @ truth) ** 2).mean().backward()
         optimizer.step()
-    assert float((w - truth).norm() / truth.norm()) < 0.05
+    assert float((w.detach() - truth).norm() / truth.norm()) < 0.05
 
 
 def test_square_sum_of_a_long_tensor():
     x = torch.randn(5_000_000, generator=torch.Generator().manual_seed(2)).mul_(0.02)
-    assert float(square_sum(x)) == pytest.approx(float(x.double().pow(2).sum()), rel=1e-6)
+    assert float(square_sum(x)) == pytest.approx(float(x.double().pow(2).sum()), rel=3e-6)
 
 
 def test_schedule_table():

@@ -108,7 +108,8 @@ def draw_training(log: Path, picture: Path, title: str) -> None:
             training[step] = data
         elif "eval_mlm_loss" in data:
             held_out[step, data.get("phase", 1)] = data
-    figure = Figure(figsize=(9, 8), layout="constrained")
+    figure = Figure(figsize=(9, 8))
+    figure.subplots_adjust(left=0.1, right=0.97, top=0.95, bottom=0.07, hspace=0.12)
     FigureCanvasAgg(figure)
     loss, rate, speed = figure.subplots(3, 1, sharex=True)
     for phase in sorted({data.get("phase", 1) for data in training.values()}):
@@ -132,5 +133,5 @@ def draw_training(log: Path, picture: Path, title: str) -> None:
     speed.set_xlabel("global step")
     loss.set_title(title, loc="left", fontsize=10)
     partial = picture.with_name(f".{picture.name}.{os.getpid()}")
-    figure.savefig(partial, format="png", dpi=110)
+    figure.savefig(partial, format="png", dpi=100)
     partial.replace(picture)
