@@ -35,10 +35,10 @@ def main(words, file_variables=None) -> int:
 
 
 def _main(words, environ, file_variables):
-    if not words or words[0] in ("-h", "--help"):
+    checking = words[:1] == ["check"]
+    if not words or words[int(checking) :][:1] in (["-h"], ["--help"]):
         print(USAGE, end="")
         return DONE if words else BAD_REQUEST
-    checking = words[0] == "check"
     if checking:
         words = words[1:]
         _print_report(environ)

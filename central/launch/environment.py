@@ -11,7 +11,7 @@ FORWARDED = (
     *("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"),
 )
 FORWARDED_PREFIX = "PT_HPU_"
-OURS = ("OMP_NUM_THREADS", "BERT_LAUNCHER")
+OURS = ("OMP_NUM_THREADS", "BERT_LAUNCHER", "PYTHONUNBUFFERED")
 
 
 def child_variables(*, environ, root, device, mode, op_lists, master_port, threads, loopback) -> dict[str, str]:

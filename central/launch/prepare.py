@@ -8,6 +8,9 @@ from central.launch.hosts import Layout, plan_layout
 from central.launch.messages import say
 from central.launch.problems import BadRequest
 
+# What only a run sets: ranks know that a launcher started them, and their lines come as they are written.
+RUN_VARIABLES = (("BERT_LAUNCHER", "1"), ("PYTHONUNBUFFERED", "1"))
+
 
 def prepare(subcommand, settings, environ, file_variables) -> tuple[compose.Place, Plan]:
     """Where a request will run and its commands; BadRequest with everything that would stop it."""
@@ -35,7 +38,7 @@ def look_around(settings, layout, environ, file_variables) -> compose.Place:
         topology=machine.node_topology(settings),
         mpirun=machine.mpirun(settings, environ, _capture) if _needs_mpirun(settings, layout) else None,
         master_port=_master_port(settings, environ, layout),
-        extra_variables=file_variables if settings.dry_run else (*file_variables, ("BERT_LAUNCHER", "1")),
+        extra_variables=file_variables if settings.dry_run else (*file_variables, *RUN_VARIABLES),
     )
 
 

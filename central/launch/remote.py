@@ -77,21 +77,22 @@ def equal_names(hosts, answers) -> list[str]:
 class HostWatch:
     """Knocks at the ssh port of each host now and then.
 
-    A host that loses power or network says no goodbye, and mpirun waits for it for minutes.
+    A host that loses power or network says no goodbye, and mpirun waits for it for minutes. A host that is reached by
+    other ways than its address, and so does not answer the first knock, is not watched.
     """
 
     def __init__(self, hosts, port):
         self.lost = None
-        self._missed = dict.fromkeys(hosts, 0)
         if hosts:
-            threading.Thread(target=self._watch, args=(int(port),), daemon=True).start()
+            threading.Thread(target=self._watch, args=(hosts, int(port)), daemon=True).start()
 
-    def _watch(self, port):
-        while not self.lost:
-            time.sleep(KNOCK_AGAIN_SECONDS if any(self._missed.values()) else KNOCK_SECONDS)
-            for host in self._missed:
-                self._missed[host] = 0 if answers(host, port) else self._missed[host] + 1
-                if self._missed[host] == MISSED_KNOCKS:
+    def _watch(self, hosts, port):
+        missed = {host: 0 for host in hosts if answers(host, port)}
+        while missed and not self.lost:
+            time.sleep(KNOCK_AGAIN_SECONDS if any(missed.values()) else KNOCK_SECONDS)
+            for host in missed:
+                missed[host] = 0 if answers(host, port) else missed[host] + 1
+                if missed[host] == MISSED_KNOCKS:
                     self.lost = host
 
 
