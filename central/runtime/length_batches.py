@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-POOL_BATCHES = 32  # sorted together: on MRPC and SQuAD 2.5 % padding, and 1 of 7 pairs in a batch meets again next epoch
+# Sorted together. On MRPC and SQuAD 2.5 % is padding, and 1 of 7 pairs in a batch meets again in the next epoch.
+POOL_BATCHES = 32
 
 
 def epoch_order(

@@ -29,7 +29,7 @@ def model_card(run: Run, task: str, tables: dict[str, Table], model, metrics: di
     sections = [
         _front_matter(base, task, tables),
         f"# {name}",
-        f"`{base}` fine-tuned on {task} ({type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters).",
+        f"`{base}` fine-tuned on {task}: {type(model).__name__}, {model.num_parameters():,} parameters.",
         "## Scores\n\n" + _table(("metric", "value"), scores or {"none": "this run did not evaluate"}),
         "## Data\n\n" + _data_table(tables),
         "## Hyper-parameters\n\n" + _table(("setting", "value"), _settings(run)),

@@ -1,4 +1,4 @@
-"""Questions about paragraphs: read from SQuAD's nested JSON or from flat rows, checked, and cut into windows of tokens."""
+"""Questions about paragraphs: read from SQuAD's nested JSON or flat rows, checked, and cut into windows of tokens."""
 
 import json
 from collections import Counter
@@ -33,8 +33,8 @@ def questions_of(table: Table) -> list[Question]:
         questions = [_question(row, table.where(i)) for i, row in enumerate(_rows(table))]
     else:
         raise BadRequest(
-            f"{table.source}: needs SQuAD's nested form (data, paragraphs, qas), or columns question, context and answers; "
-            f"has {', '.join(table.columns)}"
+            f"{table.source}: needs SQuAD's nested form (data, paragraphs, qas), or columns question, context and "
+            f"answers; has {', '.join(table.columns)}"
         )
     counts = Counter(question.id for question in questions)
     twice = [f"{question.id} at {question.where}" for question in questions if counts[question.id] > 1]
@@ -83,7 +83,7 @@ def _question(row: dict, where: str) -> Question:
 
 
 def usable_for_training(questions: Sequence[Question]) -> tuple[list[Question], list[str]]:
-    """The questions one can learn from, and lines that say which were left out, as BERT's own script leaves them out."""
+    """The questions one can learn from, and lines on those left out, which BERT's own script leaves out too."""
     empty = [q for q in questions if not q.text.strip() or not q.context.strip()]
     skipped = {q.id for q in empty}
     wrong = [q for q in questions if q.id not in skipped and q.answers and not _answer_is_there(q)]
@@ -126,8 +126,8 @@ def windows(
     room = max_seq_length - tokenizer.num_special_tokens_to_add(pair=True) - doc_stride - 1
     if room < SHORTEST_QUESTION:
         raise BadRequest(
-            f"--doc_stride {doc_stride} leaves {max(room, 0)} of --max_seq_length {max_seq_length} tokens for a question: "
-            f"at most {doc_stride + room - SHORTEST_QUESTION}"
+            f"--doc_stride {doc_stride} leaves {max(room, 0)} of --max_seq_length {max_seq_length} tokens for a "
+            f"question: at most {doc_stride + room - SHORTEST_QUESTION}"
         )
     inputs = {name: [] for name in tokenizer.model_input_names if name != "attention_mask"}
     extras = {"question": [], "context_start": [], "offsets": []}
@@ -151,7 +151,9 @@ def windows(
         for row, source in enumerate(encoded["overflow_to_sample_mapping"]):
             sequence = encoded.sequence_ids(row)
             begin = sequence.index(1) if 1 in sequence else len(sequence)
-            offsets = np.array(encoded["offset_mapping"][row][begin : begin + sequence.count(1)], np.int32).reshape(-1, 2)
+            offsets = np.array(encoded["offset_mapping"][row][begin : begin + sequence.count(1)], np.int32).reshape(
+                -1, 2
+            )
             extras["question"].append(first + source)
             extras["context_start"].append(begin)
             extras["offsets"].append(offsets)

@@ -145,11 +145,16 @@ def squad_scores(questions: Sequence[Question], answers: Answers, version_2: boo
     answerable = np.array([bool(q.answers) for q in questions])
     for name, chosen in (("HasAns", answerable), ("NoAns", ~answerable)):
         if chosen.any():
-            result |= {f"{name}_exact": 100 * float(exact[chosen].mean()), f"{name}_f1": 100 * float(words[chosen].mean())}
+            result |= {
+                f"{name}_exact": 100 * float(exact[chosen].mean()),
+                f"{name}_f1": 100 * float(words[chosen].mean()),
+            }
     odds = np.array([answers.null_odds[q.id] for q in questions])
     spoken = [_spoken(answers, q) for q in questions]
     for name, score in (("exact", exact_match), ("f1", f1)):
-        each = np.array([best_match(score, text, q.answers) if q.answers else 0.0 for text, q in zip(spoken, questions)])
+        each = np.array(
+            [best_match(score, text, q.answers) if q.answers else 0.0 for text, q in zip(spoken, questions)]
+        )
         best, threshold = best_threshold(each, answerable, odds)
         result |= {f"best_{name}": 100 * best, f"best_{name}_threshold": threshold}
     return result

@@ -1,8 +1,8 @@
 """Fine-tune and evaluate a model on questions about paragraphs: SQuAD 1.1, SQuAD 2.0, or files of the same forms.
 
-    python run_qa.py --model_name_or_path base --dataset_name squad --do_train --do_eval --output_dir out/squad
-    python run_qa.py --model_name_or_path FOLDER --train_file train-v1.1.json.gz --validation_file dev-v1.1.json ...
-    mpirun -n 2 python run_qa.py ...
+python run_qa.py --model_name_or_path base --dataset_name squad --do_train --do_eval --output_dir out/squad
+python run_qa.py --model_name_or_path FOLDER --train_file train-v1.1.json.gz --validation_file dev-v1.1.json ...
+mpirun -n 2 python run_qa.py ...
 """
 
 import sys
@@ -181,7 +181,9 @@ def main(argv: list[str]) -> int:
     model, tokenizer = build_model(this, model_name)
     features = {split: tokenise(this, data, split, tokenizer) for split in data.tables}
     this.make_output_dir()
-    scorer = Scorer(data.questions["validation"], features["validation"], request.data) if request.training.do_eval else None
+    scorer = (
+        Scorer(data.questions["validation"], features["validation"], request.data) if request.training.do_eval else None
+    )
     trainer = FineTuningTrainer(
         model=model,
         args=request.training,
