@@ -140,7 +140,7 @@ def test_there_is_no_import_cycle():
         ["-h"],
         ["pretraining", "-h"],
         ["finetuning", "-h"],
-        "pretraining --model_name_or_path tiny --data_type fp32 --device cpu --data_dir a b --dry_run".split(),
+        "pretraining --model_name_or_path tiny --data_type fp32 -d cpu -p a b --accumulate_gradients --dry_run".split(),
         "finetuning --model_name_or_path base --data_type fp32 --device cpu --do_eval --dry_run".split(),
     ],
     ids=["help", "pretraining help", "finetuning help", "pretraining", "finetuning"],
