@@ -135,7 +135,9 @@ def test_micro_batch_size_leaves_the_gradient(layout, micro_batch_size, rows):
         loss += micro_loss.item()
     wanted_loss, wanted = hugging_face(model, rows)
     assert loss == pytest.approx(wanted_loss, rel=1e-6)
-    assert_same_gradients({n: g[:VOCAB_SIZE] if len(g) > VOCAB_SIZE else g for n, g in gradients(model).items()}, wanted)
+    assert_same_gradients(
+        {n: g[:VOCAB_SIZE] if len(g) > VOCAB_SIZE else g for n, g in gradients(model).items()}, wanted
+    )
 
 
 def test_regrouping_by_length_keeps_every_row(rows):
@@ -175,11 +177,15 @@ def test_packing_leaves_the_gradient(layout, rows):
     together = packed(rows, [[0, 1, 2], [3], [4, 5], [6, 7]])
     step_loss(model(make_batch(together)), rows).backward()
     _, wanted = hugging_face(model, rows)
-    assert_same_gradients({n: g[:VOCAB_SIZE] if len(g) > VOCAB_SIZE else g for n, g in gradients(model).items()}, wanted)
+    assert_same_gradients(
+        {n: g[:VOCAB_SIZE] if len(g) > VOCAB_SIZE else g for n, g in gradients(model).items()}, wanted
+    )
 
 
 def test_bf16_kernels_follow_fp32(rows):
-    losses = [make_model(CpuKernels(dtype))(flat_micro_batch(rows))[0].item() for dtype in (torch.float32, torch.bfloat16)]
+    losses = [
+        make_model(CpuKernels(dtype))(flat_micro_batch(rows))[0].item() for dtype in (torch.float32, torch.bfloat16)
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
 
 
