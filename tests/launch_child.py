@@ -26,7 +26,7 @@ def main(argv):
     parser.add_argument("--act", default="none", choices=["none", "refuse", "diverge", "crash", "die", "hang"])
     parser.add_argument("--rank", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--once", action="store_true", help="act in the first attempt only")
+    parser.add_argument("--once", action="store_true", help="act in no attempt that resumes")
     parser.add_argument("--phase2", action="store_true")
     parser.add_argument("--resume_from_checkpoint", action="store_true")
     settings, _ = parser.parse_known_args(argv)
@@ -38,8 +38,8 @@ def main(argv):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     for step in range(settings.steps):
-        acts = settings.act != "none" and here.rank == settings.rank and not (settings.once and is_restart(settings))
-        if acts and step == 5:
+        spared = settings.once and settings.resume_from_checkpoint
+        if step == 5 and here.rank == settings.rank and not spared:
             act(settings.act)
         if stop.requested:
             time.sleep(0.3)  # saving
@@ -66,11 +66,6 @@ def say(here, settings, argv):
     print(f"phase {phase}, rank {here.rank}: café 100 %", flush=True)
 
 
-def is_restart(settings):
-    """Whether an earlier attempt was here; remembers this one."""
-    return settings.resume_from_checkpoint and not settings.phase2
-
-
 def act(what):
     if what == "refuse":
         raise exits.BadRequest("the data of this rank cannot be read")
@@ -78,7 +73,8 @@ def act(what):
         raise exits.Diverged("loss is nan")
     if what == "crash":
         raise RuntimeError("a defect")
-    os.kill(os.getpid(), signal.SIGKILL)
+    if what in ("die", "hang"):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from central.launch.problems import BAD_REQUEST, DIVERGED, DONE, PREEMPTED
 from central.launch.runner import Running
 
 GRACE = 60  # seconds for ranks to save once they are asked to stop
-AFTER_A_DEAD_RANK = 20  # seconds the other ranks may take to notice
+AFTER_A_DEAD_RANK = 15  # seconds the other ranks may take to notice
 STRAGGLERS = 30  # seconds a rank may outlive its mpirun
 RESUME = "--resume_from_checkpoint"
 LOST_HOST = 1  # status of a run whose host is gone
