@@ -1,6 +1,5 @@
 """What the data benchmarks share: real text made long enough, and how a number is told."""
 
-import gzip
 import os
 import platform
 import random
@@ -8,7 +7,9 @@ import statistics
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+PREPARE = ROOT / "pretraining" / "data" / "prepare.py"
+sys.path.insert(0, str(ROOT))
 
 from pretraining.data.documents import TextSettings, canonical_text
 from pretraining.data.sources import batches, find_sources
@@ -52,7 +53,3 @@ def sentences_of(source: Path) -> list[str]:
     found = find_sources([str(source)], one_document_per_file=source.is_dir())
     text = "".join(canonical_text(batch, TextSettings()).text for batch in batches(found, None))
     return [document for document in text.split("\n\n") if document]
-
-
-def unpacked(path: Path) -> bytes:
-    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

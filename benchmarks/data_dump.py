@@ -17,15 +17,13 @@ import time
 from pathlib import Path
 
 import mwparserfromhell
-from data_common import machine, told
-
-from pretraining.data import prepare
+from data_common import PREPARE, machine, told
 
 
 def extract(dump: Path, processes: int) -> tuple[float, float]:
     """(CPU seconds, wall seconds)."""
     with tempfile.TemporaryDirectory() as out:
-        line = [sys.executable, prepare.__file__, "extract", "--input", str(dump), "--output_dir", out]
+        line = [sys.executable, str(PREPARE), "extract", "--input", str(dump), "--output_dir", out]
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         subprocess.run([*line, "--num_processes", str(processes)], check=True, **quiet)

@@ -9,10 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from data_common import machine, write_long_text
+from data_common import PREPARE, machine, write_long_text
 from data_prepare import arguments
-
-from pretraining.data import prepare
 
 
 def peak_megabytes(line: list[str]) -> float:
@@ -38,7 +36,7 @@ def main() -> None:
             text = Path(folder) / "text.txt"
             size = write_long_text(args.text, text, megabytes)
             words = arguments(text, args.vocab_file, Path(folder) / "out", 1)
-            peak = peak_megabytes([sys.executable, prepare.__file__, *words])
+            peak = peak_megabytes([sys.executable, str(PREPARE), *words])
         print(f"{size:.0f} MB of text: peak {peak:.0f} MB")
 
 

@@ -10,15 +10,14 @@ import argparse
 import cProfile
 import pstats
 import resource
+import runpy
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from data_common import machine, told, write_long_text
-
-from pretraining.data import prepare
+from data_common import PREPARE, machine, told, write_long_text
 
 STAGES = {
     "read and sentences": ("canonical_text",),
@@ -40,7 +39,7 @@ def run(text: Path, vocab: Path, processes: int) -> tuple[float, float, float]:
     with tempfile.TemporaryDirectory(dir=text.parent) as out:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         start = time.monotonic()
-        line = [sys.executable, prepare.__file__, *arguments(text, vocab, Path(out), processes)]
+        line = [sys.executable, str(PREPARE), *arguments(text, vocab, Path(out), processes)]
         subprocess.run(line, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wall = time.monotonic() - start
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -53,7 +52,7 @@ def profile(text: Path, vocab: Path, size: float) -> None:
     with tempfile.TemporaryDirectory(dir=text.parent) as out:
         profiler = cProfile.Profile(time.process_time)
         profiler.enable()
-        prepare.main(arguments(text, vocab, Path(out), 1))
+        runpy.run_path(str(PREPARE))["main"](arguments(text, vocab, Path(out), 1))
         profiler.disable()
     stats = pstats.Stats(profiler)
     total = stats.total_tt
