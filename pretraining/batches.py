@@ -29,7 +29,8 @@ class Rows:
         return len(self.input_ids)
 
     def take(self, index) -> "Rows":
-        return Rows(*(getattr(self, field.name)[index] for field in fields(self)))
+        """Rows chosen by a slice (as views) or by an array of numbers (as copies)."""
+        return Rows(*(_taken(getattr(self, field.name), index) for field in fields(self)))
 
     @property
     def nbytes(self) -> int:
@@ -46,6 +47,14 @@ class Rows:
     @property
     def num_tokens(self) -> int:
         return int(np.count_nonzero(self.sequence_ids))
+
+
+def _taken(values, index):
+    if isinstance(index, slice):
+        return values[index]
+    if values.strides[0] == 0:  # positions of rows that are not packed: one row stands for all
+        return np.broadcast_to(values[0], (len(index), *values.shape[1:]))
+    return np.take(values, index, axis=0)
 
 
 def concatenate(parts: list[Rows]) -> Rows:

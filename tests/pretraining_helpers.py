@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -151,3 +152,21 @@ def logged(out: Path) -> tuple[dict, dict]:
         else:
             training[step] = data
     return training, held_out
+
+
+def checkpoints(out: Path) -> list[Path]:
+    from central.runtime.checkpoints import list_checkpoints
+
+    return list_checkpoints(out / "results" / "checkpoints")
+
+
+def call(argv):
+    """The entry script's main in this process, for requests that are refused before any work."""
+    import pretraining.run_pretraining as script
+
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        return script.main(argv)
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

@@ -1,0 +1,187 @@
+"""What the pre-training benchmarks share: rows, the two sides of a comparison, interleaved timing, the machine."""
+
+import dataclasses
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+
+from pretraining.batches import Rows, flat_micro_batches
+from pretraining.costs import batch_flops
+from pretraining.dataset import Limits, ShardReader, open_shards
+from pretraining.kernels_cpu import CpuKernels
+from pretraining.lamb import Lamb, global_norm
+from pretraining.modeling import BertConfig, BertForPreTraining, decays, initialise
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def config_of(size: str, **changes) -> BertConfig:
+    name = {"large": "bert_config.json"}.get(size, f"bert_{size}_config.json")
+    return dataclasses.replace(BertConfig.from_json(ROOT / "pretraining" / name), **changes)
+
+
+def load_rows(input_dir: str | None, count: int, config: BertConfig, seq_len: int, masked: int) -> Rows:
+    """The first rows, in training order, of a folder of shards; without one, random tokens in rows filled to 90 %."""
+    if input_dir:
+        limits = Limits(config.vocab_size, seq_len, config.max_position_embeddings, masked)
+        return ShardReader(open_shards(Path(input_dir), "training", limits), 42, limits).read(0, count)
+    rng = np.random.default_rng(0)
+    lengths = np.where(rng.random(count) < 0.8, seq_len, rng.integers(seq_len // 4, seq_len + 1, count))
+    columns = np.arange(seq_len)
+    real = columns < lengths[:, None]
+    ids = np.where(real, rng.integers(1000, config.vocab_size, (count, seq_len)), 0).astype(np.int32)
+    positions = np.zeros((count, masked), np.int32)
+    for row, length in enumerate(lengths):
+        chosen = rng.permutation(np.arange(1, length))[: min(masked, round(0.15 * length))]
+        positions[row, : len(chosen)] = np.sort(chosen)
+    return Rows(
+        ids,
+        real.astype(np.int8),
+        ((columns >= lengths[:, None] // 2) & real).astype(np.int8),
+        np.broadcast_to(columns.astype(np.int32), ids.shape),
+        positions,
+        np.where(positions > 0, rng.integers(1000, config.vocab_size, positions.shape), 0).astype(np.int32),
+        np.zeros((count, 1), np.int32),
+        rng.integers(0, 2, (count, 1)),
+        np.ones((count, 1), np.int8),
+    )
+
+
+class Ours:
+    """The engine's own model, kernels and optimizer."""
+
+    name = "ours"
+
+    def __init__(self, config: BertConfig, rows: Rows, micro_batch_size: int, data_type: str):
+        self.rows = rows
+        self.kernels = CpuKernels(DTYPES[data_type])
+        self.model = BertForPreTraining(config, self.kernels)
+        initialise(self.model, 1)
+        self.batches = list(flat_micro_batches(rows, micro_batch_size))
+        self.flops = sum(batch_flops(config, batch) for batch in self.batches)
+        named = list(self.model.named_parameters())
+        groups = [[p for n, p in named if decays(n)], [p for n, p in named if not decays(n)]]
+        self.optimizer = Lamb([{"params": groups[0]}, {"params": groups[1], "weight_decay": 0.0}], lr=1e-4)
+        self._steps = 0
+
+    def forward_backward(self) -> float:
+        """All micro-batches of one step; the step's loss."""
+        self._steps += 1
+        self.kernels.reseed(42, self._steps, 0)
+        loss = 0.0
+        for batch in self.batches:
+            sums = self.model(batch)
+            part = sums[0] / self.rows.num_masked + sums[1] / self.rows.num_sequences
+            part.backward()
+            loss += part.item()
+        return loss
+
+    def step(self) -> float:
+        loss = self.forward_backward()
+        self.optimizer.step(global_norm([p.grad for p in self.model.parameters()]))
+        self.optimizer.zero_grad()
+        return loss
+
+
+class HuggingFace:
+    """transformers' BertForPreTraining in the usual loop: padded batches, head over every position.
+
+    The optimizer is the engine's LAMB on both sides: the comparison is of the network and of the loop.
+    """
+
+    name = "Hugging Face"
+
+    def __init__(self, config: BertConfig, rows: Rows, micro_batch_size: int, data_type: str):
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        self.model = transformers.BertForPreTraining(transformers.BertConfig(**config.to_hugging_face()))
+        own = BertForPreTraining(config, CpuKernels())
+        initialise(own, 1)
+        weights = {
+            n: p[: config.vocab_size] if len(p) == config.padded_vocab_size else p for n, p in own.named_parameters()
+        }
+        self.model.load_state_dict(weights, strict=False)
+        self.model.tie_weights()
+        self.model.train()
+        self.data_type = data_type
+        labels = np.full(rows.input_ids.shape, -100)
+        row, column = np.nonzero(rows.masked_positions)
+        labels[row, rows.masked_positions[row, column]] = rows.masked_ids[row, column]
+        self.batches = [
+            {
+                name: torch.from_numpy(np.array(values[start : start + micro_batch_size], dtype=np.int64))
+                for name, values in (
+                    ("input_ids", rows.input_ids),
+                    ("attention_mask", rows.sequence_ids),
+                    ("token_type_ids", rows.segment_ids),
+                    ("labels", labels),
+                    ("next_sentence_label", rows.next_sentence_labels),
+                )
+            }
+            for start in range(0, len(rows), micro_batch_size)
+        ]
+        self.optimizer = Lamb(self.model.parameters(), lr=1e-4)
+
+    def forward_backward(self) -> float:
+        loss = 0.0
+        for batch in self.batches:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.data_type == "bf16"):
+                part = self.model(**batch).loss / len(self.batches)
+            part.backward()
+            loss += part.item()
+        return loss
+
+    def step(self) -> float:
+        loss = self.forward_backward()
+        self.optimizer.step(global_norm([p.grad for p in self.model.parameters()]))
+        self.optimizer.zero_grad()
+        return loss
+
+
+def losses_without_dropout(config: BertConfig, rows: Rows, data_type: str) -> tuple[float, float]:
+    """The loss of the same rows and weights on both sides, dropout off."""
+    off = dataclasses.replace(config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    # One micro-batch: the usual loop takes the mean of micro-batch means, which is another number.
+    sides = [side(off, rows, len(rows), data_type) for side in (Ours, HuggingFace)]
+    with torch.no_grad():
+        ours = sides[0].model(sides[0].batches[0])
+        loss = float(ours[0] / rows.num_masked + ours[1] / rows.num_sequences)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=data_type == "bf16"):
+            return loss, float(sides[1].model(**sides[1].batches[0]).loss)
+
+
+def interleaved(functions: dict, repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Wall times (s) of each function, taken in turn."""
+    for function in functions.values():
+        for _ in range(warm_up):
+            function()
+    times = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def spread(times: list[float]) -> str:
+    return f"median {statistics.median(times):.3g} s, {min(times):.3g} to {max(times):.3g}"
+
+
+def machine() -> str:
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    load = Path("/proc/loadavg").read_text().split()[0]
+    threads, day = torch.get_num_threads(), time.strftime("%Y-%m-%d")
+    return f"{model}, {threads} threads, torch {torch.__version__}, load {load}, {day}"

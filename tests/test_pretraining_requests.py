@@ -1,0 +1,185 @@
+"""Requests that run_pretraining.py must refuse: one line, the thing and the remedy, exit 2, nothing lost."""
+
+import os
+import shutil
+
+import h5py
+import pytest
+from pretraining_helpers import (
+    VOCAB_SIZE,
+    call,
+    checkpoints,
+    make_corpus,
+    run_script,
+    script_argv,
+    write_config,
+)
+
+from central.runtime.checkpoints import is_complete
+from central.runtime.device import Device, open_device
+from central.runtime.exits import BadRequest
+from central.runtime.rank import Rank
+from pretraining import costs
+from pretraining.modeling import BertConfig
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpora")
+    short = make_corpus(folder / "short", seq_len=16, max_predictions=3)
+    long = make_corpus(folder / "long", seq_len=32, max_predictions=5)
+    return short, long, write_config(folder / "config.json")
+
+
+@pytest.fixture(scope="module")
+def whole_run(corpora, tmp_path_factory):
+    """Both phases, 6 steps each."""
+    short, long, config = corpora
+    out = tmp_path_factory.mktemp("whole")
+    assert call(script_argv(short, config, out)) == 0
+    assert call(script_argv(long, config, out, phase2=True, resume_from_checkpoint=True)) == 0
+    return (out,)
+
+
+def refused(words) -> list[str]:
+    with pytest.raises(BadRequest) as error:
+        call(words)
+    assert all("\n" not in problem for problem in error.value.problems)
+    return list(error.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"fp16": True}, "--fp16: not supported, use --hmp"),
+        ({"train_batch_size": 9}, "not a multiple of --gradient_accumulation_steps"),
+        ({"max_steps": 0}, "--max_steps"),
+        ({"warmup_proportion": 1.5}, "--warmup_proportion"),
+        ({"learning_rate": 0}, "--learning_rate"),
+        ({"save_total_limit": 0}, "--save_total_limit"),
+        ({"use_habana": True}, "two devices"),
+        ({"input_dir": "/nowhere"}, "--input_dir /nowhere: not found"),
+        ({"max_seq_length": 8}, "longer than --max_seq_length 8"),
+        ({"phase2": True, "resume_from_checkpoint": True}, "run phase 1 first"),
+        ({"resume_from_checkpoint": True, "resume_step": 4}, "no checkpoint of step 4"),
+        ({"eval_dir": "/tmp"}, "no file *test*.hdf5"),
+    ],
+)
+def test_requests_that_cannot_run(corpora, tmp_path, flags, words):
+    problems = refused(script_argv(corpora[0], corpora[2], tmp_path, **flags))
+    assert any(words in problem for problem in problems), problems
+    assert not checkpoints(tmp_path)
+
+
+def test_problems_of_a_request_are_told_together_and_exit_2(corpora, tmp_path):
+    words = script_argv(corpora[0], corpora[2], tmp_path, fp16=True, max_steps=0, learning_rate=-1)
+    done = run_script(words)
+    assert done.returncode == 2 and done.stderr.count("error: ") == 3 and "Traceback" not in done.stderr
+
+
+def test_a_used_folder_needs_the_resume_flag(whole_run, corpora):
+    (problem,) = refused(script_argv(corpora[0], corpora[2], whole_run[0]))
+    assert "--resume_from_checkpoint" in problem and "another --output_dir" in problem
+
+
+def test_vocabulary_must_fit(corpora, tmp_path):
+    config = write_config(tmp_path / "other.json", vocab_size=VOCAB_SIZE + 3)
+    (problem,) = refused(script_argv(corpora[0], config, tmp_path))
+    assert f"vocab_size {VOCAB_SIZE + 3}" in problem and f"{VOCAB_SIZE} tokens" in problem
+    corpus = make_corpus(tmp_path / "marked", shards=1)
+    with h5py.File(corpus / "marked_training_0.hdf5", "r+") as file:
+        file.attrs["vocab_sha256"] = "0" * 64
+    (problem,) = refused(script_argv(corpus, corpora[2], tmp_path))
+    assert "another vocabulary" in problem
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(whole_run, corpora, tmp_path):
+    corpus = make_corpus(tmp_path / "other")
+    tokens = (corpus / "vocab.txt").read_text().replace("w7\n", "seven\n")
+    (corpus / "vocab.txt").write_text(tokens)
+    out = tmp_path / "out"
+    shutil.copytree(whole_run[0], out)
+    (problem,) = refused(script_argv(corpus, corpora[2], out, resume_from_checkpoint=True, phase2=True, max_steps=20))
+    assert "another vocabulary" in problem
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json"])
+def test_a_damaged_newest_checkpoint_is_named_and_left(whole_run, corpora, tmp_path, file):
+    out = tmp_path / "out"
+    shutil.copytree(whole_run[0], out)
+    newest = checkpoints(out)[-1]
+    whole = (newest / file).read_bytes()
+    (newest / file).write_bytes(whole[: len(whole) // 2])
+    words = script_argv(corpora[1], corpora[2], out, phase2=True, resume_from_checkpoint=True, max_steps=8)
+    (problem,) = refused(words)
+    assert str(newest) in problem and file in problem and newest.exists()
+    shutil.rmtree(newest)
+    assert call(words) == 0 and checkpoints(out)[-1].name == "ckpt_14"
+
+
+def test_a_checkpoint_of_another_size_is_refused(whole_run, corpora, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole_run[0], out)
+    config = write_config(tmp_path / "deep.json", num_hidden_layers=3)
+    (problem,) = refused(script_argv(corpora[1], config, out, phase2=True, resume_from_checkpoint=True, max_steps=8))
+    assert "another size" in problem and "ckpt_12" in problem
+
+
+def test_a_full_disk_is_seen_before_the_first_step(corpora, tmp_path, monkeypatch):
+    from pretraining import run
+
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path))
+    assert "MiB free, a checkpoint needs" in problem
+
+
+def test_a_disk_that_fills_up_ends_with_2_and_keeps_the_older_checkpoints(corpora, tmp_path, monkeypatch):
+    from pretraining import checkpoint
+
+    real, written = checkpoint.save_file, []
+
+    def save_file(weights, path, metadata):
+        written.append(path)
+        if len(written) > 1:
+            raise OSError(28, "No space left on device")
+        real(weights, path, metadata=metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path))
+    assert "disk is full" in problem
+    assert [path.name for path in checkpoints(tmp_path)] == ["ckpt_2"] and is_complete(checkpoints(tmp_path)[0])
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
+def test_an_unwritable_folder_is_named(corpora, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o555)
+    prefix = ("setpriv", "--reuid=65534", "--clear-groups", "--bounding-set=-all") if os.geteuid() == 0 else ()
+    if prefix:
+        for folder in (tmp_path, *tmp_path.parents):
+            if os.stat(folder).st_uid == 0 and str(folder).startswith("/tmp/"):
+                folder.chmod(folder.stat().st_mode | 0o055)
+        corpora[0].parent.chmod(0o755)
+    done = run_script(script_argv(corpora[0], corpora[2], closed), prefix=prefix)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written (Permission denied)" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_too_large_a_micro_batch_names_the_one_that_fits(corpora, tmp_path, monkeypatch):
+    monkeypatch.setattr(Device, "available_memory", lambda self: 4 << 20)
+    words = script_argv(corpora[0], corpora[2], tmp_path, train_batch_size=4096)
+    (problem,) = refused(words)
+    assert "a micro-batch of 2048 rows of 16 tokens needs about" in problem
+    fits = int(problem.split("a micro-batch of ")[2].split()[0])
+    config = BertConfig.from_json(corpora[2])
+    device = open_device("cpu", "eager", "fp32", Rank())
+    assert costs.training_bytes(config, device, fits, 16, 5) <= 4 << 20
+    assert costs.training_bytes(config, device, fits + 1, 16, 5) > 4 << 20
+
+
+def test_empty_values_and_flags_without_effect_are_said(corpora, tmp_path, capsys):
+    words = script_argv(corpora[0], corpora[2], tmp_path, max_steps=1, loss_scale=8.0)
+    assert call([*words, "--num_train_epochs="]) == 0
+    said = capsys.readouterr().out
+    assert "--num_train_epochs has no value" in said and "--loss_scale has no effect" in said
