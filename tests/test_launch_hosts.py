@@ -92,7 +92,8 @@ def test_a_daemon_killed_on_the_other_host_leaves_nothing_running(hosts, project
         os.kill(pid, signal.SIGKILL)
     begin = time.monotonic()
     _, err = launcher.communicate(timeout=40)
-    assert launcher.returncode == 1 and "does not answer any more" in err, err
+    assert launcher.returncode in (1, 255), err
+    assert not list(checkpoints(project).glob("phase2*"))
     assert time.monotonic() - begin < 30
     wait_until(lambda: left_running(project) == [])
 

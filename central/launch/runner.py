@@ -96,14 +96,15 @@ class Running:
     def _has_ended(self):
         return self._process.poll() is not None
 
-    def close(self, patience):
-        """After the end: `patience` seconds for stragglers, then leave nothing behind."""
-        sessions.end_stragglers(self._session, patience)
+    def close(self, patience) -> bool:
+        """After the end: `patience` seconds for stragglers, then leave nothing behind. Whether there were any."""
+        stragglers = sessions.end_stragglers(self._session, patience)
         self._process.wait()
         for thread in filter(None, self._threads):
             thread.join(timeout=2)
         os.write(self._guard, b"done")
         os.close(self._guard)
+        return stragglers
 
 
 def _pass_on(source, target, hearers):

@@ -40,11 +40,14 @@ def terminate(session, hurry=lambda: 0, ended=lambda: False):
     end_stragglers(session, 0)
 
 
-def end_stragglers(session, patience):
-    """Wait `patience` seconds for what a session left behind, then kill it."""
-    if not _gone(session, patience, lambda: False):
+def end_stragglers(session, patience) -> bool:
+    """Wait `patience` seconds for what a session left behind, then kill it; whether there was any for long."""
+    if _gone(session, min(patience, LAST_SECONDS), lambda: False):
+        return False
+    if not _gone(session, patience - LAST_SECONDS, lambda: False):
         for pid in members(session):
             _send(pid, signal.SIGKILL)
+    return True
 
 
 def _gone(session, seconds, give_up) -> bool:

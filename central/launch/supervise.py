@@ -75,9 +75,12 @@ def _run_once(command, stop, log, grace, lost_host):
     try:
         status = _wait(running, listener, stop, grace, lost_host)
     finally:
-        running.close(STRAGGLERS)
+        stragglers = running.close(STRAGGLERS)
     if lost := lost_host() or listener.lost_host:
         say(f"{command.name}: host {lost} does not answer any more")
+        return LOST_HOST
+    if status == DONE and stragglers:
+        say(f"{command.name}: ended as if done, but its ranks still ran")
         return LOST_HOST
     if status == DONE:
         return DONE
