@@ -67,7 +67,7 @@ def test_autoload_of_the_caller_stays():
     environ = {"PT_HPU_LAZY_MODE": "0"}
     environment.apply(["--use_habana"], environ)
     assert environ == {"PT_HPU_LAZY_MODE": "0"}, "torch is imported already: the plugin would not be loaded by it"
-    code = "from central.runtime import environment as e; v = {'PT_HPU_AUTOLOAD': '0'}; e.apply(['--use_habana'], v); print(v)"
+    code = "from central.runtime import environment as e; v = {'PT_HPU_AUTOLOAD': '0'}; e.apply(['--use_habana'], v); print(v)"  # noqa: E501
     assert "'PT_HPU_AUTOLOAD': '0'" in in_new_process(code).stdout
 
 

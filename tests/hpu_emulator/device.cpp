@@ -304,6 +304,8 @@ class Relabelling {
       if (host.is_same(result)) return result;
     for (auto& [hpu, cpu] : storages_)
       if (cpu.is_alias_of(result.storage())) return tensor_on(hpu, DispatchKey::HPU, result);
+    // hpu makes its results contiguous, and torch.compile reckons with that (torch/_refs: is_noncontiguous_supported).
+    if (!result.is_contiguous()) return to_hpu(result.contiguous());
     c10::Storage stolen(c10::Storage::use_byte_size_t(), result.storage().nbytes(), held_by(result.storage(), HPU), &allocator, true);
     storages_.emplace_back(stolen, result.storage());
     known_[stolen.unsafeGetStorageImpl()] = result.storage().data();
