@@ -1,5 +1,6 @@
 """A run put together: everything is checked first, then data, model, optimizer and exchange are made from it."""
 
+import contextlib
 import os
 import shutil
 import time
@@ -355,6 +356,13 @@ class Run:
             self._saver.wait()
         if self._board is not None:
             self._board.close()
-        if self.rank.world_size > 1 and dist.is_initialized():
+        if self.rank.world_size > 1:
             self.exchange.barrier()
             dist.destroy_process_group()
+
+    def abandon(self) -> None:
+        """After an error: let a checkpoint under way become whole, and wait for no other rank."""
+        self.batches.close()
+        if self._saver is not None:
+            with contextlib.suppress(BadRequest):
+                self._saver.wait()

@@ -49,8 +49,10 @@ def main(argv: list[str] | None = None) -> int:
             train(training)
         else:
             training.evaluate()
-    finally:
-        training.close()
+    except BaseException:
+        training.abandon()
+        raise
+    training.close()
     training.finish()
     return DONE
 
