@@ -33,11 +33,12 @@ def end(session, by_torchrun, grace, hurry=lambda: 0, ended=lambda: False):
 def terminate(session, hurry=lambda: 0, ended=lambda: False):
     """SIGTERM to the leader of a session, a few seconds, then SIGKILL to all of it."""
     calls = hurry()
+    ranks = [pid for pid, _state, parent, _session in _processes() if parent == session]  # torchrun's have own sessions
     if not ended():
         _send(session, signal.SIGTERM)
-        if _gone(session, LAST_SECONDS, lambda: ended() or hurry() > calls):
-            return
-    end_stragglers(session, 0)
+        _gone(session, LAST_SECONDS, lambda: ended() or hurry() > calls)
+    for pid in {*members(session), *ranks}:
+        _send(pid, signal.SIGKILL)
 
 
 def end_stragglers(session, patience) -> bool:
