@@ -35,11 +35,10 @@ def train(run) -> None:
         watch.lap("data")
         counts = [batch.num_masked, batch.num_sequences, batch.num_tokens, run.stop.requested]
         masked, sequences, tokens, stop = run.exchange.sum(counts)  # host integers over gloo, not a device sync
-        if stop:
+        if stop or not take_step(run, batch, masked, sequences):
             run.save(wait=True)
             run.exchange.barrier()
             raise Preempted(f"stopped by a signal after step {state.step}; --resume_from_checkpoint goes on from there")
-        take_step(run, batch, masked, sequences)
         state.step += 1
         state.global_step += 1
         state.rows_read += run.share.global_rows_per_step
@@ -54,8 +53,11 @@ def train(run) -> None:
             run.save(wait=last)
 
 
-def take_step(run, batch, masked: float, sequences: float) -> None:
-    """One optimizer step over this rank's micro-batches; `masked` and `sequences` are counts over all ranks."""
+def take_step(run, batch, masked: float, sequences: float) -> bool:
+    """One optimizer step over this rank's micro-batches; `masked` and `sequences` are counts over all ranks.
+
+    Returns False, with nothing changed, where a rank alone was asked to stop on the way: its step may take minutes.
+    """
     settings, state, device, watch = run.settings, run.state, run.device, run.watch
     lr = poly_warmup(
         state.step + 1,
@@ -69,6 +71,8 @@ def take_step(run, batch, masked: float, sequences: float) -> None:
     # Divisors change every step: as a tensor they do not change a compiled graph.
     weights = torch.tensor([1 / max(masked, 1), 1 / max(sequences, 1)]).to(device.device)
     for number, micro_batch in enumerate(batch.micro_batches, start=1):
+        if run.rank.world_size == 1 and run.stop.requested:
+            return False
         last = number == len(batch.micro_batches)
         with run.exchange.between_micro_steps(run.model, last):
             sums = run.model(micro_batch.to(device.device))
@@ -86,3 +90,4 @@ def take_step(run, batch, masked: float, sequences: float) -> None:
     run.optimizer.zero_grad()
     device.mark_step()
     watch.lap("step")
+    return True

@@ -29,6 +29,7 @@ from pretraining_helpers import (
 from safetensors.torch import load_file
 
 from central.runtime.checkpoints import is_complete
+from central.runtime.exits import Preempted
 
 MPIRUN = ("--oversubscribe", "--bind-to", "none", "-n")
 
@@ -309,6 +310,28 @@ def test_sigterm_saves_and_exits_85_alone_and_the_run_goes_on_exactly(corpora, u
     assert call([*words, "--resume_from_checkpoint"]) == 0
     found = losses(tmp_path)
     assert found == {step: uninterrupted[step] for step in range(1, 31)}
+
+
+def test_a_stop_amid_a_step_loses_nothing(corpora, uninterrupted, tmp_path, monkeypatch):
+    """A rank alone need not finish a long step: the state saved is that of the step before, and it goes on exactly."""
+    import pretraining.run_pretraining as script
+
+    class StopAtTwelfthLook:
+        looks = 0
+
+        @property
+        def requested(self):
+            self.looks += 1
+            return self.looks >= 12  # one look before a step and one before each of its two micro-steps
+
+    words = script_argv(corpora[0], corpora[2], tmp_path, max_steps=30, num_steps_per_checkpoint=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(script.ranks, "StopRequest", StopAtTwelfthLook)
+        with pytest.raises(Preempted, match="after step 3"):
+            call(words)
+    assert [path.name for path in checkpoints(tmp_path)] == ["ckpt_3"]
+    assert call([*words, "--resume_from_checkpoint"]) == 0
+    assert losses(tmp_path) == {step: uninterrupted[step] for step in range(1, 31)}
 
 
 @pytest.mark.parametrize("how", ["NaN weight", "exploding"])
