@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 import torch
-from emulated_gaudi import EMULATOR, Gaudi, free_port
+from emulated_gaudi import EMULATOR, Gaudi, build, free_port
 
 
 @pytest.fixture
@@ -285,8 +285,6 @@ def test_hl_smi(gaudi):
 
 
 def test_library_is_built_for_this_torch():
-    from hpu_emulator import build
-
     if build.compiler() is None:
         pytest.skip("no g++ on the PATH")
     assert torch.__version__ in build.library().name

@@ -71,6 +71,15 @@ def test_autoload_of_the_caller_stays():
     assert "'PT_HPU_AUTOLOAD': '0'" in in_new_process(code).stdout
 
 
+def test_ranks_are_named_before_the_plugin_names_them():
+    """Habana's names under mpirun leave out the number of ranks on a server, which would then seem to be all of them."""
+    counts = {"RANK": "9", "LOCAL_RANK": "1", "SIZE": "16", "LOCAL_SIZE": "8"}
+    environ = {"PT_HPU_LAZY_MODE": "0", **{f"OMPI_COMM_WORLD_{name}": value for name, value in counts.items()}}
+    environment.apply(["--use_habana"], environ)
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    assert [environ[name] for name in names] == ["9", "1", "16", "8"]
+
+
 def test_every_problem_is_told_at_once(tmp_path):
     dead = tmp_path / "dead.txt"
     dead.write_text("add\niadd\ntruediv\n")

@@ -11,6 +11,7 @@ from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
 from central.runtime import exits
+from central.runtime import rank as ranks
 from central.runtime.exits import BadRequest
 
 LAZY_MODE = "PT_HPU_LAZY_MODE"
@@ -52,6 +53,8 @@ def apply(argv: Sequence[str] | None = None, environ: MutableMapping[str, str] =
     if problems:
         raise BadRequest(problems)
     environ.update({name: value for name, value in wanted.items() if name not in environ})
+    # The plugin names ranks as well when it is loaded, but not how many there are on this server.
+    ranks.export(ranks.from_environment(environ), environ)
     if "torch" not in sys.modules:
         # Whether `import torch` loads the plugin differs by release and mode. torch asks only once which accelerator
         # there is, and a library may ask before anything of ours has loaded it.
