@@ -116,7 +116,10 @@ def _check_vocabulary_of(shards: list[Shard], vocabulary: Vocabulary | None) -> 
         shard.path for shard in shards if shard.attributes.get("vocab_sha256", vocabulary.sha256) != vocabulary.sha256
     ]
     if other:
-        raise BadRequest(f"{other[0]}: made with another vocabulary than the one given: give the --vocab_file it names")
+        raise BadRequest(
+            f"{other[0]}: made with another vocabulary ({len(other)} of {len(shards)} shards): leave out --vocab_file "
+            "to take the vocab.txt beside them, or make them again with this vocabulary"
+        )
 
 
 def _check_output(settings: Settings, config: BertConfig) -> None:
