@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
+from central.runtime import exits
 from central.runtime.exits import BadRequest
 from pretraining.data import prepare, sources
 from pretraining.data.wordpiece import SPECIAL_TOKENS, Vocabulary
@@ -290,8 +291,15 @@ def test_text_too_small(vocab, tmp_path):
     assert code == 2 and "no text in it" in said and not list((tmp_path / "out").glob("hdf5*"))
 
 
+def test_a_corpus_too_small_for_one_sequence(vocab, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("w1 w2 w3.\n")
+    assert exits.run(prepare.main, words(tmp_path / "text.txt", vocab, tmp_path / "out")) == 2
+    assert "4 tokens in all, too few for one sequence of 128: give more text" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("hdf5*"))
+
+
 def test_one_document_of_one_sentence(vocab, tmp_path):
-    (tmp_path / "text.txt").write_text("w1 w2 w3.\n\n\n\n")
+    (tmp_path / "text.txt").write_text("w1 w2 w3 " * 50 + ".\n\n\n\n")
     prepare.main(words(tmp_path / "text.txt", vocab, tmp_path / "out"))
     arrays, _ = read(folder(tmp_path / "out", 64) / "c_training_0.hdf5")
     assert len(arrays["input_ids"]) == 5

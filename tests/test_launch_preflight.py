@@ -110,6 +110,12 @@ def test_more_ranks_than_cards():
     assert preflight.card_problems(Layout(8, 8), Devices("cpu")) == []
 
 
+def test_more_ranks_than_the_machine_can_hold():
+    assert preflight.core_problems(Layout(8, 8), Topology(1, 2)) == []
+    (problem,) = preflight.core_problems(Layout(64, 64), Topology(1, 2))
+    assert problem.startswith("--world_size 64: this machine has 2 cores") and "lower --world_size" in problem
+
+
 def test_a_full_disk(monkeypatch, tmp_path):
     assert preflight.disk_problems(str(tmp_path), {}) == []
     large = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}

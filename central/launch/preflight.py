@@ -14,6 +14,7 @@ from central.launch.machine import mpirun_version, port_is_taken
 from central.launch.remote import host_problems
 
 BYTES_PER_PARAMETER = 12  # of a checkpoint: weight and two moments, fp32
+MAX_RANKS_PER_CORE = 16  # a few on a core are a slow trial run; beyond this memory and patience end first
 PACKAGES = {
     pretraining: ("torch", "numpy", "h5py", "safetensors"),
     finetuning: ("torch", "transformers", "datasets", "accelerate"),
@@ -27,6 +28,7 @@ def problems(settings, subcommand, place, capture_all) -> list[str]:
         *nesting_problems(place.environ),
         *package_problems(PACKAGES[subcommand]),
         *card_problems(place.layout, place.devices),
+        *core_problems(place.layout, place.topology),
         *(mpirun_problems(place.mpirun, capture_all) if place.mpirun else []),
         *port_problems(place),
         *look_at_data(settings, place.root),
@@ -56,6 +58,16 @@ def card_problems(layout, found):
     if found.cards is None or layout.hosts or layout.ranks_per_node <= found.cards:
         return []
     return [f"{layout.ranks_per_node} ranks on this server, but {found.cards} {found.type} cards; lower --world_size"]
+
+
+def core_problems(layout, topology):
+    limit = MAX_RANKS_PER_CORE * topology.cores
+    if layout.hosts or layout.ranks_per_node <= limit:
+        return []
+    return [
+        f"--world_size {layout.world_size}: this machine has {topology.cores} cores, enough for {topology.cores} ranks "
+        f"at full speed and {limit} at all; lower --world_size, or name more hosts"
+    ]
 
 
 def mpirun_problems(mpirun, capture_all):

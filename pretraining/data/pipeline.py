@@ -31,6 +31,7 @@ from pretraining.data.tokens import Part, PartSummary, summary, tokenize_batch
 from pretraining.data.wordpiece import Vocabulary, read_vocabulary
 from pretraining.data.workers import Workers
 
+SPECIAL_TOKENS_PER_SEQUENCE = 3  # [CLS] and two [SEP]
 BYTES_PER_POSITION = 2.0  # of an HDF5 file, for each of sequences x max_seq_length; measured 1.8 to 1.97
 TOKEN_BYTES = 0.6  # of the token store, for each byte of English text; two bytes an id
 PACKED_TEXT = 3.5  # bytes of text in a byte of a compressed file
@@ -190,6 +191,12 @@ def _description(request: Request) -> dict[str, object]:
 def write_hdf5(request: Request, corpus: Corpus, workers: Workers) -> None:
     """Write the shards that are not there yet, then what belongs to each corpus folder."""
     folder, asked = request.tokens_folder, request.settings.num_shards
+    longest = max(phase.max_seq_length for phase in request.settings.phases)
+    if corpus.tokens < longest - SPECIAL_TOKENS_PER_SEQUENCE:
+        raise BadRequest(
+            f"--input: {corpus.tokens} tokens in all, too few for one sequence of {longest}: give more text, "
+            "or a shorter --max_seq_length"
+        )
     num_shards = choose_num_shards(asked, corpus.documents, corpus.tokens)
     if asked > num_shards:
         print(f"--num_shards {asked}: {num_shards} made, so that each has two documents")
