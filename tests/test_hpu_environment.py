@@ -72,7 +72,7 @@ def test_autoload_of_the_caller_stays():
 
 
 def test_ranks_are_named_before_the_plugin_names_them():
-    """Habana's names under mpirun leave out the number of ranks on a server, which would then seem to be all of them."""
+    """Habana's names under mpirun leave out how many ranks a server has: all of them would seem to be on it."""
     counts = {"RANK": "9", "LOCAL_RANK": "1", "SIZE": "16", "LOCAL_SIZE": "8"}
     environ = {"PT_HPU_LAZY_MODE": "0", **{f"OMPI_COMM_WORLD_{name}": value for name, value in counts.items()}}
     environment.apply(["--use_habana"], environ)

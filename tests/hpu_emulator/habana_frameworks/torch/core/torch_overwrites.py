@@ -62,9 +62,13 @@ def _device_tensors_only(collective):
     @functools.wraps(collective)
     def checked(*args, **kwargs):
         group = kwargs.get("group")
+        if dist.get_backend(group) != "hccl":
+            return collective(*args, **kwargs)
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-        if dist.get_backend(group) == "hccl" and any(tensor.device.type == "cpu" for tensor in tensors):
+        if any(tensor.device.type == "cpu" for tensor in tensors):
             raise RuntimeError("No backend type associated with device type cpu")
+        if collective.__name__ in ("all_gather_into_tensor", "reduce_scatter_tensor"):  # hccl counts, gloo wants shapes
+            args = [value.view(-1) if isinstance(value, torch.Tensor) else value for value in args]
         return collective(*args, **kwargs)
 
     return checked
