@@ -3,21 +3,20 @@ out, because on a CPU the time that is not matrix products is memory traffic and
 
 - Tokens are flat, without padding; attention runs over sequences of equal length at a time, so it needs no mask.
 - bf16 copies of the fp32 weights are made once per optimizer step (seen by the parameter's version), not per forward.
-- Dropout takes 16 (bf16) or 32 (fp32) bits of a fast counter per element and applies them as a bit mask.
+- Dropout masks are bits of a fast counter (central/runtime/dropout.py).
 - Weight gradients of later micro-steps are added straight into `.grad` (not under DDP, which must see them).
 """
 
 import contextlib
 import math
 
-import numpy as np
 import torch
 from torch import nn
 from torch.autograd import Function
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pretraining.kernels import fold
+from central.runtime.dropout import Dropout, DropoutBits, kept_by_sign, sign_dropped, zeroed
 
 LOSS_ROWS = 512  # rows of logits computed at a time
 
@@ -34,7 +33,7 @@ class CpuKernels:
 
     def reseed(self, *integers: int) -> None:
         """Make dropout from here on a function of `integers` (seed, global step, rank)."""
-        self.bits = DropoutBits(fold(integers))
+        self.bits.reseed(*integers)
 
     def copy(self, *parameters):
         """The parameters, joined along the first dimension, in the type of the matrix products."""
@@ -93,58 +92,6 @@ class CpuKernels:
         return None
 
 
-class DropoutBits:
-    """A stream of dropout masks, a function of one seed."""
-
-    def __init__(self, seed: int = 0):
-        self._stream = np.random.SFC64(seed)
-
-    @property
-    def state(self):
-        return self._stream.state
-
-    @contextlib.contextmanager
-    def replay(self, state):
-        """Repeat the masks drawn since `state`, then go on where the stream was."""
-        here, self._stream.state = self._stream.state, state
-        try:
-            yield
-        finally:
-            self._stream.state = here
-
-    def dropped(self, like, p: float):
-        """Integers of the width of `like`'s elements: -1 (all bits) with probability p, else 0."""
-        kind = torch.int16 if like.element_size() == 2 else torch.int32
-        lanes = 8 // like.element_size()
-        raw = torch.from_numpy(self._stream.random_raw(-(-like.numel() // lanes)).view(np.int64))
-        bits = raw.view(kind)[: like.numel()].view(like.shape)
-        lowest = torch.iinfo(kind).min
-        last_dropped = lowest + round(p * 2 ** (8 * like.element_size())) - 1
-        return bits.clamp_(last_dropped, last_dropped + 1).sub_(last_dropped + 1)
-
-
-def _as_bits(x):
-    return x.view(torch.int16 if x.element_size() == 2 else torch.int32)
-
-
-def _zeroed(x, kept):
-    """x where `kept` is all ones, zero where it is zero."""
-    return torch.bitwise_and(_as_bits(x), kept).view(x.dtype)
-
-
-class Dropout(Function):
-    @staticmethod
-    def forward(ctx, bits, x, p):
-        kept = bits.dropped(x, p).bitwise_not_()
-        ctx.save_for_backward(kept)
-        ctx.scale = 1 / (1 - p)
-        return _zeroed(x, kept).mul_(ctx.scale)
-
-    @staticmethod
-    def backward(ctx, g):
-        return None, _zeroed(g.contiguous(), *ctx.saved_tensors).mul_(ctx.scale), None
-
-
 class DropoutAddNorm(Function):
     """layer_norm(dropout(x) + residual)."""
 
@@ -152,8 +99,8 @@ class DropoutAddNorm(Function):
     def forward(ctx, bits, x, residual, weight, bias, eps, p):
         kept, ctx.scale = None, 1 / (1 - p)
         if p:
-            kept = bits.dropped(x, p).bitwise_not_()
-            x = _zeroed(x, kept)
+            kept = bits.kept(x, p)
+            x = zeroed(x, kept)
         total = torch.add(residual, x, alpha=ctx.scale)
         out, mean, rstd = torch.native_layer_norm(total, weight.shape, weight, bias, eps)
         ctx.save_for_backward(total, mean, rstd, weight, bias, kept)
@@ -165,7 +112,7 @@ class DropoutAddNorm(Function):
         d_total, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
             g.contiguous(), total, weight.shape, mean, rstd, weight, bias, [True, True, True]
         )
-        d_x = d_total if kept is None else _zeroed(d_total, kept).mul_(ctx.scale)
+        d_x = d_total if kept is None else zeroed(d_total, kept).mul_(ctx.scale)
         return None, d_x, d_total, d_weight, d_bias, None, None
 
 
@@ -221,10 +168,7 @@ def equal_runs(lengths) -> list[tuple[int, int, int]]:
 
 
 class Attention(Function):
-    """softmax(Q K^T / sqrt(d)) V within each sequence, with dropout on the probabilities.
-
-    A probability is never negative, so the sign bit of the kept ones remembers which were dropped.
-    """
+    """softmax(Q K^T / sqrt(d)) V within each sequence, with dropout on the probabilities."""
 
     @staticmethod
     def forward(ctx, bits, qkv, runs, num_heads, p):
@@ -236,8 +180,7 @@ class Attention(Function):
             q, k, v = _heads(qkv, start, count, length, num_heads)
             probabilities = torch.softmax(torch.bmm(q, k.transpose(1, 2)), dim=-1)
             if p:
-                sign = torch.iinfo(_as_bits(probabilities).dtype).min
-                _as_bits(probabilities).bitwise_or_(bits.dropped(probabilities, p).bitwise_and_(sign))
+                sign_dropped(probabilities, bits.kept(probabilities, p))
             signed.append(probabilities)
             context = torch.bmm(probabilities.relu() if p else probabilities, v)
             _tokens(out, start, count, length, num_heads).copy_(context.view(count, num_heads, length, -1))
@@ -255,8 +198,7 @@ class Attention(Function):
             d_v = torch.bmm((probabilities.relu() if p else probabilities).transpose(1, 2), d_context)
             d_probabilities = torch.bmm(d_context, v.transpose(1, 2))
             if p:
-                kept = (_as_bits(probabilities) >> (8 * g.element_size() - 1)).bitwise_not_()
-                d_probabilities = _zeroed(d_probabilities, kept)
+                d_probabilities = zeroed(d_probabilities, kept_by_sign(probabilities))
                 probabilities = probabilities.abs()
             d_scores = torch.ops.aten._softmax_backward_data(d_probabilities, probabilities, -1, g.dtype)
             d_q = torch.bmm(d_scores, k).mul_(1 / math.sqrt(k.shape[-1]))

@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalPrediction
 
 from central.runtime import cpu_kernels, hpu, static_attention
+from central.runtime.dropout import DropoutBits
 from central.runtime.exits import Diverged, Preempted
 from central.runtime.features import Features
 from central.runtime.finetuning_arguments import ReferenceFlags
@@ -195,7 +196,7 @@ class MarkSteps(TrainerCallback):
 class ReseedDropout(TrainerCallback):
     """On cpu the masks of a step are a function of (seed, step, rank), so that a resumed run repeats them."""
 
-    def __init__(self, bits: cpu_kernels.DropoutBits):
+    def __init__(self, bits: DropoutBits):
         self.bits = bits
 
     def on_step_begin(self, args, state, control, **kwargs):
