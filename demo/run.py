@@ -48,8 +48,8 @@ class Phase:
 
 
 PHASES = (
-    Phase(1, 128, 20, micro_batch_size=32, batch_size=64, max_steps=700, learning_rate=6e-3, warmup=0.1),
-    Phase(2, 512, 80, micro_batch_size=8, batch_size=16, max_steps=150, learning_rate=3e-3, warmup=0.1),
+    Phase(1, 128, 20, micro_batch_size=32, batch_size=64, max_steps=400, learning_rate=8e-3, warmup=0.1),
+    Phase(2, 512, 80, micro_batch_size=8, batch_size=16, max_steps=80, learning_rate=3e-3, warmup=0.1),
 )
 
 
@@ -138,6 +138,8 @@ def steps() -> list[tuple[str, list[str]]]:
                 ),
                 "--accumulate_gradients",
                 "--allreduce_post_accumulation",
+                "--",
+                "--log_freq=20",
             ],
         ),
         (
