@@ -28,6 +28,10 @@ class Alone:
         """Sums over ranks of host numbers."""
         return numbers
 
+    def agree(self, numbers: list[int]) -> bool:
+        """Whether every rank holds the same numbers; where some do not, a rank that differs is told so."""
+        return True
+
     def barrier(self) -> None:
         pass
 
@@ -42,6 +46,9 @@ class _Ranks(Alone):
         total = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(total, group=self._host)
         return total.tolist()
+
+    def agree(self, numbers):
+        return self.sum(numbers) == [number * dist.get_world_size() for number in numbers]
 
     def barrier(self):
         dist.barrier(group=self._host)

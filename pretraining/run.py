@@ -69,8 +69,7 @@ def check_request(settings: Settings, start: Start, device: Device, rank: Rank) 
     if not settings.do_train and not test_shards:
         raise BadRequest("nothing to do: give --do_train, or an --eval_dir to evaluate the start point on")
     _check_vocabulary_of([*shards, *test_shards], vocabulary)
-    seed = start.state["settings"]["seed"] if start.exact and start.state else settings.seed
-    reader = ShardReader(shards, seed, limits)
+    reader = ShardReader(shards, settings.seed, limits)
     reader.check_first()
     average = average_sequences_per_row(settings.input_dir, shards)
     micro_batches = max(1, round(settings.grad_accum_steps / average))
@@ -149,6 +148,11 @@ class Run:
         self.settings, self.device, self.rank, self.stop = settings, device, rank, stop
         self.request, self.share = request, request.share
         self.exchange = open_exchange(rank.world_size, settings.flat_exchange, settings.bf16_exchange)
+        if not self.exchange.agree([start.step, start.global_step, request.reader.rows_per_epoch]):
+            raise BadRequest(
+                f"this rank would start at step {start.step} over {request.reader.rows_per_epoch} rows an epoch, other "
+                "ranks elsewhere: --output_dir and --input_dir must hold the same on every host (a shared folder)"
+            )
         self.kernels = self._open_kernels()
         self._raw_model = BertForPreTraining(request.config, self.kernels, settings.checkpoint_activations)
         notes = self._load(start)
@@ -164,7 +168,8 @@ class Run:
         self.watch = Watch(device, request.config, device.matrix_peak(), self.exchange)
         self._held_out = self._open_held_out()
         self._open_reports(fresh=start.path is None and settings.phase == 1, notes=notes)
-        self._last_report, self._evaluated, self._saved = {}, None, None
+        self._last_report, self._evaluated = {}, None
+        self._saved = start.global_step  # a run stopped before its first step begins where this one did
         self._saver = checkpoint.Saver(settings.output_dir, settings.save_total_limit) if rank.is_main else None
         if rank.is_main:
             checkpoint.sweep(settings.output_dir)

@@ -21,7 +21,7 @@ from central.runtime.device import init_process_group, open_device
 from central.runtime.exits import DONE, BadRequest, run
 from pretraining.run import Run, check_request
 from pretraining.settings import parse
-from pretraining.start import find_start
+from pretraining.start import find_start, of_the_run
 from pretraining.train_loop import train
 
 
@@ -31,9 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     ranks.watch_parent()
     settings, notes = parse(sys.argv[1:] if argv is None else argv)
     start = find_start(settings)
+    settings, kept = of_the_run(settings, start)
     if rank.is_main:
-        print(*notes, start.note, sep="\n", flush=True)
-    if start.exact and settings.do_train and start.step >= settings.stop_step:
+        print(*notes, start.note, *kept, sep="\n", flush=True)
+    if settings.do_train and start.step >= settings.stop_step:
         if rank.is_main:
             print(f"phase {settings.phase} is at step {start.step} of {settings.stop_step}: nothing to do")
         return DONE

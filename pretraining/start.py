@@ -1,6 +1,6 @@
 """Where a run begins: anew, from other weights, or where an earlier run of its folder stopped."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from central.runtime.checkpoints import list_checkpoints, read_state
@@ -61,6 +61,18 @@ def find_start(settings: Settings) -> Start:
     )
 
 
+def of_the_run(settings: Settings, start: Start) -> tuple[Settings, list[str]]:
+    """Settings with what a run keeps from its beginning when it is resumed, and lines to say."""
+    if not (start.exact and start.state):
+        return settings, []
+    begun = start.state["settings"]
+    kept = replace(
+        settings, seed=begun["seed"], init_checkpoint=begun["init_checkpoint"] and Path(begun["init_checkpoint"])
+    )
+    said = [f"--seed {settings.seed}: this run goes on with the seed it began with, {kept.seed}"]
+    return kept, said if kept.seed != settings.seed else []
+
+
 def _state(path: Path):
     """A checkpoint's state, or the ValueError that says what is wrong with it."""
     try:
@@ -76,7 +88,7 @@ def _continued(settings: Settings, own: list) -> Start:
             raise BadRequest(f"{settings.output_dir}: no checkpoint ckpt_{settings.resume_step} of this phase")
     path, state = own[-1]
     begun_with = state["settings"]["init_checkpoint"]
-    if settings.init_checkpoint and begun_with != str(settings.init_checkpoint):
+    if settings.init_checkpoint and Path(begun_with or "").resolve() != settings.init_checkpoint.resolve():
         raise BadRequest(
             f"{path} belongs to a run that began with --init_checkpoint {begun_with}, not with "
             f"{settings.init_checkpoint}: give another --output_dir"

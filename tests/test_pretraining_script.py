@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -29,7 +30,7 @@ from pretraining_helpers import (
 from safetensors.torch import load_file
 
 from central.runtime.checkpoints import is_complete
-from central.runtime.exits import Preempted
+from central.runtime.exits import BadRequest, Preempted
 
 MPIRUN = ("--oversubscribe", "--bind-to", "none", "-n")
 
@@ -332,6 +333,69 @@ def test_a_stop_amid_a_step_loses_nothing(corpora, uninterrupted, tmp_path, monk
     assert [path.name for path in checkpoints(tmp_path)] == ["ckpt_3"]
     assert call([*words, "--resume_from_checkpoint"]) == 0
     assert losses(tmp_path) == {step: uninterrupted[step] for step in range(1, 31)}
+
+
+def test_a_stop_before_the_first_step_of_phase_2_leaves_phase_1_as_it_is(corpora, tmp_path, monkeypatch):
+    """The name ckpt_2 is taken by the end of phase 1: phase 2 has nothing of its own to save yet."""
+    import pretraining.run_pretraining as script
+
+    assert call(script_argv(corpora[0], corpora[2], tmp_path, max_steps=2)) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(script.ranks, "StopRequest", lambda: SimpleNamespace(requested=True))
+        with pytest.raises(Preempted, match="after step 0"):
+            call(script_argv(corpora[1], corpora[2], tmp_path, phase2=True, resume_from_checkpoint=True))
+    (kept,) = checkpoints(tmp_path)
+    assert json.loads((kept / "state.json").read_text())["phase"] == 1
+
+
+def test_a_resumed_run_keeps_its_seed(whole_run, corpora, tmp_path, capsys):
+    for stop in (2, 4, 6):
+        seed = 5 if stop == 2 else 9
+        words = script_argv(
+            corpora[0], corpora[2], tmp_path, resume_from_checkpoint=True, steps_this_run=stop, seed=seed
+        )
+        assert call(words) == 0
+    assert losses(tmp_path) == {step: loss for step, loss in losses(whole_run[0]).items() if step <= 6}
+    assert "--seed 9: this run goes on with the seed it began with, 5" in capsys.readouterr().out
+
+
+def test_a_restart_goes_on_in_its_folder_whatever_it_began_with(whole_run, corpora, tmp_path, monkeypatch):
+    """--init_checkpoint beside --resume_from_checkpoint, as the launcher gives them, at the first start and later."""
+    origin, out = checkpoints(whole_run[0])[-1], tmp_path / "out"
+
+    def resume(**flags):
+        return call(script_argv(corpora[0], corpora[2], out, resume_from_checkpoint=True, **flags))
+
+    assert resume(init_checkpoint=origin, resume_step=12, steps_this_run=2) == 0
+    assert resume(steps_this_run=4) == 0
+    monkeypatch.chdir(origin.parent)
+    assert resume(init_checkpoint=origin.name, resume_step=12) == 0
+    assert sorted(losses(out)) == [1, 2, 3, 4, 5, 6] and len(logged(out)[0]) == 6
+    with pytest.raises(BadRequest, match="began with --init_checkpoint"):
+        resume(init_checkpoint=checkpoints(whole_run[0])[0], max_steps=8)
+
+
+def test_a_finished_pt_of_the_reference_is_left_alone(corpora, tmp_path):
+    from test_pretraining_checkpoint import make_model, reference_pt
+
+    folder = tmp_path / "results" / "checkpoints"
+    folder.mkdir(parents=True)
+    reference_pt(folder / "ckpt_6.pt", make_model())
+    assert call(script_argv(corpora[0], corpora[2], tmp_path, resume_from_checkpoint=True)) == 0
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["ckpt_6.pt"]
+
+
+@pytest.mark.mpi
+def test_ranks_that_see_different_folders_do_not_start(corpora, tmp_path, mpirun):
+    """Hosts without a shared folder: one finds the checkpoint of the run, the other begins anew."""
+    assert call(script_argv(corpora[0], corpora[2], tmp_path / "a", steps_this_run=2)) == 0
+    command = [mpirun, *MPIRUN[:-1]]
+    for host in ("a", "b"):
+        words = script_argv(corpora[0], corpora[2], tmp_path / host, resume_from_checkpoint=True)
+        command += [*([] if host == "a" else [":"]), "-n", "1", sys.executable, str(SCRIPT), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())
+    assert done.returncode == 2 and "must hold the same on every host" in done.stderr
+    assert [path.name for path in checkpoints(tmp_path / "a")] == ["ckpt_2"]
 
 
 @pytest.mark.parametrize("how", ["NaN weight", "exploding"])
