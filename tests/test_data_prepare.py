@@ -285,6 +285,28 @@ def test_all_faults_of_a_request_are_told_at_once(vocab, tmp_path):
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("verfy x", "unknown step verfy: one of all, download"),
+        ("download --url a.txt --output_dir x", "--url a.txt: needs a beginning such as https://"),
+        ("vocab --dataset x --vocab_file x --vocab_size -1", "--vocab_size -1: more than the 5 special tokens"),
+    ],
+)
+def test_a_step_that_cannot_run(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert exits.run(prepare.main, arguments.split()) == 2
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_no_run_made_is_left_alone(text, vocab, tmp_path, capsys):
+    own = tmp_path / "out" / "tokens_c" / "thesis.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("years of work")
+    assert exits.run(prepare.main, words(text, vocab, tmp_path / "out")) == 2
+    assert own.read_text() == "years of work" and "tokens_c: holds something else" in capsys.readouterr().err
+
+
 def test_text_too_small(vocab, tmp_path):
     (tmp_path / "text.txt").write_text("\n \n")
     code, said = status(words(tmp_path / "text.txt", vocab, tmp_path / "out"))

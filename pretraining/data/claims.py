@@ -18,13 +18,17 @@ def describe_sources(sources: tuple[Source, ...]) -> list[list[object]]:
 
 
 def claim_folder(folder: Path, description: dict[str, object], ours: bool) -> None:
-    """Keep what an unfinished run of this request left; when anything differs, empty a folder of ours, else refuse."""
+    """Keep what an unfinished run of this request left; empty the folder of another request, if it is `ours` to name.
+
+    A folder without a record is no run's: it is refused.
+    """
     text = json.dumps(description, indent=1)
     record = folder / RECORD
+    record.with_name(RECORD + ".tmp").unlink(missing_ok=True)  # of a run killed at its very start
     same = record.exists() and record.read_text(encoding="utf-8") == text
     if folder.is_dir() and any(folder.iterdir()) and not same:
-        if not ours:
-            raise BadRequest(f"--output_dir {folder}: holds something else; choose a new or empty folder")
+        if not (ours and record.exists()):
+            raise BadRequest(f"{folder}: holds something else; remove it, or choose another --output_dir or --corpus")
         print(f"{folder}: of another request, made anew")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)

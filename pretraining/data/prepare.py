@@ -23,6 +23,7 @@ from pretraining.data.extract import extract
 from pretraining.data.pack import pack_folder
 from pretraining.data.verify import verify_folder
 from pretraining.data.vocabulary import train_vocabulary, write_vocabulary
+from pretraining.data.wordpiece import SPECIAL_TOKENS
 from pretraining.data.workers import workers
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -68,6 +69,8 @@ def download_options(parser: argparse.ArgumentParser) -> None:
 
 def run_download(args: argparse.Namespace) -> None:
     url, checksum = (args.url, args.checksum) if args.url else wikipedia_dump(args.wikipedia)
+    if not urlsplit(url).scheme:
+        raise BadRequest(f"--url {url}: needs a beginning such as https://")
     target = args.output_dir / urlsplit(url).path.rpartition("/")[2]
     if target == args.output_dir:
         raise BadRequest(f"--url {url}: no file name at its end")
@@ -100,6 +103,8 @@ def vocab_options(parser: argparse.ArgumentParser) -> None:
 def run_vocab(args: argparse.Namespace) -> None:
     sources, dataset = options.sources_of(args), options.dataset_of(args)
     text = options.text_settings(args)
+    if args.vocab_size <= len(SPECIAL_TOKENS):
+        raise BadRequest(f"--vocab_size {args.vocab_size}: more than the {len(SPECIAL_TOKENS)} special tokens")
     tokens = train_vocabulary(sources, dataset, text, args.vocab_size, bool(args.do_lower_case))
     write_vocabulary(tokens, args.vocab_file)
     print(f"{args.vocab_file}: {len(tokens)} tokens")
@@ -143,7 +148,9 @@ STEPS = {
 
 
 def main(argv: list[str]) -> int:
-    step, words = (argv[0], argv[1:]) if argv and argv[0] in STEPS else (WHOLE_RUN, argv)
+    step, words = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (WHOLE_RUN, argv)
+    if step not in STEPS:
+        raise BadRequest(f"unknown step {step}: one of {', '.join(STEPS)}")
     add_options, do, description = STEPS[step]
     steps = "\n".join(f"  {name:<10}{line}" for name, (_, _, line) in STEPS.items() if name != WHOLE_RUN)
     parser = argparse.ArgumentParser(
