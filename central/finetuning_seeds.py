@@ -2,7 +2,8 @@
 
     python central/finetuning_seeds.py --output_dir /tmp/out/mrpc
 
-Reads `seed_*/all_results.json` in that folder, prints a table, writes `seeds.json` and `seeds.png`.
+Reads `seed_*/all_results.json` in that folder (of the seeds named by --seeds only), prints a table, writes `seeds.json`
+and `seeds.png`.
 """
 
 import argparse
@@ -31,8 +32,13 @@ class Summary:
     best_seed: int
 
 
-def read_runs(folder: Path) -> dict[int, dict[str, float] | None]:
-    """Seed -> scores of its run, None where the run left no results. Raises BadRequest for a folder without runs."""
+def read_runs(folder: Path, seeds: list[int] | None) -> dict[int, dict[str, float] | None]:
+    """Seed -> scores of its run, None where the run left no results; of these seeds, else of all that are there.
+
+    Raises BadRequest for a folder without runs.
+    """
+    if seeds:
+        return {seed: _scores(folder / f"seed_{seed}" / "all_results.json") for seed in seeds}
     runs = {}
     for path in folder.glob("seed_*"):
         match = re.fullmatch(r"seed_(\d+)", path.name)  # not seed_42.1, which an earlier run became
@@ -100,8 +106,10 @@ def draw(runs: dict[int, dict[str, float] | None], summaries: list[Summary], fil
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder with seed_<number>/")
-    folder = parser.parse_args(argv).output_dir
-    runs = read_runs(folder)
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="runs to sum up; unset: all that are there")
+    arguments = parser.parse_args(argv)
+    folder = arguments.output_dir
+    runs = read_runs(folder, arguments.seeds)
     summaries = summarise(runs)
     failed = [seed for seed, scores in runs.items() if scores is None]
     if not summaries:

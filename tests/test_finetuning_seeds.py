@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCORES = {42: 0.70, 43: 0.74, 45: 0.78}
 
 
-def summary(folder):
-    words = [sys.executable, str(ROOT / "central" / "finetuning_seeds.py"), "--output_dir", str(folder)]
+def summary(folder, *more):
+    words = [sys.executable, str(ROOT / "central" / "finetuning_seeds.py"), "--output_dir", str(folder), *more]
     return subprocess.run(words, capture_output=True, text=True)
 
 
@@ -46,6 +46,14 @@ def test_mean_deviation_best_and_failed_runs(runs):
     assert report["failed"] == [44] and set(report["runs"]) == {"42", "43", "44", "45"}
     assert "failed: seed 44" in done.stdout and "0.7400" in done.stdout
     assert (runs / "seeds.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_seeds_of_earlier_requests_are_left_out(runs):
+    done = summary(runs, "--seeds", "42", "43", "44")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((runs / "seeds.json").read_text())
+    assert set(report["runs"]) == {"42", "43", "44"} and report["failed"] == [44]
+    assert report["scores"][0]["best"] == 0.74
 
 
 def test_a_folder_without_runs_or_without_scores(tmp_path):

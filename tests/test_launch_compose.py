@@ -161,11 +161,20 @@ def test_graph_and_compile_are_one(capsys, mode):
 
 
 def test_several_seeds_are_several_runs_and_a_summary(capsys):
-    words = "finetuning --model_name_or_path base --data_type fp32 -d cpu --seeds 3 --seed 7 -o /o --world_size 2"
+    words = (
+        "finetuning --model_name_or_path base --data_type fp32 -d cpu --do_eval --seeds 3 --seed 7 -o /o --world_size 2"
+    )
     *runs, summary = lines(capsys, *words.split())
     for seed, line in zip((7, 8, 9), runs, strict=True):
         assert f"--seed={seed} " in line and f"--output_dir=/o/mrpc/seed_{seed} " in line and " mpirun -n 2 " in line
-    assert summary.endswith("central/finetuning_seeds.py --output_dir /o/mrpc") and "mpirun" not in summary
+    assert (
+        summary.endswith("central/finetuning_seeds.py --output_dir /o/mrpc --seeds 7 8 9") and "mpirun" not in summary
+    )
+
+
+def test_a_summary_needs_scores(capsys):
+    words = "finetuning --model_name_or_path base --data_type fp32 -d cpu --seeds 3"
+    assert "--seeds 3 compares scores: add --do_eval" in refused(capsys, *words.split())
 
 
 # Hosts

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from launch_project import checkpoints, copy_project, left_running, run, start, wait_until, words
 
+from central.launch import supervise
+from central.launch.command import Command, Plan
 from central.launch.mpi import parse_version
 
 
@@ -193,3 +195,12 @@ def test_a_run_repeats_itself_from_its_record(project):
     status, _, err, _ = run([*runner, "--model", "bert", "--hb_config", str(record)])
     assert status == 0, err
     assert facts(project, 2, 0)["argv"] == first
+
+
+@pytest.mark.parametrize(("status", "expected"), [(1, ["one", "two"]), (2, ["one"])])
+def test_runs_of_other_seeds_go_on_after_a_failure_but_not_after_a_refusal(tmp_path, status, expected):
+    program = "import pathlib, sys; pathlib.Path(sys.argv[1]).touch(); sys.exit(int(sys.argv[2]))"
+    argv = [(sys.executable, "-c", program, str(tmp_path / name), str(status)) for name in ("one", "two")]
+    plan = Plan(tuple(Command(words, (), "seed") for words in argv), keep_going=True)
+    assert supervise.run(plan) == status
+    assert sorted(path.name for path in tmp_path.iterdir()) == expected

@@ -50,12 +50,18 @@ class Settings(Common):
     def task_dir(self):
         return os.path.join(self.output_dir, self.task_name)
 
+    @property
+    def all_seeds(self):
+        return range(self.seed, self.seed + self.seeds)
+
 
 def problems(settings, world_size) -> list[str]:
     """What cannot run, without looking at any file."""
     found = []
     if settings.validation_file and not settings.train_file:
         found.append("--validation_file needs --train_file: local data come together")
+    if settings.seeds > 1 and not settings.do_eval:
+        found.append(f"--seeds {settings.seeds} compares scores: add --do_eval")
     return found
 
 
@@ -72,14 +78,21 @@ def script_words(settings, *, root, world_size, device, mode) -> list[tuple[str,
         return [(settings.task_name, _run_words(settings, root, device, mode, settings.seed, settings.task_dir))]
     return [
         (f"seed {seed}", _run_words(settings, root, device, mode, seed, f"{settings.task_dir}/seed_{seed}"))
-        for seed in range(settings.seed, settings.seed + settings.seeds)
+        for seed in settings.all_seeds
     ]
 
 
 def summary_words(settings, root) -> list[str] | None:
     """The script that sums up the runs of several seeds."""
-    summary = [os.path.join(root, SUMMARY_SCRIPT), "--output_dir", settings.task_dir]
-    return summary if settings.seeds > 1 else None
+    if settings.seeds == 1:
+        return None
+    return [
+        os.path.join(root, SUMMARY_SCRIPT),
+        "--output_dir",
+        settings.task_dir,
+        "--seeds",
+        *map(str, settings.all_seeds),
+    ]
 
 
 def _run_words(settings, root, device, mode, seed, output_dir):

@@ -19,13 +19,15 @@ LOST_HOST = 1  # status of a run whose host is gone
 def run(plan, *, log_path=None, max_restarts=0, grace=GRACE, lost_host=lambda: None) -> int:
     """Run the commands of a plan; the first status that is not 0 is the plan's and, unless it keeps going, its end.
 
+    What one command is refused for, those behind it would be, too: that ends every plan.
+
     `lost_host()` names a host of the run that does not answer any more.
     """
     statuses = []
     with StopSignals() as stop, open(log_path, "ab", buffering=0) if log_path else nullcontext() as log:
         for command in plan.commands:
             statuses.append(_run_with_restarts(command, stop, log, max_restarts, grace, lost_host))
-            if statuses[-1] != DONE and (stop.count or not plan.keep_going):
+            if statuses[-1] == BAD_REQUEST or statuses[-1] != DONE and (stop.count or not plan.keep_going):
                 break
     return next((status for status in statuses if status != DONE), DONE)
 
