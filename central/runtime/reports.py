@@ -98,40 +98,52 @@ def open_tensorboard(folder: Path):
 
 
 def draw_training(log: Path, picture: Path, title: str) -> None:
-    """Loss, learning rate and throughput over global steps, phases marked, drawn from the log; replaced at once."""
+    """Losses, learning rate and throughput over global steps, phases marked, drawn from the log; replaced at once."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     training, held_out = {}, {}
     for (_, step), data in read_log(log):  # a step done again after a restart: its last line counts
+        phase = data.get("phase", 1)
         if "average_loss" in data:
-            training[step] = data
+            training[phase, step] = data
         elif "eval_mlm_loss" in data:
-            held_out[step, data.get("phase", 1)] = data
-    figure = Figure(figsize=(9, 8))
+            held_out[phase, step] = data
+    panels = [
+        ("loss (MLM + NSP)", training, "average_loss", "-"),
+        ("held-out MLM loss", held_out, "eval_mlm_loss", "o-"),
+        ("learning rate", training, "learning_rate", "-"),
+        ("sequences / s", training, "sequences_per_second", "-"),
+    ]
+    panels = [panel for panel in panels if panel[1]]
+    figure = Figure(figsize=(9, 1 + 2.2 * max(1, len(panels))))
     figure.subplots_adjust(left=0.1, right=0.97, top=0.95, bottom=0.07, hspace=0.12)
     FigureCanvasAgg(figure)
-    loss, rate, speed = figure.subplots(3, 1, sharex=True)
-    for phase in sorted({data.get("phase", 1) for data in training.values()}):
-        steps = sorted(step for step, data in training.items() if data.get("phase", 1) == phase)
-        colour = COLOURS[(phase - 1) % len(COLOURS)]
-        for axis, key in ((loss, "average_loss"), (rate, "learning_rate"), (speed, "sequences_per_second")):
-            axis.plot(steps, [training[step][key] for step in steps], color=colour, label=f"phase {phase}")
-            if phase > 1:
-                axis.axvline(steps[0], color="#999999", linestyle=":", linewidth=1)
-        points = sorted(step for step, p in held_out if p == phase)
-        values = [held_out[step, phase] for step in points]
-        if points:
-            sums = [data["eval_mlm_loss"] + data["eval_nsp_loss"] for data in values]
-            loss.plot(points, sums, "o--", color=colour, markersize=3, linewidth=1, label=f"held out, phase {phase}")
-    for axis, label in ((loss, "loss (MLM + NSP)"), (rate, "learning rate"), (speed, "sequences / s")):
+    axes = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (label, lines, key, style) in zip(axes, panels):
+        for phase in sorted({phase for phase, _ in lines}):
+            steps = sorted(step for p, step in lines if p == phase)
+            colour = COLOURS[(phase - 1) % len(COLOURS)]
+            values = [lines[phase, step][key] for step in steps]
+            axis.plot(steps, values, style, color=colour, markersize=3, label=f"phase {phase}")
+            if key == "eval_mlm_loss":
+                unigram = [lines[phase, step]["eval_unigram_loss"] for step in steps]
+                axis.plot(steps, unigram, ":", color=colour, label=f"unigram baseline, phase {phase}")
+        for end in _phase_ends(training):
+            axis.axvline(end, color="#999999", linestyle=":", linewidth=1)
         axis.set_ylabel(label)
         axis.grid(alpha=0.25)
-    if training:
-        loss.legend(frameon=False)
-    speed.set_ylim(bottom=0)
-    speed.set_xlabel("global step")
-    loss.set_title(title, loc="left", fontsize=10)
+        if "loss" in label:
+            axis.legend(frameon=False, fontsize=8)
+    axes[-1].set_ylim(bottom=0)
+    axes[-1].set_xlabel("global step")
+    axes[0].set_title(title, loc="left", fontsize=10)
     partial = picture.with_name(f".{picture.name}.{os.getpid()}")
     figure.savefig(partial, format="png", dpi=100)
     partial.replace(picture)
+
+
+def _phase_ends(training: dict) -> list[int]:
+    """Last step of every phase but the last."""
+    phases = sorted({phase for phase, _ in training})
+    return [max(step for p, step in training if p == phase) for phase in phases[:-1]]
