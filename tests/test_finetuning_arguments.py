@@ -95,6 +95,7 @@ def test_the_private_methods_overridden_exist_with_the_same_arguments(name):
     mine, theirs = (inspect.signature(getattr(cls, name)).parameters for cls in (FineTuningTrainer, Trainer))
     assert list(mine) == list(theirs)
     assert hasattr(Trainer, "_maybe_log_save_evaluate") and hasattr(Trainer, "_get_train_sampler")
+    assert "epoch" in inspect.signature(Trainer._run_epoch).parameters
 
 
 # ---- output folder

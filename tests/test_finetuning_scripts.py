@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -360,6 +361,22 @@ def test_two_ranks_are_one_run(script, tiny_model, pairs, squad_file, tmp_path, 
     assert run(script, *[word for word in words if word not in ("--do_train", "--do_predict")], *more) == 0
     for name in ("eval_accuracy", "eval_exact_match", "eval_f1"):
         assert results(alone).get(name) == results(out).get(name)
+
+
+@pytest.mark.mpi
+def test_two_ranks_resume_amid_a_later_epoch(tiny_model, pairs, tmp_path, mpirun, own_port):
+    """Stopped at step 6 of 8, in the second of two epochs: the weights are those of a run without interruption."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    steps = ["--max_steps=8", "--save_steps=6", "--gradient_accumulation_steps=2", "--per_device_train_batch_size=4"]
+    ranks = [mpirun, "--allow-run-as-root", "--bind-to", "none", "--oversubscribe", "-n", "2"]
+    for out, more in ((whole, []), (parts, ["--resume_from_checkpoint"])):
+        if more:
+            shutil.copytree(whole / "checkpoint-6", parts / "checkpoint-6")
+        words = command("run_glue", *glue_words(tiny_model, pairs, out, *steps, *more))
+        done = subprocess.run([*ranks, *words], capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stderr
+    expected, found = (load_file(folder / "model.safetensors") for folder in (whole, parts))
+    assert all((expected[name] == found[name]).all() for name in expected)
 
 
 @pytest.mark.mpi

@@ -61,7 +61,14 @@ class FineTuningTrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         ranks = self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthBatches(self._lengths(dataset), self.args.train_batch_size * ranks, seed, ranks, fill=self.on_hpu)
+        batch_size = self.args.train_batch_size * ranks
+        self._train_order = LengthBatches(self._lengths(dataset), batch_size, seed, ranks, fill=self.on_hpu)
+        return self._train_order
+
+    def _run_epoch(self, *args, epoch: int, **kwargs):
+        """Amid an epoch that several ranks resume, the sampler is too deep in wrappers for the epoch to reach it."""
+        self._train_order.set_epoch(epoch)
+        return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _evaluation_order(self, dataset: Features) -> np.ndarray:
         """Longest first: the batch that needs most memory comes when a failure costs least."""
