@@ -45,7 +45,7 @@ def load(path):
             return yaml.safe_load(file)
     except OSError as error:
         raise BadRequest(f"--hb_config {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadRequest(f"--hb_config {path}: no YAML: {error}") from None
 
 

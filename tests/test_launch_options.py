@@ -227,10 +227,16 @@ def test_unknown_keys_are_refused_with_the_nearest_name(root, tmp_path):
     assert "unknown key batchsize; did you mean batch_size?" in err
 
 
-@pytest.mark.parametrize("content", ["", "- a\n", "command: train\n", "a: [\n", "!!python/object/apply:os.getcwd []\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "- a\n", "command: train\n", "a: [\n", "!!python/object/apply:os.getcwd []\n", "\udcff\n"),
+        *(YAML.replace("[--max_train_samples, 10]", "--tf32"), YAML + "env_variables: [A=1]\n"),
+    ],
+)
 def test_files_that_are_no_request(root, tmp_path, content):
     pytest.importorskip("yaml")
-    (tmp_path / "f.yaml").write_text(content)
+    (tmp_path / "f.yaml").write_text(content, errors="surrogateescape")
     status, _, err, _ = runner(root, tmp_path / "f.yaml", "--dry_run")
     assert status == 2 and err.startswith("error: ") and "Traceback" not in err
 
@@ -265,3 +271,26 @@ def test_a_record_reads_as_the_request_it_came_from(monkeypatch, tmp_path):
     assert request.variables == {"MULTI_HLS_IPS": "a,b"}
     assert again.init_checkpoint == (None, str(tmp_path / "x/ckpt_5.pt"))
     assert vars(again) == {**vars(settings), "init_checkpoint": again.init_checkpoint}
+
+
+def test_a_record_names_local_models_and_data_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("out", "base", "mrpc"):
+        (tmp_path / folder).mkdir()
+    from central.launch.command import Plan
+
+    def recorded(model, data):
+        settings = parse(finetuning, "--model_name_or_path", model, "--data_type", "fp32", "--dataset_name", data)
+        made = record.run_record("finetuning", settings, Plan(()), {}, "now")
+        return made["model_name_or_path"], made["dataset_name"]
+
+    assert recorded("out", "out") == (str(tmp_path / "out"), str(tmp_path / "out"))
+    assert recorded("base", "mrpc") == ("base", "mrpc")
+    assert recorded("some/hub-id", "imdb") == ("some/hub-id", "imdb")
+
+
+def test_records_of_earlier_runs_are_kept(tmp_path):
+    for number in range(3):
+        record.write({"run": number}, str(tmp_path))
+    kept = {path.name: json.loads(path.read_text())["run"] for path in tmp_path.iterdir()}
+    assert kept == {"run.json": 2, "run.json.1": 0, "run.json.2": 1}

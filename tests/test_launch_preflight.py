@@ -54,6 +54,25 @@ def test_everything_at_once_and_nothing_is_started(project, monkeypatch):
     assert not (project.parent / "out put").exists()
 
 
+def test_checkpoints_of_another_run_are_told_before_anything_changes(project):
+    checkpoint = project.parent / "out put" / "results" / "checkpoints" / "ckpt_12"
+    checkpoint.mkdir(parents=True)
+    status, _, err, _ = run(words(project))
+    assert status == 2 and "holds ckpt_12: give --resume_from_checkpoint" in err and "another --output_dir" in err
+    assert list((project.parent / "out put" / "results").iterdir()) == [checkpoint.parent]
+    assert run(words(project, "--resume_from_checkpoint"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    "content", ['{"hidden_size": "128"}', '{"max_position_embeddings": "x"}', "[1]", "x", "\udcff"]
+)
+def test_a_configuration_that_is_none(project, content):
+    config = project.parent / "config.json"
+    config.write_text(content, errors="surrogateescape")
+    status, _, err, _ = run(words(project, "--config_file", str(config)))
+    assert status == 2 and f"--config_file {config}: no " in err and "Traceback" not in err
+
+
 def test_check_reports_and_starts_nothing(project):
     demo = [sys.executable, str(project / "demo_bert.py")]
     status, out, _, _ = run([*demo, "check"])

@@ -2,7 +2,7 @@
 
 import os
 
-from central.launch.kinds import choice, count, epochs, integer, path, positive, switch, text
+from central.launch.kinds import choice, count, epochs, integer, path, path_or, positive, switch
 from central.launch.models import MODELS
 from central.launch.options import BATCHES, DATA, MODEL, REQUIRED, SAVING, SCHEDULE, Common, option
 
@@ -23,9 +23,11 @@ EXAMPLES = """example: MRPC with evaluation, on the CPU
 class Settings(Common):
     """Settings of a fine-tuning run."""
 
-    model_name_or_path: str = option(MODEL, text, REQUIRED, f"{', '.join(MODELS)}; a folder; a Hub id")
+    model_name_or_path: str = option(MODEL, path_or(*MODELS), REQUIRED, f"{', '.join(MODELS)}; a folder; a Hub id")
     task_name: str = option(DATA, choice(*TASKS), "mrpc", "decides script, metric and labels", "-t")
-    dataset_name: str | None = option(DATA, text, None, "data set of the Hub; unset: the task's own")
+    dataset_name: str | None = option(
+        DATA, path_or("glue", *TASKS), None, "data set of the Hub, or a folder; unset: the task's own"
+    )
     train_file: str | None = option(DATA, path, None, "local training data; wins over --dataset_name")
     validation_file: str | None = option(DATA, path, None, "local data to evaluate on")
     test_file: str | None = option(DATA, path, None, "local data to predict on")

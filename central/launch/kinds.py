@@ -96,6 +96,17 @@ def phase_number(word):
     return int(choice("1", "2")(word))
 
 
+def path_or(*names):
+    """One of these names, an id of the Hub, or a path."""
+
+    @kind("NAME|PATH")
+    def name_or_path(word):
+        return word
+
+    name_or_path.names = names
+    return name_or_path
+
+
 def maybe(inner):
     """The inner kind, or None for the word `None`: how the README leaves one of two values out."""
 

@@ -15,6 +15,10 @@ from central.launch.remote import host_problems
 
 BYTES_PER_PARAMETER = 12  # of a checkpoint: weight and two moments, fp32
 MAX_RANKS_PER_CORE = 16  # a few on a core are a slow trial run; beyond this memory and patience end first
+SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("vocab_size", "max_position_embeddings", "type_vocab_size"),
+)
 PACKAGES = {
     pretraining: ("torch", "numpy", "h5py", "safetensors"),
     finetuning: ("torch", "transformers", "datasets", "accelerate"),
@@ -100,7 +104,20 @@ def pretraining_problems(settings, root):
         length = settings.max_seq_length[phase - 1]
         if length > config.get("max_position_embeddings", length):
             found.append(f"--max_seq_length {length} is more than the positions in {config_file}")
-    return found + disk_problems(settings.output_dir, config)
+    return found + used_folder_problems(settings) + disk_problems(settings.output_dir, config)
+
+
+def used_folder_problems(settings):
+    """Checkpoints of another run, where the first phase would begin anew."""
+    folder = os.path.join(settings.results_dir, "checkpoints")
+    begins_anew = settings.phases[0] == 1 and not settings.resume_from_checkpoint and not settings.init_checkpoint[0]
+    there = glob.glob(os.path.join(glob.escape(folder), "ckpt_*")) if begins_anew else []
+    steps = [step for step in map(pretraining.step_of, there) if step is not None]
+    if not steps:
+        return []
+    return [
+        f"{folder}: holds ckpt_{max(steps)}: give --resume_from_checkpoint to go on from it, or another --output_dir"
+    ]
 
 
 def finetuning_problems(settings, _root):
@@ -140,7 +157,10 @@ def read_config(path):
         return {}, error.strerror
     except ValueError as error:
         return {}, f"no JSON: {error}"
-    return (config, "") if isinstance(config, dict) else ({}, "no JSON object")
+    if not isinstance(config, dict):
+        return {}, "no JSON object"
+    wrong = [name for name in SIZES if not isinstance(config.get(name, 0), int)]
+    return ({}, f"no whole number: {', '.join(wrong)}") if wrong else (config, "")
 
 
 def output_problems(folder):
@@ -162,13 +182,12 @@ def disk_problems(folder, config):
 def parameter_count(config) -> int:
     """Parameters of BERT with both heads, from its configuration; 0 where that says too little."""
     try:
-        hidden, inner, layers = (config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-        rows = config["vocab_size"] + config["max_position_embeddings"] + config["type_vocab_size"]
+        hidden, inner, layers, *tables = (config[name] for name in SIZES)
     except KeyError:
         return 0
     layer = 4 * hidden * (hidden + 1) + 2 * hidden * inner + inner + hidden + 4 * hidden
     heads = 2 * hidden * (hidden + 1) + 2 * hidden + config["vocab_size"] + 2 * hidden + 2
-    return rows * hidden + 2 * hidden + layers * layer + heads
+    return sum(tables) * hidden + 2 * hidden + layers * layer + heads
 
 
 def existing_parent(path):

@@ -26,7 +26,7 @@ def run_record(name, settings, plan, environ, when) -> dict:
     for key, option in options_of(type(settings)).items():
         value = getattr(settings, key)
         if value not in (None, False, (None, None)):
-            values[key] = _absolute(value) if option.kind.metavar == path.metavar else value
+            values[key] = _from_anywhere(value, option.kind)
     variables = {key: environ[key] for key in sorted(environ) if key in RECORDED or key.startswith(RECORDED_PREFIX)}
     return {
         "command": name,
@@ -38,9 +38,14 @@ def run_record(name, settings, plan, environ, when) -> dict:
 
 
 def write(record, results_dir):
-    """Write results/run.json whole or not at all."""
+    """Write results/run.json whole or not at all; the record of an earlier run becomes run.json.1, .2, ..."""
     os.makedirs(results_dir, exist_ok=True)
     file_name = os.path.join(results_dir, "run.json")
+    if os.path.exists(file_name):
+        number = 1
+        while os.path.exists(f"{file_name}.{number}"):
+            number += 1
+        os.replace(file_name, f"{file_name}.{number}")
     with open(file_name + ".tmp", "w") as file:
         json.dump(record, file, indent=2)
     os.replace(file_name + ".tmp", file_name)
@@ -61,7 +66,7 @@ def read_request(values, where) -> Request:
     if command not in SUBCOMMANDS:
         raise BadRequest(f"{where}: the key `command` must say {' or '.join(SUBCOMMANDS)}")
     known = options_of(subcommand_of(command).Settings)
-    problems, words = [], []
+    problems, words = _misshapen(values, where), []
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name in BESIDE_OPTIONS or value is None:
@@ -75,6 +80,15 @@ def read_request(values, where) -> Request:
     return Request(command, tuple(words), tuple(map(str, values.get("script_args") or ())), variables)
 
 
+def _misshapen(values, where):
+    """Keys beside the options that hold something else than they must."""
+    script_args, variables = values.get("script_args") or [], values.get("env_variables") or {}
+    return [
+        *([] if isinstance(script_args, list) else [f"{where}: script_args must be a list, such as [--eval_steps, 5]"]),
+        *([] if isinstance(variables, dict) else [f"{where}: env_variables must hold lines NAME: value"]),
+    ]
+
+
 def _words(name, value):
     if isinstance(value, bool):
         return [f"--{name}={str(value).lower()}"]
@@ -83,7 +97,10 @@ def _words(name, value):
     return [f"--{name}={value}"]
 
 
-def _absolute(value):
+def _from_anywhere(value, kind):
+    """A path as it reads from any folder. What may be a name is a path where there is such a file or folder."""
     if isinstance(value, tuple):
-        return tuple(_absolute(part) for part in value)
-    return os.path.abspath(value) if value else value
+        return tuple(_from_anywhere(part, kind) for part in value)
+    names = getattr(kind, "names", None)
+    is_path = kind.metavar == path.metavar or names is not None and value not in names and os.path.exists(value)
+    return os.path.abspath(value) if value and is_path else value
