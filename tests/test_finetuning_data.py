@@ -176,7 +176,8 @@ def test_the_hub_is_asked_for_a_pinned_revision(monkeypatch):
 
 
 def test_a_name_that_cannot_be_had_offline_says_what_to_do():
-    with pytest.raises(BadRequest, match="'glue' .mrpc. cannot be loaded: .*--train_file"):
+    with pytest.raises(BadRequest, match="'glue' .mrpc. cannot be loaded: .*--train_file") as error:
         splits(name="glue", config="mrpc")
+    assert len(error.value.problems) == 1
     with pytest.raises(BadRequest, match="no data"):
         splits()

@@ -240,6 +240,7 @@ def test_capitals_that_the_vocabulary_does_not_have(tiny_model, tmp_path, capsys
         (["--max_seq_length=129"], "128 positions: at most 128"),
         (["--task_name=mrcp"], "the tasks are"),
         (["--model_name_or_path=/no/model"], "no such folder"),
+        (["--model_name_or_path=no/model"], "error: model no/model: "),
         (["--do_predict"], "--do_predict needs --test_file"),
         (["--seed=x"], "invalid int value"),
     ],

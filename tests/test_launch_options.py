@@ -134,8 +134,18 @@ def test_abbreviations_are_no_flags():
     assert complaints(pretraining, *PRETRAINING, "--batch", "64", "8")[0].startswith("unknown flag --batch")
 
 
-def test_too_few_values():
-    assert "expected 2 arguments" in complaints(pretraining, *PRETRAINING, "--max_steps", "5")[0]
+def test_too_few_and_too_many_values():
+    words = "--max_steps 5 --mdoe lazy --warmup 0 0 0".split()
+    assert complaints(pretraining, *PRETRAINING, *words) == (
+        "unknown flag --mdoe; did you mean --mode?",
+        "--max_steps: expected 2 values, one for each phase, and got 1",
+        "--warmup: expected 2 values, one for each phase, and got 3",
+    )
+    assert "expected one argument" in complaints(pretraining, *PRETRAINING, "--seed")[0]
+
+
+def test_the_beginning_of_a_flag_is_taken_for_that_flag():
+    assert "unknown flag --model; did you mean --model_name_or_path?" in complaints(finetuning, "--model", "base")
 
 
 def test_an_unknown_subcommand(capsys):

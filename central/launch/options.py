@@ -92,9 +92,14 @@ def parse(cls, parser, words):
     problems = parser.problems + _complaints(left_over, [f"--{name}" for name in known])
     values = {name: getattr(values, name) for name in known}
     problems += [f"--{name} is required" for name, value in values.items() if value is REQUIRED]
+    pairs = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    problems += [
+        f"--{name}: expected 2 values, one for each phase, and got {len(pair)}"
+        for name, pair in pairs.items()
+        if len(pair) != len(known[name].default)
+    ]
     if problems:
         raise BadRequest(problems)
-    pairs = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return cls(values | pairs, script_args)
 
 
@@ -122,7 +127,7 @@ def _settings(parser, name, option_):
     if kind is switch:
         settings |= {"nargs": "?", "const": True}
     elif isinstance(default, tuple):
-        settings |= {"nargs": len(default), "metavar": (kind.metavar,) * len(default)}
+        settings |= {"nargs": "*", "metavar": (kind.metavar,) * len(default)}  # counted with the other problems
     return settings | {"help": option_.help + _shown(default)}
 
 

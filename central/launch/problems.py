@@ -15,5 +15,8 @@ def nearest(word, known) -> str:
     """A remedy to append to a complaint about `word`: the most similar known word, or nothing."""
     import difflib  # slow to import, and needed on the way to an error only
 
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    begun = [
+        name for name in known if word and name.startswith(word)
+    ]  # --model is a beginning, not a misspelling, of --mode
+    close = difflib.get_close_matches(word, begun or list(known), n=1, cutoff=0 if begun else 0.5)
     return f"; did you mean {close[0]}?" if close else ""

@@ -208,7 +208,7 @@ def load_splits(
     """
     files = {split: path for split, path in files.items() if path}
     tables, problems = {}, []
-    named = None
+    named = {} if files else _open_named(dataset_name, config_name, cache_dir, headers or {}, skip_broken_rows)
     for split in wanted:
         try:
             if files:
@@ -218,8 +218,6 @@ def load_splits(
                     flag = f"--do_{ {'train': 'train', 'validation': 'eval', 'test': 'predict'}[split] }"
                     problems.append(f"{flag} needs --{split}_file beside the other local files")
                 continue
-            if named is None:
-                named = _open_named(dataset_name, config_name, cache_dir, headers or {}, skip_broken_rows)
             if split in named:
                 tables[split] = named[split]()
             elif not split.endswith("_mismatched"):

@@ -119,8 +119,8 @@ def load_data(this: Run) -> Data:
 def build_model(this: Run, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model with a head that marks first and last token, and its tokenizer."""
     args = this.request.model
-    tokenizer = finetuning_models.load_tokenizer(args, name, this.say)
     config = finetuning_models.load_config(args, name, this.request.data.max_seq_length, num_labels=2)
+    tokenizer = finetuning_models.load_tokenizer(args, name, this.say)
     model = finetuning_models.load_model(AutoModelForQuestionAnswering, args, name, config, tokenizer, this.say)
     return model, tokenizer
 

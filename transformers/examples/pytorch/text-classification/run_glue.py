@@ -114,7 +114,6 @@ def _labels_of_model(this: Run, name: str) -> tuple[str, ...]:
 def build_model(this: Run, data: Data, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model with a head of one output per label, and its tokenizer."""
     args, labels = this.request.model, data.task.labels
-    tokenizer = finetuning_models.load_tokenizer(args, name, this.say)
     config = finetuning_models.load_config(
         args,
         name,
@@ -127,6 +126,7 @@ def build_model(this: Run, data: Data, name: str) -> tuple[PreTrainedModel, PreT
             else {}
         ),
     )
+    tokenizer = finetuning_models.load_tokenizer(args, name, this.say)
     model = finetuning_models.load_model(AutoModelForSequenceClassification, args, name, config, tokenizer, this.say)
     return model, tokenizer
 
