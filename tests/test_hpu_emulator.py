@@ -192,7 +192,11 @@ def test_what_gaudi_forbids_fails(gaudi):
 @pytest.mark.parametrize(
     ("program", "refusal", "variables"),
     [
-        ("import torch, habana_frameworks.torch", "PT_HPU_LAZY_MODE is not set", {"PT_HPU_LAZY_MODE": None}),
+        (
+            "import torch, habana_frameworks.torch; torch.ones(1, device='hpu')",
+            "PT_HPU_LAZY_MODE is not set",
+            {"PT_HPU_LAZY_MODE": None},
+        ),
         ("import torch", "no Habana software reads PT_HPU_LAZYMODE", {"PT_HPU_LAZYMODE": "1"}),
         ("import torch, os; os.environ['PT_HPU_LAZY_MODE'] = '1'; torch.ones(1, device='hpu')", "too late", {}),
         ("import torch; torch.ones(1, device='hpu')", "cards and ranks would not line up", {"WORLD_SIZE": "2"}),
@@ -207,6 +211,12 @@ def test_what_gaudi_forbids_fails(gaudi):
 def test_environments_that_gaudi_refuses(gaudi, program, refusal, variables):
     done = gaudi.run(["-c", program], **{"PT_HPU_LAZY_MODE": "0", **variables})
     assert refusal in done.stderr, done.stderr[-2000:]
+
+
+def test_beside_the_plugin_the_cpu_needs_no_variable_and_no_card(gaudi):
+    """transformers seeds every device it finds: a run with --no_cuda on a Gaudi server must pass that."""
+    gaudi.python("from transformers import set_seed; set_seed(1)", PT_HPU_LAZY_MODE=None)
+    assert gaudi.reports() == []
 
 
 def test_a_card_serves_one_process(gaudi):

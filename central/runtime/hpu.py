@@ -36,7 +36,7 @@ def initialize(rank: Rank) -> torch.device:
     import habana_frameworks.torch.core  # noqa: F401  registers torch.hpu
 
     if not torch.hpu.is_available():
-        raise ValueError("device hpu: the Habana plugin counts no card. Look at hl-smi and at HABANA_VISIBLE_DEVICES")
+        raise ValueError("device hpu: the Habana plugin counts no card: look at what hl-smi lists")
     if torch.hpu.device_count() < rank.local_world_size:
         raise ValueError(
             f"device hpu: {rank.local_world_size} ranks on this server but {torch.hpu.device_count()} cards, "

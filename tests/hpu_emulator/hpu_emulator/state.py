@@ -67,8 +67,6 @@ _held = None  # the open lock file of the card
 def start() -> None:
     """Load the device into this process; the environment is read now and never again."""
     global library
-    if "PT_HPU_LAZY_MODE" not in os.environ:
-        raise RuntimeError("PT_HPU_LAZY_MODE is not set: its default differs between Habana's releases")
     unknown = sorted(name for name in os.environ if name.startswith("PT_HPU_") and name not in VARIABLES)
     if unknown:
         raise RuntimeError(f"no Habana software reads {', '.join(unknown)}")
@@ -183,6 +181,8 @@ def _callback(event: int, text: bytes) -> int:
 def _take_card() -> str:
     """Lock this process's card. Returns the reason why it cannot be had, empty when it is ours."""
     global module_id, _held
+    if "PT_HPU_LAZY_MODE" not in os.environ:
+        return "PT_HPU_LAZY_MODE is not set: its default differs between Habana's releases"
     if _gaudi_environment() != _environment:
         return "a PT_HPU_ variable was changed after the Habana plugin had been loaded, which is too late"
     world_size = int(os.environ.get("WORLD_SIZE", 1))
