@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from central.runtime.checkpoints import checkpoint_step, list_checkpoints, read_state
-from central.runtime.exits import BadRequest
+from central.runtime.exits import BadRequest, Diverged
 from pretraining.modeling import PADDED_ROW_BIAS, BertConfig, BertForPreTraining
 
 WEIGHTS, MOMENTS, STATE = "model.safetensors", "optimizer.pt", "state.json"
@@ -177,6 +177,7 @@ class Saver:
     def _write(self, weights, moments, state, texts, then) -> None:
         target = self.folder / f"ckpt_{state['global_step']}"
         try:
+            _check_finite(weights, target)
             write_checkpoint(target, weights, moments, state, texts)
             prune(self.folder, self.limit)
             then()
@@ -184,6 +185,15 @@ class Saver:
             self._error = _explained(error, target)
         except BaseException as error:
             self._error = error
+
+
+def _check_finite(weights: dict, target: Path) -> None:
+    """A finite gradient times a huge learning rate is seen here, and nowhere before the next step."""
+    bad = next((name for name, tensor in weights.items() if not torch.isfinite(tensor).all()), None)
+    if bad:
+        raise Diverged(
+            f"{target.name}: {bad} is not finite, not saved, the older checkpoints are good: lower --learning_rate"
+        )
 
 
 def write_checkpoint(target: Path, weights: dict, moments: dict, state: dict, texts: dict[str, str]) -> None:

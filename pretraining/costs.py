@@ -5,7 +5,8 @@ from central.runtime.exits import BadRequest
 from pretraining.modeling import BertConfig
 
 BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments
-PROCESS_BYTES = 600 << 20  # interpreter, torch and its libraries
+BYTES_TO_SAVE = 12  # per parameter: the copy of weights and moments while a checkpoint is written
+PROCESS_BYTES = 600 << 20  # interpreter, torch, its libraries and its kernels
 
 
 def sequence_flops(config: BertConfig, tokens: int, masked: float) -> float:
@@ -47,24 +48,26 @@ def training_bytes(config: BertConfig, device: Device, micro_batch_size: int, se
     copies = 2 * count_parameters(config) if device.data_type == "bf16" else 0
     widest = tokens * width * (3 * config.intermediate_size + 2 * heads * seq_len)  # temporaries of one layer
     gradient = 4 * config.padded_vocab_size * h  # of the word embedding, on its way into the sum
-    fixed = BYTES_PER_PARAMETER * count_parameters(config) + copies + gradient
+    saving = BYTES_TO_SAVE * count_parameters(config) if device.type == "cpu" else 0
+    fixed = BYTES_PER_PARAMETER * count_parameters(config) + copies + gradient + saving
     return fixed + layers * tokens * token + widest + logits
 
 
 def check_memory(
-    config: BertConfig, device: Device, micro_batch_size: int, seq_len: int, masked: int, ranks: int
+    config: BertConfig, device: Device, micro_batch_size: int, seq_len: int, masked: int, ranks: int, data_bytes: int
 ) -> int:
     """Estimated bytes of one process; BadRequest where they plainly do not fit, with the micro-batch that would.
 
-    `ranks` is the number of processes that share the device's memory.
+    `ranks` is the number of processes that share the device's memory, `data_bytes` what each keeps of the shards.
     """
-    needed = training_bytes(config, device, micro_batch_size, seq_len, masked)
+    beside, running = (data_bytes, PROCESS_BYTES) if device.type == "cpu" else (0, 0)
+    needed = training_bytes(config, device, micro_batch_size, seq_len, masked) + beside
     available = device.available_memory()
     if available is None or needed <= available // ranks:
-        return needed
+        return needed + running  # the process itself runs already
     fits = 0
     for size in range(1, micro_batch_size):
-        if training_bytes(config, device, size, seq_len, masked) > available // ranks:
+        if training_bytes(config, device, size, seq_len, masked) + beside > available // ranks:
             break
         fits = size
     remedy = f"a micro-batch of {fits} fits" if fits else "not even a micro-batch of 1 fits: choose a smaller model"

@@ -28,6 +28,14 @@ KEYS = (
     "next_sentence_labels",
 )
 PACKED_KEYS = ("positions", "next_sentence_positions", "next_sentence_weights")
+SAME_SHAPE = {  # a column and the one it goes with, element by element
+    "input_mask": "input_ids",
+    "segment_ids": "input_ids",
+    "positions": "input_ids",
+    "masked_lm_ids": "masked_lm_positions",
+    "next_sentence_positions": "next_sentence_labels",
+    "next_sentence_weights": "next_sentence_labels",
+}
 SUFFIXES = (".hdf5", ".h5")
 CACHE_BYTES = 1 << 30  # shards kept in memory, per process
 CHECKED_BYTES = 1 << 28  # contents checked before the first step; later shards are checked as they are read
@@ -96,13 +104,19 @@ def _open_shard(path: Path, limits: Limits) -> Shard:
     missing = [key for key in (*KEYS, *(PACKED_KEYS if packed else ())) if key not in shapes]
     if missing:
         raise ValueError(f"{path}: no dataset {', '.join(missing)}: not a shard for BERT pre-training, remove it")
-    wrong = [f"{key} {dtype}" for key, (_, dtype) in shapes.items() if key in KEYS and not _holds_ids(dtype)]
+    used = (*KEYS, *(PACKED_KEYS if packed else ()))
+    wrong = [f"{key} {dtype}" for key, (_, dtype) in shapes.items() if key in used and not _holds_ids(dtype)]
     if wrong:
         raise ValueError(f"{path}: {', '.join(wrong)} where integers are due: make this shard again")
     num_rows = len_of(shapes["input_ids"][0])
-    uneven = [key for key in KEYS if len_of(shapes[key][0]) != num_rows]
+    uneven = [key for key in used if len_of(shapes[key][0]) != num_rows]
+    uneven += [key for key, other in SAME_SHAPE.items() if key in used and shapes[key][0] != shapes[other][0]]
+    if not packed and np.prod(shapes["next_sentence_labels"][0]) != num_rows:
+        uneven.append("next_sentence_labels")
     if uneven or len(shapes["input_ids"][0]) != 2:
-        raise ValueError(f"{path}: {', '.join(uneven) or 'input_ids'} of the wrong shape: make this shard again")
+        raise ValueError(
+            f"{path}: {', '.join(dict.fromkeys(uneven)) or 'input_ids'} of the wrong shape: make this shard again"
+        )
     if not num_rows:
         raise ValueError(f"{path}: holds no row: remove this shard")
     seq_len = shapes["input_ids"][0][1]
@@ -221,6 +235,12 @@ class ShardReader:
         self._cache: OrderedDict[int, Future] = OrderedDict()
         self._plan = (-1, None, None)  # epoch, order of its shards, first row of each in the epoch
         self._row_order = ((-1, -1), None)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Most bytes of shards in memory at a time."""
+        sizes = sorted(shard.stored_bytes for shard in self.shards)
+        return min(sum(sizes), max(CACHE_BYTES, sum(sizes[-2:])))
 
     def locate(self, position: int) -> tuple[int, int, int]:
         """(epoch, index of the shard, row in the shard) at a place in the order."""

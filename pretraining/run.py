@@ -83,6 +83,7 @@ def check_request(settings: Settings, start: Start, device: Device, rank: Rank) 
         shards[0].seq_len,
         min(settings.max_predictions_per_seq, shards[0].seq_len),
         rank.local_world_size if device.type == "cpu" else 1,
+        reader.kept_bytes,
     )
     return Request(config, vocabulary, limits, reader, share, test_shards, memory)
 
@@ -104,6 +105,8 @@ def _config(settings: Settings, vocabulary: Vocabulary | None) -> BertConfig:
 
 def _check_state(settings: Settings, start: Start, vocabulary: Vocabulary | None) -> None:
     saved = (start.state or {}).get("vocab_sha256")
+    if not saved and start.path is not None and (beside := find_vocabulary(None, start.path)):
+        saved = beside.sha256
     if saved and vocabulary and saved != vocabulary.sha256:
         raise BadRequest(f"{start.path}: made with another vocabulary than the data: give the data's own checkpoint")
 
@@ -165,10 +168,11 @@ class Run:
         self.batches = Prefetch(
             steps(request.reader, self.share, rows_read, start.global_step, device.static_shapes, self._masking())
         )
-        self.watch = Watch(device, request.config, device.matrix_peak(), self.exchange)
+        self._peak, self._passed_peak = device.matrix_peak(), False
+        self.watch = Watch(device, request.config, self._peak, self.exchange)
         self._held_out = self._open_held_out()
         self._open_reports(fresh=start.path is None and settings.phase == 1, notes=notes)
-        self._last_report, self._evaluated = {}, None
+        self._last_report, self._evaluated, self._no_picture = {}, None, False
         self._saved = start.global_step  # a run stopped before its first step begins where this one did
         self._saver = checkpoint.Saver(settings.output_dir, settings.save_total_limit) if rank.is_main else None
         if rank.is_main:
@@ -250,6 +254,7 @@ class Run:
             notes.append("gradients are exchanged in bf16, as asked")
         self._log.log("PARAMETER", {"settings": settings.to_json(), "world_size": rank.world_size})
         self._log.log("PARAMETER", {"SEED": settings.seed, "batch_size_per_pu": settings.micro_batch_size})
+        self._log.log("PARAMETER", {"matrix_peak_flops": self._peak})
         sizes = f"{costs.count_parameters(self.request.config) / 1e6:.1f} M parameters"
         global_rows = self.share.global_rows_per_step
         for line in (
@@ -280,6 +285,12 @@ class Run:
             f"{numbers['sequences_per_second']:.1f} seq/s  {numbers['tokens_per_second']:.0f} tokens/s  "
             f"mfu {numbers['mfu']:.1%}",
         )
+        if numbers["mfu"] > 1 and not self._passed_peak:
+            self._passed_peak = True
+            self._console.say(
+                f"mfu above 100 %: {self._peak / 1e9:.0f} GFLOP/s, the matrix peak measured at the start, was too low "
+                "(something else was running); take no mfu of this run for a measurement"
+            )
         self._to_board(numbers)
 
     def evaluate(self) -> None:
@@ -335,8 +346,10 @@ class Run:
         try:
             title = f"{self.settings.bert_model}, {self.device.type} {self.device.data_type}"
             reports.draw_training(self.settings.json_summary, self.settings.results_dir / "training.png", title)
-        except ImportError:
-            pass  # a picture is not worth a run: matplotlib is missing
+        except Exception as error:  # a picture is not worth a run: matplotlib is missing, the disk is full, ...
+            if not self._no_picture:
+                self._console.say(f"no training.png: {type(error).__name__}: {error}")
+            self._no_picture = True
 
     def finish(self) -> None:
         """The line of the whole run and the last picture."""

@@ -131,8 +131,10 @@ def build_parser() -> argparse.ArgumentParser:
 def parse(argv: list[str]) -> tuple[Settings, list[str]]:
     """Settings, and lines to say once. Raises BadRequest with every problem that argv alone shows."""
     parser = build_parser()
-    kept = [word for word in argv if not (word.startswith("--") and word.endswith("="))]
-    notes = [f"{word[:-1]} has no value: its default is used" for word in argv if word not in kept]
+    followed = zip(argv, [*argv[1:], None])
+    words = [f"{word}=" if word.startswith("--") and following == "" else word for word, following in followed if word]
+    kept = [word for word in words if not (word.startswith("--") and word.endswith("="))]
+    notes = [f"{word[:-1]} has no value: its default is used" for word in words if word not in kept]
     args = parser.parse_args(kept)
     given = [name for name in WITHOUT_EFFECT if getattr(args, name) != parser.get_default(name)]
     notes += [f"--{name} has no effect here" for name in given]
@@ -148,23 +150,29 @@ def _problems(args) -> list[str]:
         problems.append("--fp16: not supported, use --hmp (bf16 autocast) instead")
     if args.use_habana and args.no_cuda:
         problems.append("--use_habana and --no_cuda ask for two devices: leave out one")
-    for name in ("train_batch_size", "gradient_accumulation_steps", "max_steps", "num_steps_per_checkpoint"):
-        if getattr(args, name) < 1:
+    for name in (
+        "train_batch_size",
+        "gradient_accumulation_steps",
+        "max_steps",
+        "num_steps_per_checkpoint",
+        "max_predictions_per_seq",
+    ):
+        if not getattr(args, name) >= 1:
             problems.append(f"--{name} {getattr(args, name)}: give 1 or more")
     if args.gradient_accumulation_steps >= 1 and args.train_batch_size % args.gradient_accumulation_steps:
         problems.append(
             f"--train_batch_size {args.train_batch_size} is not a multiple of --gradient_accumulation_steps "
             f"{args.gradient_accumulation_steps}"
         )
-    if args.max_steps != int(args.max_steps):
+    if args.max_steps % 1:  # of inf and nan, too
         problems.append(f"--max_steps {args.max_steps}: give a whole number")
     if not 0 <= args.warmup_proportion < 1:
         problems.append(f"--warmup_proportion {args.warmup_proportion}: give a fraction, 0 <= fraction < 1")
-    if not args.learning_rate > 0:
+    if not 0 < args.learning_rate < float("inf"):
         problems.append(f"--learning_rate {args.learning_rate}: give a positive number")
     if args.save_total_limit < 1:
         problems.append(f"--save_total_limit {args.save_total_limit}: give 1 or more (--skip_checkpoint saves nothing)")
-    if args.log_freq <= 0:
+    if not 0 < args.log_freq < float("inf"):
         problems.append(f"--log_freq {args.log_freq}: give a positive number of steps")
     if args.seed < 0:
         problems.append(f"--seed {args.seed}: give 0 or more")

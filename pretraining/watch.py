@@ -15,7 +15,7 @@ class Watch:
 
     def __init__(self, device, config, peak_flops: float, exchange):
         self._device, self._config, self._exchange = device, config, exchange
-        self._peak = peak_flops * exchange.sum([1.0])[0]  # of all ranks together
+        (self._peak,) = exchange.sum([peak_flops])  # of all ranks together
         self.train_time = 0.0  # s in steps, without evaluation and saving
         self.sequences = 0  # trained on by this process, over all ranks
         self._mark = time.perf_counter()

@@ -2,19 +2,24 @@
 
 import os
 import shutil
+import subprocess
+import sys
 
 import h5py
 import pytest
 from pretraining_helpers import (
+    ROOT,
     VOCAB_SIZE,
     call,
     checkpoints,
+    environment,
     make_corpus,
     run_script,
     script_argv,
     write_config,
 )
 
+from central.runtime import device as devices
 from central.runtime.checkpoints import is_complete
 from central.runtime.device import Device, open_device
 from central.runtime.exits import BadRequest
@@ -54,6 +59,9 @@ def refused(words) -> list[str]:
         ({"fp16": True}, "--fp16: not supported, use --hmp"),
         ({"train_batch_size": 9}, "not a multiple of --gradient_accumulation_steps"),
         ({"max_steps": 0}, "--max_steps"),
+        ({"max_steps": "inf"}, "--max_steps inf: give a whole number"),
+        ({"max_predictions_per_seq": -1}, "--max_predictions_per_seq -1: give 1 or more"),
+        ({"learning_rate": "inf"}, "--learning_rate"),
         ({"warmup_proportion": 1.5}, "--warmup_proportion"),
         ({"learning_rate": 0}, "--learning_rate"),
         ({"save_total_limit": 0}, "--save_total_limit"),
@@ -100,6 +108,13 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(whole_run, corpora, tmp_p
     out = tmp_path / "out"
     shutil.copytree(whole_run[0], out)
     (problem,) = refused(script_argv(corpus, corpora[2], out, resume_from_checkpoint=True, phase2=True, max_steps=20))
+    assert "another vocabulary" in problem
+
+
+def test_weights_of_another_vocabulary_are_no_start(whole_run, corpora, tmp_path):
+    corpus = make_corpus(tmp_path / "other")
+    (corpus / "vocab.txt").write_text((corpus / "vocab.txt").read_text().replace("w7\n", "seven\n"))
+    (problem,) = refused(script_argv(corpus, corpora[2], tmp_path, init_checkpoint=checkpoints(whole_run[0])[0]))
     assert "another vocabulary" in problem
 
 
@@ -167,7 +182,8 @@ def test_an_unwritable_folder_is_named(corpora, tmp_path):
 
 
 def test_too_large_a_micro_batch_names_the_one_that_fits(corpora, tmp_path, monkeypatch):
-    monkeypatch.setattr(Device, "available_memory", lambda self: 4 << 20)
+    shards = 2 * 24 * 16 * 6  # bytes: the corpus stays in memory
+    monkeypatch.setattr(Device, "available_memory", lambda self: (4 << 20) + shards)
     words = script_argv(corpora[0], corpora[2], tmp_path, train_batch_size=4096)
     (problem,) = refused(words)
     assert "a micro-batch of 2048 rows of 16 tokens needs about" in problem
@@ -178,8 +194,51 @@ def test_too_large_a_micro_batch_names_the_one_that_fits(corpora, tmp_path, monk
     assert costs.training_bytes(config, device, fits + 1, 16, 5) > 4 << 20
 
 
+def test_files_the_kernel_can_drop_count_as_free_memory(tmp_path, monkeypatch):
+    for name, text in (("max", "9000"), ("current", "8000"), ("stat", "anon 1000\ninactive_file 6000\nfile 6500\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr(devices, "CGROUPS", [(tmp_path, "memory.max", "memory.current", "")])
+    assert devices.available_host_memory() == 9000 - 8000 + 6000
+
+
+SHAPES = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from central.runtime.device import open_device
+from central.runtime.rank import Rank
+import torch
+open_device("cpu", "eager", "bf16", Rank())
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+x = torch.ones(1500, 256, dtype=torch.bfloat16)
+x.t() @ x
+before = resident()
+for tokens in range(500, 1300):
+    x[:tokens].t() @ x[:tokens]
+print(resident() - before)
+"""
+
+
+def test_products_of_ever_new_shapes_do_not_fill_the_memory():
+    """torch keeps a bf16 kernel for every shape; batches without padding have a new one at every step."""
+    script = SHAPES.format(root=str(ROOT))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment(), check=True)
+    assert int(done.stdout) < 400 << 20
+
+
+def test_a_utilisation_above_the_measured_peak_is_said_once(corpora, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Device, "matrix_peak", lambda self: 1e3)
+    assert call(script_argv(corpora[0], corpora[2], tmp_path, max_steps=2)) == 0
+    assert capsys.readouterr().out.count("mfu above 100 %") == 1
+
+
 def test_empty_values_and_flags_without_effect_are_said(corpora, tmp_path, capsys):
     words = script_argv(corpora[0], corpora[2], tmp_path, max_steps=1, loss_scale=8.0)
-    assert call([*words, "--num_train_epochs="]) == 0
+    assert call([*words, "--num_train_epochs=", "--init_checkpoint", ""]) == 0
     said = capsys.readouterr().out
-    assert "--num_train_epochs has no value" in said and "--loss_scale has no effect" in said
+    assert (
+        "--num_train_epochs has no value" in said
+        and "--init_checkpoint has no value" in said
+        and "--loss_scale has no effect" in said
+    )

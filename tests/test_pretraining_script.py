@@ -30,7 +30,7 @@ from pretraining_helpers import (
 from safetensors.torch import load_file
 
 from central.runtime.checkpoints import is_complete
-from central.runtime.exits import BadRequest, Preempted
+from central.runtime.exits import BadRequest, Diverged, Preempted
 
 MPIRUN = ("--oversubscribe", "--bind-to", "none", "-n")
 
@@ -422,6 +422,35 @@ def test_divergence_stops_with_3_and_the_last_checkpoint_is_good(corpora, tmp_pa
     )
     for path in checkpoints(out) + checkpoints(tmp_path / "new"):
         assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(path / "model.safetensors").values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(corpora, tmp_path):
+    """A finite gradient times a rate beyond fp32: the first step already spoils the weights, and is to be saved."""
+    words = script_argv(
+        corpora[0], corpora[2], tmp_path, learning_rate=1e39, warmup_proportion=0, num_steps_per_checkpoint=1
+    )
+    with pytest.raises(Diverged, match="is not finite"):
+        call(words)
+    assert not checkpoints(tmp_path)
+
+
+def test_a_picture_is_not_worth_a_run(corpora, tmp_path, monkeypatch, capsys):
+    def failing(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("central.runtime.reports.draw_training", failing)
+    assert call(script_argv(corpora[0], corpora[2], tmp_path, max_steps=4)) == 0
+    assert len(checkpoints(tmp_path)) == 2 and capsys.readouterr().out.count("no training.png") == 1
+
+
+def test_a_log_begun_by_the_reference_is_drawn(tmp_path):
+    from central.runtime.reports import DlLogger, draw_training
+
+    log = DlLogger(tmp_path / "log.json", fresh=True)
+    log.log([0, 1], {"average_loss": 9.0, "step_loss": 9.0, "learning_rate": 0.1})  # all that the reference logs
+    log.log([0, 2], {"average_loss": 8.0, "learning_rate": 0.2, "sequences_per_second": 3.0})
+    draw_training(tmp_path / "log.json", tmp_path / "a.png", "title")
+    assert (tmp_path / "a.png").exists()
 
 
 def test_init_checkpoint_starts_step_0_with_the_weights_and_moments(whole_run, corpora, tmp_path):

@@ -25,6 +25,11 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # rank 0 may be writing or compiling
 PEAK_SIZES = {"cpu": (1536,), "cuda": (1024, 8192), "hpu": (1024, 8192)}  # sides of the square matrices timed
 PEAK_PATIENCE = 0.01  # s: a device that takes longer for one product is not asked for a larger one
 PEAK_REPEATS = 5
+KERNELS_KEPT = 256  # a micro-batch needs a dozen, and five for every different length of a sequence in it
+CGROUPS = (  # folder, its limit, what counts against it, and how files that the kernel would drop are named
+    ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+)
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,7 @@ def open_device(name: str, mode: str, data_type: str, rank: Rank) -> Device:
     elif name == "cpu":
         device = torch.device("cpu")
         keep_freed_memory()
+        keep_few_kernels()
     else:
         raise ValueError(f"device {name!r}: choose hpu, cuda or cpu")
     if mode == "lazy" and name != "hpu":
@@ -160,6 +166,15 @@ def keep_freed_memory() -> None:
         mallopt(mmap_max, 0)
 
 
+def keep_few_kernels() -> None:
+    """Bound torch's two caches of bf16 matrix kernels, one for every shape met, which together grow to gigabytes.
+
+    Half a megabyte each; batches without padding have new shapes at every step, and need few at a time.
+    """
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # read at the first product
+        os.environ.setdefault(name, str(KERNELS_KEPT))
+
+
 def available_host_memory() -> int | None:
     """Bytes of memory this process may still take: what the machine has free, within the cgroup's limit."""
     found = []
@@ -168,10 +183,9 @@ def available_host_memory() -> int | None:
         found.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
     except (OSError, StopIteration):
         pass
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
+    for folder, limit, used, prefix in CGROUPS:
         with contextlib.suppress(OSError, ValueError):
-            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+            lines = (Path(folder) / "memory.stat").read_text().splitlines()
+            cached = sum(int(line.split()[1]) for line in lines if line.startswith(f"{prefix}inactive_file "))
+            found.append(int((Path(folder) / limit).read_text()) - int((Path(folder) / used).read_text()) + cached)
     return max(0, min(found)) if found else None

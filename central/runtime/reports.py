@@ -124,7 +124,8 @@ def draw_training(log: Path, picture: Path, title: str) -> None:
         for phase in sorted({phase for phase, _ in lines}):
             steps = sorted(step for p, step in lines if p == phase)
             colour = COLOURS[(phase - 1) % len(COLOURS)]
-            values = [lines[phase, step][key] for step in steps]
+            # Steps that the reference logged have no sequences_per_second: a gap.
+            values = [lines[phase, step].get(key, float("nan")) for step in steps]
             axis.plot(steps, values, style, color=colour, markersize=3, label=f"phase {phase}")
             if key == "eval_mlm_loss":
                 unigram = [lines[phase, step]["eval_unigram_loss"] for step in steps]
