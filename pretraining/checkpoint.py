@@ -4,6 +4,7 @@ Knows names and steps, not the data. Everything on disk is unpadded; padded voca
 """
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from central.runtime.checkpoints import checkpoint_step, list_checkpoints, read_state
+from central.runtime.checkpoints import checkpoint_step, is_complete, list_checkpoints, read_state
 from central.runtime.exits import BadRequest, Diverged
 from pretraining.modeling import PADDED_ROW_BIAS, BertConfig, BertForPreTraining
 
@@ -141,6 +142,17 @@ def prune(folder: Path, limit: int) -> None:
         discarded = path.with_name(DISCARDED + path.name)
         path.rename(discarded)
         shutil.rmtree(discarded, ignore_errors=True)
+
+
+def set_aside(folder: Path, phase: int, global_step: int) -> list[str]:
+    """Rename a phase's checkpoints beyond a step to ckpt_<n>.1, .2, ...: a run that goes on from that step would else
+    be resumed from them, and lose its own to their number. Returns lines to say."""
+    said = []
+    for path in list_checkpoints(folder):
+        if checkpoint_step(path) > global_step and is_complete(path) and read_state(path)["phase"] == phase:
+            names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+            said.append(f"{path.name} is kept as {path.rename(next(name for name in names if not name.exists())).name}")
+    return said
 
 
 class Saver:

@@ -19,10 +19,11 @@ def sequence_flops(config: BertConfig, tokens: int, masked: float) -> float:
 
 def batch_flops(config: BertConfig, micro_batch) -> float:
     """Forward and backward of one micro-batch, counted over real tokens only."""
-    masked = len(micro_batch.masked_positions)
-    lengths = micro_batch.lengths
-    if lengths is None:
-        lengths = [micro_batch.sequence_ids.shape[1]] * len(micro_batch.sequence_ids)
+    masked, lengths = len(micro_batch.masked_positions), micro_batch.lengths
+    if lengths is None:  # static layout: rows hold padding and several sequences, slots may be unused
+        masked = float(micro_batch.masked_weights.sum())
+        ids = micro_batch.sequence_ids
+        lengths = [count for n in range(1, int(ids.max()) + 1) for count in (ids == n).sum(1).tolist() if count]
     head = sequence_flops(config, 0, masked / len(lengths))
     return sum(sequence_flops(config, length, 0) for length in lengths) + len(lengths) * head
 

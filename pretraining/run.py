@@ -1,6 +1,7 @@
 """A run put together: everything is checked first, then data, model, optimizer and exchange are made from it."""
 
 import contextlib
+import math
 import os
 import shutil
 import time
@@ -177,6 +178,9 @@ class Run:
         self._saver = checkpoint.Saver(settings.output_dir, settings.save_total_limit) if rank.is_main else None
         if rank.is_main:
             checkpoint.sweep(settings.output_dir)
+            beyond = start.global_step if settings.do_train else math.inf
+            for line in checkpoint.set_aside(settings.output_dir, settings.phase, beyond):
+                self._console.say(line)
 
     def _open_kernels(self):
         settings, device = self.settings, self.device

@@ -82,6 +82,11 @@ def test_a_failing_rank_names_itself_last():
             rank.Rank(5, 1, 8, 4, "openmpi"),
         ),
         ({"SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2"}, rank.Rank(1, 0, 2, 2, "slurm")),
+        (
+            {"SLURM_PROCID": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS": "10", "SLURM_NODEID": "2"}
+            | {"SLURM_STEP_TASKS_PER_NODE": "4,3(x2)"},
+            rank.Rank(8, 1, 10, 3, "slurm"),
+        ),
         # A batch script is one process, whatever the job's task count says.
         ({"SLURM_JOB_ID": "9", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2"}, rank.Rank()),
     ],

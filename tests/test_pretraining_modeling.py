@@ -10,6 +10,7 @@ from pretraining_helpers import VOCAB_SIZE, make_columns, write_config
 
 from central.runtime.dropout import DropoutBits
 from pretraining.batches import Rows, flat_micro_batch, flat_micro_batches, static_micro_batch
+from pretraining.costs import batch_flops
 from pretraining.kernels import PlainKernels, fold
 from pretraining.kernels_cpu import Attention, CpuKernels, equal_runs
 from pretraining.modeling import BertConfig, BertForPreTraining, initialise
@@ -286,6 +287,12 @@ def test_dropped_share(dtype):
     assert set(kept.unique().tolist()) == {-1, 0}
     share = float((kept == 0).double().mean())
     assert abs(share - 0.1) < 4 * (0.09 / 1e6) ** 0.5 + 1e-5
+
+
+def test_padding_is_no_work_done(rows):
+    """mfu counts real tokens, whatever the layout adds to them."""
+    flat, static = (batch_flops(SMALL, make(rows)) for make in (flat_micro_batch, static_micro_batch))
+    assert static == pytest.approx(flat)
 
 
 def test_equal_runs():

@@ -375,6 +375,18 @@ def test_a_restart_goes_on_in_its_folder_whatever_it_began_with(whole_run, corpo
         resume(init_checkpoint=checkpoints(whole_run[0])[0], max_steps=8)
 
 
+def test_going_back_to_an_older_step_keeps_what_it_leaves(corpora, tmp_path):
+    """--resume_step: the run goes on from there, its checkpoints are the newest, those beyond are put aside."""
+    assert call(script_argv(corpora[0], corpora[2], tmp_path)) == 0
+    words = script_argv(corpora[0], corpora[2], tmp_path, resume_from_checkpoint=True, save_total_limit=1)
+    assert call([*words, "--resume_step=2", "--steps_this_run=4"]) == 0
+    assert sorted(path.name for path in (tmp_path / "results" / "checkpoints").iterdir()) == [
+        "ckpt_4",
+        "ckpt_4.1",
+        "ckpt_6.1",
+    ]
+
+
 def test_a_finished_pt_of_the_reference_is_left_alone(corpora, tmp_path):
     from test_pretraining_checkpoint import make_model, reference_pt
 

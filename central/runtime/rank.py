@@ -75,6 +75,8 @@ def _checked(source: str, names: list[str], environ: Mapping[str, str]) -> Rank:
         values[name] = int(text) if text else None
     rank, local_rank, world_size, local_world_size = (values[name] for name in names)
     rank, local_rank, world_size = rank or 0, local_rank or 0, world_size or 1
+    if source == "slurm" and local_world_size is None:
+        local_world_size = _slurm_tasks_here(environ)
     if max(rank, local_rank) >= world_size:
         raise ValueError(
             f"{names[0]}={rank}, {names[1]}={local_rank} and {names[2]}={world_size} do not fit together: "
@@ -86,6 +88,16 @@ def _checked(source: str, names: list[str], environ: Mapping[str, str]) -> Rank:
 def _in_slurm_batch_script(environ: Mapping[str, str]) -> bool:
     """A batch script has SLURM_PROCID=0 and the job's task count, yet is one process: only `srun` makes steps."""
     return "SLURM_JOB_ID" in environ and "SLURM_STEP_ID" not in environ
+
+
+def _slurm_tasks_here(environ: Mapping[str, str]) -> int | None:
+    """Tasks of this node: `srun -N 3 -n 10` names them for all nodes in turn, as `4,3(x2)`."""
+    counts = []
+    for part in environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("SLURM_TASKS_PER_NODE", "")).split(","):
+        if match := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part):
+            counts += [int(match[1])] * int(match[2] or 1)
+    node = environ.get("SLURM_NODEID", "0")
+    return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else None
 
 
 def _from_mpi4py() -> Rank:
