@@ -196,14 +196,16 @@ HERE = {"host": "hosta", "python": "3.11.7", "torch": "2.13.0", "project": "abc"
             255,
             "",
             "x\nHost key verification failed.",
-            ["its key is unknown: ssh-keyscan -p 3022 HOST >> ~/.ssh/known_hosts"],
+            ["its key is unknown: ssh-keyscan -p 3022 hostb >> ~/.ssh/known_hosts"],
         ),
         (124, "", "no answer in time", None),
         (0, "no JSON", "", None),
     ],
 )
 def test_what_an_answer_of_a_host_means(status, stdout, stderr, expected):
-    found = remote.faults(Captured(status, stdout, stderr), HERE, "3022", place_of(Layout(2, 1, ("a", "b"), "x", True)))
+    found = remote.faults(
+        "hostb", Captured(status, stdout, stderr), HERE, "3022", place_of(Layout(2, 1, ("a", "b"), "x", True))
+    )
     assert found == expected if expected is not None else len(found) == 1
 
 

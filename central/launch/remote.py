@@ -24,7 +24,7 @@ def host_problems(place, capture_all) -> list[str]:
     port = ssh_port(place)
     answers = capture_all([question(host, port, place) for host in hosts], timeout=ANSWER_SECONDS) if hosts else []
     here = hostcheck.facts()
-    found = [(host, fault) for host, answer in zip(hosts, answers) for fault in faults(answer, here, port, place)]
+    found = [(host, fault) for host, answer in zip(hosts, answers) for fault in faults(host, answer, here, port, place)]
     return [f"host {host}: {fault}" for host, fault in found] + equal_names(hosts, answers)
 
 
@@ -39,7 +39,7 @@ def question(host, port, place) -> list[str]:
     return ["ssh", "-p", port, *settings, host, shlex.join([place.python, script])]
 
 
-def faults(answer, here, port, place) -> list[str]:
+def faults(host, answer, here, port, place) -> list[str]:
     """What an answer says is wrong with its host."""
     there = facts_of(answer)
     if there:
@@ -51,7 +51,7 @@ def faults(answer, here, port, place) -> list[str]:
     if answer.status == 2:
         return [f"no project at {place.root} there; put the same copy at the same path"]
     if "Host key verification failed" in said:
-        return [f"its key is unknown: ssh-keyscan -p {port} HOST >> ~/.ssh/known_hosts"]
+        return [f"its key is unknown: ssh-keyscan -p {port} {host} >> ~/.ssh/known_hosts"]
     return [f"ssh to port {port} failed ({said}); sshd must run there (DOCKER_SSHD_PORT) and take your key"]
 
 
