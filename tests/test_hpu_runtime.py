@@ -61,6 +61,9 @@ init_process_group(device, here)
 torch.ones(1, device=device.device)
 from hpu_emulator import state
 print(f"{here.rank}:{state.module_id}", flush=True)
+if torch.distributed.is_initialized():
+    torch.distributed.barrier()  # a rank that leaves early can break the other's opening
+    torch.distributed.destroy_process_group()
 """
 
 
@@ -154,6 +157,7 @@ assert all(torch.allclose(p.grad, q.grad.cpu(), rtol=1e-5) for p, q in zip(cpu, 
 """)
 
 
+@pytest.mark.slow
 def test_lamb_checkpoints_go_from_hpu_to_cpu_and_back(gaudi):
     """Steps 1-4 on hpu with FusedLamb, 5-8 on cpu, 9-12 on hpu with our LAMB: the losses are those of a run on cpu."""
     folder = gaudi.folder
@@ -182,6 +186,7 @@ def test_lamb_checkpoints_go_from_hpu_to_cpu_and_back(gaudi):
     assert [report["mode"] for report in gaudi.reports()] == ["eager", "lazy"]
 
 
+@pytest.mark.slow
 @pytest.mark.mpi
 def test_the_launcher_trains_both_phases_on_hpu(gaudi):
     """One command: two ranks, lazy, bf16 with the shipped lists, FusedLamb; the device is found by itself."""
