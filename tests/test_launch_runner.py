@@ -163,6 +163,21 @@ def test_a_second_signal_cuts_the_grace_short(project):
     assert left_running(project) == []
 
 
+@pytest.mark.parametrize(
+    ("argv", "again"),
+    [
+        (["s"], ["s", "--resume_from_checkpoint"]),
+        (["s", "--resume_from_checkpoint", "--resume_step", "7", "--x"], ["s", "--resume_from_checkpoint", "--x"]),
+        (
+            ["s", "--resume_from_checkpoint", "--init_checkpoint=m.pt", "--resume_step", "7"],
+            ["s", "--resume_from_checkpoint", "--init_checkpoint=m.pt", "--resume_step", "7"],
+        ),
+    ],
+)
+def test_a_restart_goes_on_from_the_newest_checkpoint(argv, again):
+    assert supervise.from_newest_checkpoint(argv) == tuple(again)
+
+
 @pytest.mark.parametrize("restarts", [0, 1])
 def test_a_failed_phase_is_restarted_from_its_checkpoint(project, restarts):
     status, _, err, _ = run(words(project, "--max_restarts", str(restarts), act="crash", rank=0, once=True))

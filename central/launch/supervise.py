@@ -64,8 +64,19 @@ def _run_with_restarts(command, stop, log, max_restarts, grace, lost_host):
         if final or stop.count or restart == max_restarts:
             return status
         say(f"{command.name}: restart {restart + 1} of {max_restarts}, from the newest checkpoint")
-        if RESUME not in command.argv:
-            command = command.replace(argv=(*command.argv, RESUME))
+        command = command.replace(argv=from_newest_checkpoint(command.argv))
+
+
+def from_newest_checkpoint(argv) -> tuple[str, ...]:
+    """A phase's words for going on where it failed.
+
+    `--resume_step N` would go back to N again; beside an initial checkpoint it tells that checkpoint's step and stays.
+    """
+    words = list(argv)
+    if "--resume_step" in words and not any(word.startswith("--init_checkpoint") for word in words):
+        at = words.index("--resume_step")
+        del words[at : at + 2]
+    return (*words, *([] if RESUME in words else [RESUME]))
 
 
 def _run_once(command, stop, log, grace, lost_host):
