@@ -219,6 +219,7 @@ def summary(seconds: float) -> str:
             "",
             f"paraphrases, fine-tuned           accuracy {scores['eval_accuracy']:.1%}"
             f"   (always the majority class: {scores['eval_majority_class']:.1%})",
+            "  a tiny model that has read 0.4 MB hardly beats chance here: this shows the way, not what BERT can do",
             f"speed, two ranks                  {', '.join(speeds)}",
             f"time                              {seconds:.0f} s",
             "",
