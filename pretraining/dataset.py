@@ -18,15 +18,8 @@ import numpy as np
 
 from central.runtime.exits import BadRequest
 from pretraining.batches import Masking, Rows, Step, concatenate, flat_micro_batches, static_micro_batches
+from pretraining.data.hdf5 import KEYS
 
-KEYS = (
-    "input_ids",
-    "input_mask",
-    "segment_ids",
-    "masked_lm_positions",
-    "masked_lm_ids",
-    "next_sentence_labels",
-)
 PACKED_KEYS = ("positions", "next_sentence_positions", "next_sentence_weights")
 SAME_SHAPE = {  # a column and the one it goes with, element by element
     "input_mask": "input_ids",

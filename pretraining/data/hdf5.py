@@ -13,6 +13,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+# Data sets of a pre-training file, as BERT, NVIDIA and Habana name them.
+KEYS = (
+    "input_ids",
+    "input_mask",
+    "segment_ids",
+    "masked_lm_positions",
+    "masked_lm_ids",
+    "next_sentence_labels",
+)
 CHUNK_VALUES = 1 << 17  # values in a chunk: 512 KiB of int32, half of HDF5's default chunk cache
 MOSTLY_USED = 0.8  # share of bytes other than 0 from which a lowest byte plane is stored as it is
 

@@ -10,20 +10,12 @@ import h5py
 import numpy as np
 
 from central.runtime.exits import BadRequest
-from pretraining.data.hdf5 import replace_synced, rows_per_chunk, write_rows
+from pretraining.data.hdf5 import KEYS, replace_synced, rows_per_chunk, write_rows
 from pretraining.data.progress import Progress
 from pretraining.data.shards import check_finished
 from pretraining.data.workers import Workers
 from pretraining.packing import MAX_SEQUENCES_PER_PACK, pack_lengths, pack_rows, predictions_needed
 
-KEYS = (
-    "input_ids",
-    "input_mask",
-    "segment_ids",
-    "masked_lm_positions",
-    "masked_lm_ids",
-    "next_sentence_labels",
-)
 COPIED = ("vocab.txt", "tokenizer_config.json", "token_counts.npy")
 BLOCK_CHUNKS = 4  # HDF5 chunks made at once
 

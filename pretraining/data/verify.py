@@ -7,11 +7,11 @@ import h5py
 import numpy as np
 
 from central.runtime.exits import BadRequest
+from pretraining.data.hdf5 import KEYS
 from pretraining.data.progress import Progress
 from pretraining.data.wordpiece import Vocabulary, read_vocabulary
 from pretraining.data.workers import Workers
 
-KEYS = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions", "masked_lm_ids", "next_sentence_labels")
 BLOCK_ROWS = 8192
 EXAMPLES = 3
 SAME_IN_A_FOLDER = (
