@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalPrediction
 
@@ -94,6 +95,15 @@ class FineTuningTrainer(Trainer):
             self.compute_metrics = compute_metrics
         predictions, label_ids = _reorder(output.predictions, back), _reorder(output.label_ids, back)
         return output._replace(predictions=predictions, label_ids=label_ids)
+
+    # ---- loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The model's own loss; that of a span is made anew, as the model's depends on the padding of its batch."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if "start_positions" in inputs:
+            loss = span_loss(outputs, inputs)
+        return (loss, outputs) if return_outputs else loss
 
     # ---- Gaudi
 
@@ -208,6 +218,20 @@ class ReseedDropout(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.bits.reseed(args.seed, state.global_step, args.process_index)
+
+
+def span_loss(outputs, inputs) -> torch.Tensor:
+    """Mean cross-entropy of first and last tokens over the tokens of each example, question and special ones included.
+
+    Hugging Face's models take padding for possible answers too, so that their loss grows with every position padded.
+    """
+    padding = inputs["attention_mask"] == 0  # [B, S]
+
+    def loss(logits, positions):  # [B, S], [B]
+        return F.cross_entropy(logits.masked_fill(padding, torch.finfo(logits.dtype).min), positions)
+
+    starts = loss(outputs["start_logits"], inputs["start_positions"])
+    return (starts + loss(outputs["end_logits"], inputs["end_positions"])) / 2
 
 
 def _on_host(optimizer, state_dict: dict) -> dict:
