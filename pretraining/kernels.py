@@ -80,11 +80,10 @@ def attention_mask(sequence_ids, dtype):
 
 def _jagged_attention(qkv, batch, num_heads, p):
     """Attention within each sequence of flat tokens, by torch's kernels for sequences of different lengths."""
-    offsets = batch.offsets
+    # Both extremes are said: torch would read either from the device, and wait for it, in every layer.
+    bounds = {"min_seqlen": min(batch.lengths), "max_seqlen": max(batch.lengths)}
     q, k, v = (
-        torch.nested.nested_tensor_from_jagged(part.contiguous(), offsets, max_seqlen=max(batch.lengths)).transpose(
-            1, 2
-        )
+        torch.nested.nested_tensor_from_jagged(part.contiguous(), batch.offsets, **bounds).transpose(1, 2)
         for part in qkv.view(len(qkv), 3, num_heads, -1).unbind(1)
     )
     context = F.scaled_dot_product_attention(q, k, v, dropout_p=p)

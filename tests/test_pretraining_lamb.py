@@ -142,7 +142,7 @@ def test_a_non_finite_gradient_changes_nothing(bad):
         assert all(torch.equal(moments[name], before[1][index][name]) for name in moments)
 
 
-class _NoHostSync(TorchDispatchMode):
+class NoHostSync(TorchDispatchMode):
     """Fails at every operation that would make the host wait for the device."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -156,9 +156,9 @@ def test_a_step_never_waits_for_the_device():
     optimizer = optimizer_for(params)
     for p, g in zip(params, grads[0]):
         p.grad = g.clone()
-    with _NoHostSync():
+    with NoHostSync():
         optimizer.step(global_norm([p.grad for p in params]))
-    with pytest.raises(AssertionError, match="_local_scalar_dense"), _NoHostSync():
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoHostSync():
         params[0].sum().item()
 
 
