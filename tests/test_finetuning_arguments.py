@@ -83,6 +83,12 @@ def test_all_problems_are_told_at_once():
             understood("--no_cuda", *words)
 
 
+def test_numbers_below_1_are_told_together():
+    with pytest.raises(BadRequest) as error:
+        understood("--no_cuda", "--max_eval_samples=0", "--max_train_samples=-1", "--preprocessing_num_workers=0")
+    assert len(error.value.problems) == 2  # the last means nothing here
+
+
 def test_a_gaudi_that_is_not_there_is_said():
     with pytest.raises((BadRequest, AssertionError)):
         understood("--use_habana")

@@ -1,12 +1,16 @@
 """Batches by length: a pure function of seed and epoch, equal cost for all ranks; the collator; cached features."""
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from central.runtime.features import Features, Ragged, cache_file, cached
+from central.runtime.features import Features, Ragged, cache_file, cached, tokenizer_key
 from central.runtime.length_batches import Collator, LengthBatches, buckets_of, epoch_order
+
+pytest_plugins = ("finetuning_fixtures",)
 
 LENGTHS = np.random.default_rng(0).integers(8, 128, 2000)
 
@@ -97,6 +101,18 @@ def test_the_cache_is_keyed_by_everything_and_repairs_itself(tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:100])
     assert len(cached(path, make, overwrite=False)) == 1
     assert len(made) == 3 and "damaged" in capsys.readouterr().out
+
+
+def test_the_key_of_a_tokenizer_is_what_it_does_to_a_text(tiny_tokenizer):
+    key, names = tokenizer_key(tiny_tokenizer), tiny_tokenizer.model_input_names
+    assert len(tiny_tokenizer("good " * 9, truncation=True, max_length=4)["input_ids"]) == 4
+    assert tokenizer_key(tiny_tokenizer) == key  # a call leaves its settings behind
+    other = copy.deepcopy(tiny_tokenizer)
+    other.model_input_names = [name for name in names if name != "token_type_ids"]
+    assert tokenizer_key(other) != key
+    other = copy.deepcopy(tiny_tokenizer)
+    other.add_tokens(["w99"])
+    assert tokenizer_key(other) != key
 
 
 def test_a_cache_that_cannot_be_written_costs_no_run(tmp_path, capsys):

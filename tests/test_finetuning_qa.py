@@ -1,11 +1,16 @@
 """Questions about paragraphs: reading, windows, answers from logits, and SQuAD's published rules by hand-made cases."""
 
+import collections
 import json
+import re
+import string
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from central.runtime.exits import BadRequest
 from central.runtime.features import Features, Ragged
@@ -57,11 +62,31 @@ def test_real_files(shared_data):
 def test_another_form_and_double_ids_are_refused():
     with pytest.raises(BadRequest, match="nested form"):
         qa_examples.questions_of(Table({"text": ["x"]}, "f.json", ""))
-    with pytest.raises(BadRequest, match="not in SQuAD's form"):
-        qa_examples.questions_of(Table({"paragraphs": [[{"qas": [{}]}]]}, "f.json", ""))
+    for paragraphs in ([{"qas": [{}]}], None, ["x"], [{"context": "x", "qas": [1]}]):
+        with pytest.raises(BadRequest, match="f.json, article .*: not in SQuAD's form"):
+            qa_examples.questions_of(Table({"paragraphs": [paragraphs]}, "f.json", ""))
     twice = {name: values * 2 for name, values in flat().columns.items()}
     with pytest.raises(BadRequest, match="f.json: ids that occur more than once: a at f.json, row 1"):
         qa_examples.questions_of(Table(twice, "f.json", ""))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"answers": [{"answer_start": 3}]},
+        {"answers": [{"text": "x", "answer_start": None}]},
+        {"answers": [{"text": "x", "answer_start": "third"}]},
+        {"answers": [{"text": None, "answer_start": 3}]},
+        {"answers": {"text": ["x", "y"], "answer_start": [3]}},
+        {"answers": "{'text': ['x']}"},
+        {"answers": ["x"]},
+        {"context": None},
+        {"question": 5},
+    ],
+)
+def test_a_row_of_another_form_is_named(changes):
+    with pytest.raises(BadRequest, match="^f.json, row 1: "):
+        qa_examples.questions_of(flat(**changes))
 
 
 def test_what_cannot_be_learned_from_is_counted_and_left_out():
@@ -125,9 +150,10 @@ STARTS = [i for i, c in enumerate(CONTEXT) if c != " " and (i == 0 or CONTEXT[i 
 OFFSETS = np.array([(s, CONTEXT.find(" ", s) if " " in CONTEXT[s:] else len(CONTEXT)) for s in STARTS])
 
 
-def one_window(begin=3):
+def one_window(begin=3, no_answer=0):
     ids = Ragged.of([list(range(begin + len(OFFSETS)))])
     extras = {"question": np.array([0]), "context_start": np.array([begin]), "offsets": Ragged.of([OFFSETS])}
+    extras["no_answer"] = np.array([no_answer])
     return Features({"input_ids": ids}, extras)
 
 
@@ -164,6 +190,31 @@ def test_the_null_threshold_of_squad_2():
     assert {"text": ""}.items() <= found.nbest["a"][0].items()
     assert answer(starts, ends, version_2=True, null_threshold=2.5).predictions["a"] == "Normans"
     assert answer(starts, ends).predictions["a"] == "Normans"
+    # one score is not above itself: the published default of 0 speaks on a tie
+    tie = answer(logits(t0=2, t4=2), logits(t0=2, t4=2), version_2=True)
+    assert tie.null_odds["a"] == 0 and tie.predictions["a"] == "Normans"
+
+
+def test_no_answer_stands_where_the_tokenizer_puts_cls():
+    starts = logits(t0=9, t4=1, t14=2)
+    found = qa_postprocess.answers_of([question()], one_window(no_answer=14), starts, starts, version_2=True)
+    assert found.null_odds["a"] == pytest.approx(2)
+
+
+def test_the_windows_of_a_question_compete_and_all_must_be_silent():
+    """Two windows: [CLS] scores 8 in one and 1 in the other; the lower counts, as in BERT's script."""
+    two = Features(
+        {"input_ids": Ragged.of([[0] * 12] * 2)},
+        {
+            "question": np.array([0, 0]),
+            "context_start": np.array([3, 3]),
+            "offsets": Ragged.of([OFFSETS, OFFSETS]),
+            "no_answer": np.array([0, 0]),
+        },
+    )
+    starts = np.concatenate([logits(t0=4, t4=1), logits(t0=0.5, t5=2)])
+    found = qa_postprocess.answers_of([question()], two, starts, starts, version_2=True)
+    assert found.null_odds["a"] == pytest.approx(1 - 4) and found.predictions["a"] == "gave"
 
 
 # ---- scores: the published rules
@@ -173,7 +224,7 @@ def test_the_null_threshold_of_squad_2():
     ("prediction", "reference", "exact", "words"),
     [
         ("The Eiffel Tower!", "eiffel tower", 1, 1),
-        ("a an the", "", 1, 1),
+        ("a an the", "", 1, 0),  # no word is shared
         ("theatre", "atre", 0, 0),  # an article is a whole word
         ("U.S.A.", "usa", 1, 1),
         ("mother-in-law", "motherinlaw", 1, 1),
@@ -185,6 +236,70 @@ def test_the_null_threshold_of_squad_2():
 def test_exact_match_and_f1(prediction, reference, exact, words):
     assert qa_postprocess.exact_match(prediction, reference) == exact
     assert qa_postprocess.f1(prediction, reference) == pytest.approx(words)
+
+
+# The rules as they were published (evaluate-v1.1.py, evaluate-v2.0.py), in their own words.
+
+
+def published_normal(s):
+    s = "".join(ch for ch in s.lower() if ch not in set(string.punctuation))
+    return " ".join(re.sub(re.compile(r"\b(a|an|the)\b", re.UNICODE), " ", s).split())
+
+
+def published_f1(truth, prediction, version_2):
+    gold, pred = published_normal(truth).split(), published_normal(prediction).split()
+    num_same = sum((collections.Counter(gold) & collections.Counter(pred)).values())
+    if version_2 and (len(gold) == 0 or len(pred) == 0):
+        return int(gold == pred)
+    if num_same == 0:
+        return 0
+    precision, recall = 1.0 * num_same / len(pred), 1.0 * num_same / len(gold)
+    return (2 * precision * recall) / (precision + recall)
+
+
+def published_scores(truths, prediction, version_2):
+    if version_2:
+        truths = [truth for truth in truths if published_normal(truth)] or [""]
+    exact = max(int(published_normal(truth) == published_normal(prediction)) for truth in truths)
+    return exact, max(published_f1(truth, prediction, version_2) for truth in truths)
+
+
+TEXTS = st.lists(st.sampled_from(["the", "A", "an", "cat", "Cat.", "dog", "-", "them", "1.5", " ", "é"]), max_size=4)
+TEXTS = TEXTS.map(" ".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(TEXTS, min_size=1, max_size=3), TEXTS, st.booleans())
+def test_scores_are_those_of_the_published_scripts(truths, prediction, version_2):
+    found = [
+        qa_postprocess.best_match(score, prediction, truths, version_2)
+        for score in (qa_postprocess.exact_match, qa_postprocess.f1)
+    ]
+    assert found == pytest.approx(published_scores(truths, prediction, version_2))
+
+
+def published_best_threshold(predictions, scores, odds, answerable):
+    """find_best_thresh of evaluate-v2.0.py."""
+    current = best = sum(1 for each in answerable.values() if not each)
+    threshold = 0.0
+    for qid in sorted(odds, key=lambda k: odds[k]):
+        difference = scores[qid] if answerable[qid] else -1 if predictions[qid] else 0
+        current += difference
+        if current > best:
+            best, threshold = current, odds[qid]
+    return best / len(scores), threshold
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.integers(-5, 5)), min_size=1, max_size=8))
+def test_the_best_threshold_is_the_published_one(rows):
+    odds = {i: odd + i / 100 for i, (_, _, odd) in enumerate(rows)}  # no ties: among those the order decides
+    answerable = {i: yes for i, (_, yes, _) in enumerate(rows)}
+    scores = {i: score if answerable[i] else 0.0 for i, (score, _, _) in enumerate(rows)}
+    expected, threshold = published_best_threshold(dict.fromkeys(odds, "x"), scores, odds, answerable)
+    arrays = (np.array(list(each.values())) for each in (scores, answerable, odds))
+    best, found = qa_postprocess.best_threshold(*arrays)
+    assert best == pytest.approx(expected) and found == pytest.approx(threshold, abs=1e-6)
 
 
 def test_the_best_reference_counts():

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-FORMAT = 1  # changes when the meaning of a stored column changes
+FORMAT = 2  # changes when the meaning of a stored column changes
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def tokenizer_key(tokenizer) -> str:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     for passing in ("truncation", "padding"):  # set anew by every call
         backend.pop(passing, None)
-    text = json.dumps([type(tokenizer).__name__, tokenizer.padding_side, backend], sort_keys=True)
+    text = json.dumps([type(tokenizer).__name__, tokenizer.model_input_names, backend], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -38,6 +38,7 @@ RENAMED = {
     "use_mps_device": None,
     "group_by_length": None,  # batches are formed by length anyhow
     "use_fast_tokenizer": None,
+    "preprocessing_num_workers": None,  # the tokenizer uses the cores that are there
     "hmp_opt_level": None,
     "hmp_verbose": None,
 }
@@ -81,7 +82,16 @@ class DataArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate the first N only"})
     max_predict_samples: int | None = field(default=None, metadata={"help": "predict the first N only"})
     overwrite_cache: bool = field(default=False, metadata={"help": "tokenise anew"})
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "threads of the tokenizer"})
+
+    @property
+    def files(self) -> dict[str, str | None]:
+        """The local file of each split."""
+        return {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """How many examples of each split are used; None: all."""
+        return {"train": self.max_train_samples, "validation": self.max_eval_samples, "test": self.max_predict_samples}
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,6 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
         ddp_find_unused_parameters=False,
         ddp_bucket_cap_mb=DDP_BUCKET_MB,
         logging_nan_inf_filter=False,  # a host sync each step on hpu; the trainer stops at the first non-finite update
-        remove_unused_columns=False,
         eval_accumulation_steps=1 if device_type == "hpu" else None,  # arrays that grow on the device are new graphs
         dataloader_pin_memory=device_type == "cuda",
         disable_tqdm=not sys.stderr.isatty(),
@@ -224,13 +233,12 @@ def _problems(data: DataArguments, training: TrainingArguments, flags: Reference
         problems.append("--output_dir is missing: where should the results go?")
     if not (training.do_train or training.do_eval or training.do_predict):
         problems.append("nothing to do: give --do_train, --do_eval or --do_predict")
-    for split in ("train", "validation", "test"):
-        path = getattr(data, f"{split}_file")
+    for split, path in data.files.items():
         if path and not Path(path).exists():
             problems.append(f"--{split}_file {path}: no such file")
-    for name in ("max_train_samples", "max_eval_samples", "max_predict_samples", "preprocessing_num_workers"):
-        if getattr(data, name) is not None and getattr(data, name) < 1:
-            problems.append(f"--{name} {getattr(data, name)}: must be at least 1")
+    for name, value in vars(data).items():
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            problems.append(f"--{name} {value}: must be at least 1")
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(training, name) < 1:
             problems.append(f"--{name} {getattr(training, name)}: must be at least 1")

@@ -58,7 +58,7 @@ def begin(request: Request) -> Run:
     if training.do_train and run.resumes and run.checkpoint is None:
         run.say(f"no checkpoint in {output_dir}: training starts anew")
     if training.do_train and not run.resumes:
-        sources = {f"--{split}_file": getattr(data, f"{split}_file") for split in ("train", "validation", "test")}
+        sources = {f"--{split}_file": path for split, path in data.files.items()}
         sources |= {"--model_name_or_path": request.model.model_name_or_path, "--dataset_name": data.dataset_name}
         output_folder.refuse_use(output_dir, request.flags.overwrite_output_dir, sources)
     return run

@@ -49,37 +49,44 @@ def _rows(table: Table) -> list[dict]:
 
 def _nested(table: Table) -> list[Question]:
     questions = []
-    try:
-        for title, paragraphs in zip(table.columns.get("title", [""] * len(table)), table.columns["paragraphs"]):
+    for title, paragraphs in zip(table.columns.get("title", [""] * len(table)), table.columns["paragraphs"]):
+        where = f"{table.source}, article {title!r}"
+        try:
             for number, paragraph in enumerate(paragraphs, 1):
                 where = f"{table.source}, article {title!r}, paragraph {number}"
-                for row in paragraph["qas"]:
-                    questions.append(_question({"context": paragraph["context"], **row}, where))
-    except (KeyError, TypeError) as error:
-        raise BadRequest(f"{where}: not in SQuAD's form ({error!r})") from None
+                rows = [{"context": paragraph["context"], **row} for row in paragraph["qas"]]
+                questions += [_question(row, where) for row in rows]
+        except (KeyError, TypeError) as error:
+            raise BadRequest(f"{where}: not in SQuAD's form ({error!r})") from None
     return questions
 
 
 def _question(row: dict, where: str) -> Question:
     """One question from a row with `answers` as SQuAD, the Hub or a JSON text in a CSV have them."""
-    answers = row.get("answers") or []
-    if isinstance(answers, str):
-        answers = json.loads(answers)
-    if isinstance(answers, dict):
-        answers = [{"text": t, "answer_start": s} for t, s in zip(answers["text"], answers["answer_start"])]
-    if row.get("is_impossible"):
-        answers = []
-    context, text = row["context"], row["question"]
-    if not isinstance(context, str) or not isinstance(text, str):
-        raise BadRequest(f"{where}: question and context must be text")
+    try:
+        context, text = row["context"], row["question"]
+        answers = [] if row.get("is_impossible") else _answers(row.get("answers") or [])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadRequest(f"{where}: not in SQuAD's form ({error!r})") from None
+    if not all(isinstance(each, str) for each in (context, text, *(answer for answer, _ in answers))):
+        raise BadRequest(f"{where}: question, context and answers must be text")
     return Question(
         id=str(row.get("id") or where),
         text=text.lstrip(),  # some begin with a dozen spaces, which are tokens to some tokenizers
         context=context,
-        answers=tuple(answer["text"] for answer in answers),
-        starts=tuple(int(answer["answer_start"]) for answer in answers),
+        answers=tuple(answer for answer, _ in answers),
+        starts=tuple(start for _, start in answers),
         where=where,
     )
+
+
+def _answers(answers) -> list[tuple[str, int]]:
+    """Text and first character of each answer."""
+    if isinstance(answers, str):
+        answers = json.loads(answers)
+    if isinstance(answers, dict):
+        return [(text, int(start)) for text, start in zip(answers["text"], answers["answer_start"], strict=True)]
+    return [(answer["text"], int(answer["answer_start"])) for answer in answers]
 
 
 def usable_for_training(questions: Sequence[Question]) -> tuple[list[Question], list[str]]:
@@ -120,8 +127,8 @@ def windows(
     """Windows of `max_seq_length` tokens over each context, neighbours sharing `doc_stride`; and questions cut short.
 
     Inputs: token ids and, `with_answers`, the first and last token of the first answer, or twice [CLS] where a window
-    does not hold it. Extras: the question a window belongs to, its first context token, and the characters of its
-    context tokens as pairs. Raises BadRequest for a stride that leaves no room.
+    does not hold it. Extras: the question a window belongs to, its first context token, the characters of its context
+    tokens as pairs, and the token that stands for no answer. Raises BadRequest for a stride that leaves no room.
     """
     room = max_seq_length - tokenizer.num_special_tokens_to_add(pair=True) - doc_stride - 1
     if room < SHORTEST_QUESTION:
@@ -130,7 +137,7 @@ def windows(
             f"question: at most {doc_stride + room - SHORTEST_QUESTION}"
         )
     inputs = {name: [] for name in tokenizer.model_input_names if name != "attention_mask"}
-    extras = {"question": [], "context_start": [], "offsets": []}
+    extras = {"question": [], "context_start": [], "offsets": [], "no_answer": []}
     spans, cut = [], 0
     for first in range(0, len(questions), CHUNK):
         chunk = questions[first : first + CHUNK]
@@ -157,8 +164,10 @@ def windows(
             extras["question"].append(first + source)
             extras["context_start"].append(begin)
             extras["offsets"].append(offsets)
+            ids = encoded["input_ids"][row]  # [CLS] comes last in XLNet; a tokenizer may have none
+            no_answer = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
+            extras["no_answer"].append(no_answer)
             if with_answers:
-                no_answer = encoded["input_ids"][row].index(tokenizer.cls_token_id)
                 spans.append(_span(chunk[source], offsets, begin) or (no_answer, no_answer))
     columns: dict[str, Ragged | np.ndarray] = {name: Ragged.of(rows) for name, rows in inputs.items()}
     if with_answers:
@@ -170,6 +179,7 @@ def windows(
             "question": np.array(extras["question"], np.int64),
             "context_start": np.array(extras["context_start"], np.int64),
             "offsets": Ragged.of(extras["offsets"]),
+            "no_answer": np.array(extras["no_answer"], np.int64),
         },
     ), cut
 

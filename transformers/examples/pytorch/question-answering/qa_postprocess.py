@@ -1,7 +1,8 @@
 """From logits to answers, and from answers to SQuAD's scores. Pure functions.
 
 The scores follow the published evaluation rules of SQuAD 1.1 and 2.0: lower case, no punctuation, no articles, single
-blanks; the best match over all reference answers; for 2.0 the empty answer counts where there is none.
+blanks; the best match over all reference answers; for 2.0 the empty answer counts where there is none, and where no
+reference has words left.
 """
 
 import re
@@ -63,7 +64,8 @@ def answers_of(
             stretch = slice(begin, begin + len(offsets))
             starts, ends = start_logits[window, stretch], end_logits[window, stretch]
             candidates += best_spans(starts, ends, offsets, n_best_size, max_answer_length)
-            nulls.append(Candidate(float(start_logits[window, 0]), float(end_logits[window, 0])))
+            silent = int(windows.extras["no_answer"][window])
+            nulls.append(Candidate(float(start_logits[window, silent]), float(end_logits[window, silent])))
         best = sorted(candidates, key=lambda candidate: -candidate.score)[:n_best_size]
         text = question.context[best[0].start : best[0].end] if best else ""
         if version_2:
@@ -121,24 +123,27 @@ def exact_match(prediction: str, reference: str) -> float:
 
 
 def f1(prediction: str, reference: str) -> float:
-    """Harmonic mean of precision and recall of words; without words on one side, whether both have none."""
+    """Harmonic mean of precision and recall of words; 0 where one side has none."""
     said, true = normalised(prediction).split(), normalised(reference).split()
-    if not said or not true:
-        return float(said == true)
     shared = sum((Counter(said) & Counter(true)).values())
-    return 2 * shared / (len(said) + len(true))
+    return 2 * shared / (len(said) + len(true)) if shared else 0.0
 
 
-def best_match(score, prediction: str, references: Sequence[str]) -> float:
-    """The best score over the references that have words left; no reference at all means the empty answer."""
-    references = [reference for reference in references if normalised(reference)] or [""]
-    return max(score(prediction, reference) for reference in references)
+def best_match(score, prediction: str, references: Sequence[str], version_2: bool = False) -> float:
+    """The best score over the references; in 2.0 over those with words, and without any silence is the answer."""
+    if version_2:
+        references = [reference for reference in references if normalised(reference)]
+        if not references:
+            return float(not normalised(prediction))
+    return max((score(prediction, reference) for reference in references), default=0.0)
 
 
 def squad_scores(questions: Sequence[Question], answers: Answers, version_2: bool = False) -> dict[str, float]:
     """Exact match and F1 in percent. For 2.0 also over questions with and without answer, and at the best threshold."""
-    exact = np.array([best_match(exact_match, answers.predictions[q.id], q.answers) for q in questions])
-    words = np.array([best_match(f1, answers.predictions[q.id], q.answers) for q in questions])
+    exact, words = (
+        np.array([best_match(score, answers.predictions[q.id], q.answers, version_2) for q in questions])
+        for score in (exact_match, f1)
+    )
     result = {"exact_match": 100 * float(exact.mean()), "f1": 100 * float(words.mean())}
     if not version_2:
         return result
@@ -153,7 +158,7 @@ def squad_scores(questions: Sequence[Question], answers: Answers, version_2: boo
     spoken = [_spoken(answers, q) for q in questions]
     for name, score in (("exact", exact_match), ("f1", f1)):
         each = np.array(
-            [best_match(score, text, q.answers) if q.answers else 0.0 for text, q in zip(spoken, questions)]
+            [best_match(score, text, q.answers, version_2) if q.answers else 0.0 for text, q in zip(spoken, questions)]
         )
         best, threshold = best_threshold(each, answerable, odds)
         result |= {f"best_{name}": 100 * best, f"best_{name}_threshold": threshold}

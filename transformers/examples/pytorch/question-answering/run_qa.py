@@ -85,9 +85,6 @@ def parse_args(argv: list[str]) -> Request:
     data = request.data
     if data.dataset_name in HUB_DATASETS:
         data.version_2_with_negative |= data.dataset_name == "squad_v2"
-    for name in ("doc_stride", "n_best_size", "max_answer_length", "max_seq_length"):
-        if getattr(data, name) < 1:
-            raise BadRequest(f"--{name} {getattr(data, name)}: must be at least 1")
     return request
 
 
@@ -95,14 +92,13 @@ def load_data(this: Run) -> Data:
     """The questions of the splits this run needs; those one cannot learn from are counted and left out."""
     data, training = this.request.data, this.request.training
     tables = load_splits(
-        files={"train": data.train_file, "validation": data.validation_file, "test": data.test_file},
+        files=data.files,
         dataset_name=data.dataset_name,
         config_name=data.dataset_config_name,
         wanted=["train"] * training.do_train + ["validation"] * training.do_eval + ["test"] * training.do_predict,
         cache_dir=this.request.model.cache_dir,
     )
-    limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_predict_samples}
-    questions = {split: qa_examples.questions_of(table)[: limits[split]] for split, table in tables.items()}
+    questions = {split: qa_examples.questions_of(table)[: data.limits[split]] for split, table in tables.items()}
     for split in questions:
         if split != "test" and not data.version_2_with_negative:
             qa_examples.refuse_unanswerable(questions[split])
@@ -121,6 +117,7 @@ def build_model(this: Run, name: str) -> tuple[PreTrainedModel, PreTrainedTokeni
     args = this.request.model
     config = finetuning_models.load_config(args, name, this.request.data.max_seq_length, num_labels=2)
     tokenizer = finetuning_models.load_tokenizer(args, name, this.say)
+    tokenizer.padding_side = "right"  # answers are counted from the first token
     model = finetuning_models.load_model(AutoModelForQuestionAnswering, args, name, config, tokenizer, this.say)
     return model, tokenizer
 
