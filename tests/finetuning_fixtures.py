@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForPreTraining, BertTokenizerFast
+from tokenizers import ByteLevelBPETokenizer
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    BertTokenizerFast,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaTokenizer,
+)
 
 WORDS = "where is it ? . , yes no good bad film the a an in of normans gave their name to normandy france"
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS.split(), *(f"w{i}" for i in range(60))]
@@ -28,6 +37,32 @@ def tiny_model(tmp_path_factory, tiny_tokenizer) -> Path:
     config = BertConfig(vocab_size=len(VOCABULARY), max_position_embeddings=128, **sizes)
     BertForPreTraining(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=["roberta", "general"])
+def tiny_roberta(request, tmp_path) -> Path:
+    """Folder of a RoBERTa as small, with its own tokenizer, or with a general one that numbers segments."""
+    folder = tmp_path / "tiny_roberta"
+    folder.mkdir()
+    pieces = ByteLevelBPETokenizer()
+    marks = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    pieces.train_from_iterator([f" {WORDS}"] * 4, vocab_size=400, special_tokens=marks, show_progress=False)
+    pieces.save_model(str(folder))
+    merges = [tuple(line.split()) for line in (folder / "merges.txt").read_text().splitlines()[1:]]
+    tokenizer = RobertaTokenizer(json.loads((folder / "vocab.json").read_text()), merges)
+    if request.param == "general":
+        names = {f"{name}_token": mark for name, mark in zip(("cls", "pad", "sep", "unk", "mask"), marks)}
+        inputs = ["input_ids", "token_type_ids", "attention_mask"]
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer.backend_tokenizer, model_input_names=inputs, **names
+        )
+        assert "token_type_ids" in tokenizer("x")
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": 130, "type_vocab_size": 1}
+    RobertaForMaskedLM(RobertaConfig(**sizes, pad_token_id=1, bos_token_id=0, eos_token_id=2)).save_pretrained(folder)
     return folder
 
 

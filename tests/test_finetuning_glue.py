@@ -70,6 +70,10 @@ def table(**columns):
         ("mrpc", ["equivalent", "not_equivalent"], [1, 0]),
         ("rte", ["not_entailment", "entailment"], [1, 0]),
         ("mnli", ["contradiction", 1], [2, 1]),
+        ("qnli", ["entailment", "not_entailment", 1], [0, 1, 1]),
+        ("wnli", ["0", "entailment"], [0, 1]),
+        ("cola", ["0", 1, "acceptable"], [0, 1, 1]),
+        ("sst2", ["1", "negative"], [1, 0]),
         ("stsb", ["3.5", 2], [3.5, 2.0]),
     ],
 )
@@ -92,14 +96,53 @@ def test_an_unknown_label_is_named_with_file_and_row(task, values):
 
 
 def test_the_task_of_other_data_is_read_off_it():
-    task = glue_tasks.infer_task(table(idx=[1, 2], body=["x", "y"], label=["b", "a"]), (), None, ())
+    task = glue_tasks.infer_task(table(idx=[1, 2], body=["x", "y"], label=["b", "a"]), (), None, None)
     assert (task.sentence1, task.sentence2, task.labels) == (("body",), (), ("a", "b"))
-    task = glue_tasks.infer_task(table(label=["10", "9"], sentence2=["x"] * 2, sentence1=["y"] * 2), (), None, ())
+    task = glue_tasks.infer_task(table(label=["10", "9"], sentence2=["x"] * 2, sentence1=["y"] * 2), (), None, None)
     assert (task.sentence1, task.sentence2, task.labels) == (("sentence1",), ("sentence2",), ("9", "10"))
-    assert glue_tasks.infer_task(table(text=["x"], grade=["0.5"]), ["text"], "grade", ()).is_regression
-    assert glue_tasks.infer_task(table(text=["x"]), (), None, ("no", "yes")).labels == ("no", "yes")
+    assert glue_tasks.infer_task(table(text=["x"], grade=["0.5"]), ["text"], "grade", None).is_regression
     with pytest.raises(BadRequest, match="no column 'label'"):
-        glue_tasks.infer_task(table(text=["x"]), (), None, ())
+        glue_tasks.infer_task(table(text=["x"]), (), None, None)
+
+
+def test_a_model_knows_the_labels_of_data_without_them():
+    assert glue_tasks.infer_task(table(text=["x"]), (), None, ("no", "yes")).labels == ("no", "yes")
+    graded = glue_tasks.infer_task(table(text=["x"], label=["3"]), (), None, ())
+    assert graded.is_regression and graded.metrics == ("pearson", "spearmanr")
+
+
+# First lines of the files as GLUE distributes them; CoLA's train and dev have none.
+GLUE_FILES = {
+    "sst2": ("sentence\tlabel", "index\tsentence"),
+    "stsb": (
+        "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore",
+        "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2",
+    ),
+    "qqp": ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "id\tquestion1\tquestion2"),
+    "mnli": (
+        "index\tpromptID\tpairID\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse"
+        "\tsentence1\tsentence2\tlabel1\tgold_label",
+        "index\tpromptID\tpairID\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse"
+        "\tsentence1\tsentence2",
+    ),
+    "qnli": ("index\tquestion\tsentence\tlabel", "index\tquestion\tsentence"),
+    "rte": ("index\tsentence1\tsentence2\tlabel", "index\tsentence1\tsentence2"),
+    "wnli": ("index\tsentence1\tsentence2\tlabel", "index\tsentence1\tsentence2"),
+}
+
+
+@pytest.mark.parametrize("task", GLUE_FILES)
+def test_the_columns_of_glue_files(task):
+    known = glue_tasks.TASKS[task]
+    for names, labelled in zip(GLUE_FILES[task], (True, False)):
+        first = {name: [name] for name in names.split("\t")}
+        label = {name: ["1" if known.is_regression else known.labels[1]] for name in known.label_columns}
+        columns = Table({**first, **{n: v for n, v in label.items() if n in first}}, "f.tsv", "")
+        assert glue_tasks.texts_of(columns, known.sentence1)[0] in ("sentence", "sentence1", "question1", "question")
+        if known.sentence2:
+            assert glue_tasks.texts_of(columns, known.sentence2)[0] in ("sentence2", "question2", "sentence")
+        numbers = glue_tasks.numbered_labels(columns, known)
+        assert numbers.tolist() == [1] if labelled else numbers is None
 
 
 def test_text_must_be_there():

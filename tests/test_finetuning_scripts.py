@@ -1,5 +1,6 @@
 """run_glue.py and run_qa.py from end to end with a tiny model: train, evaluate, predict, resume, stop, refuse."""
 
+import gzip
 import importlib
 import json
 import shutil
@@ -95,6 +96,114 @@ def test_a_fine_tuned_model_evaluates_and_predicts_alone(tiny_model, pairs, tmp_
     assert results(second)["eval_loss"] == pytest.approx(results(first)["eval_loss"], rel=1e-5)
 
 
+def test_evaluating_a_model_in_its_folder_puts_the_scores_into_its_card(tiny_model, pairs, tmp_path):
+    out = tmp_path / "mrpc"
+    assert run("run_glue", *glue_words(tiny_model, pairs, out, "--max_steps=3")) == 0
+    before = (out / "README.md").read_text()
+    assert "this run did not evaluate" in before or "train_loss" in before
+    words = [w for w in glue_words(out, pairs, out, "--do_eval") if w != "--do_train"]
+    assert run("run_glue", *words) == 0
+    after = (out / "README.md").read_text()
+    assert f"| eval_accuracy | {results(out)['eval_accuracy']:.4g} |" in after and "eval_runtime" not in after
+    for kept in ("0.001", "3 steps", f"`{tiny_model}` fine-tuned on mrpc", "train.tsv"):
+        assert kept in before and kept in after
+
+
+@pytest.mark.parametrize("script", ["run_glue", "run_qa"])
+def test_roberta_with_its_own_tokenizer_and_a_general_one(script, tiny_roberta, pairs, squad_file, tmp_path):
+    out = tmp_path / "o"
+    if script == "run_glue":
+        words = glue_words(tiny_roberta, pairs, out, "--do_eval", "--do_predict", f"--test_file={pairs / 'test.tsv'}")
+    else:
+        words = qa_words(tiny_roberta, squad_file, out, "--do_train", "--do_eval", "--max_seq_length=128")
+    assert run(script, *words, "--num_train_epochs=20", "--learning_rate=3e-3") == 0
+    assert results(out)["eval_f1"] > (0.9 if script == "run_glue" else 50)
+    assert run(script, *words, "--max_seq_length=129", f"--output_dir={tmp_path / 'p'}") == exits.BAD_REQUEST
+
+
+def glue_folder(folder, header, splits):
+    """A folder of files as GLUE distributes them: split -> rows."""
+    folder.mkdir()
+    for name, rows in splits.items():
+        lines = ["\t".join(header[: len(rows[0])]), *("\t".join(row) for row in rows)]
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def task_words(model, task, data, out, *more):
+    words = [f"--model_name_or_path={model}", f"--task_name={task}", f"--dataset_name={data}", f"--output_dir={out}"]
+    return [*words, "--learning_rate=3e-3", "--per_device_train_batch_size=8", *more]
+
+
+def test_mnli_has_two_validation_and_two_test_sets(tiny_model, tmp_path):
+    kinds = {"good": "entailment", "france": "neutral", "bad": "contradiction"}
+    header = ("index", "sentence1", "sentence2", "gold_label")
+
+    def rows(count, labelled=True):
+        found = [(str(i), f"w{i % 60} {word}", "the film", kinds[word]) for i, word in enumerate([*kinds] * count)]
+        return found if labelled else [row[:3] for row in found]
+
+    splits = {"train": rows(20), "dev_matched": rows(5), "dev_mismatched": rows(7)}
+    splits |= {"test_matched": rows(3, False), "test_mismatched": rows(4, False)}
+    data, out = glue_folder(tmp_path / "MNLI", header, splits), tmp_path / "o"
+    words = task_words(tiny_model, "mnli", data, out, "--do_train", "--do_eval", "--do_predict", "--max_seq_length=16")
+    assert run("run_glue", *words, "--num_train_epochs=25") == 0
+    found = results(out)
+    assert found["eval_accuracy"] > 0.9 and found["eval_accuracy_mm"] > 0.9
+    assert (found["eval_samples"], found["eval_samples_mm"]) == (15, 21)
+    assert (found["predict_samples"], found["predict_samples_mm"]) == (9, 12)
+    lines = {name: (out / f"predict_results_{name}.txt").read_text().splitlines() for name in ("mnli", "mnli-mm")}
+    assert (len(lines["mnli"]), len(lines["mnli-mm"])) == (10, 13)
+    assert [line.split("\t")[1] for line in lines["mnli"][1:4]] == list(kinds.values())
+    assert "eval_accuracy_mm" in (out / "README.md").read_text()
+
+
+def test_stsb_is_a_regression_also_when_evaluated_and_predicted_alone(tiny_model, tmp_path):
+    header = ("index", "sentence1", "sentence2", "score")
+    scores = {"good": "4.500", "film": "2.5", "bad": "0.5"}
+    rows = [(str(i), f"w{i % 60} {word}", "the film", scores[word]) for i, word in enumerate([*scores] * 20)]
+    data = glue_folder(tmp_path / "STS-B", header, {"train": rows, "dev": rows[:21], "test": [r[:3] for r in rows[:9]]})
+    words = task_words(tiny_model, "STS-B", data, tmp_path / "o", "--do_train", "--do_eval", "--num_train_epochs=12")
+    assert run("run_glue", *words) == 0
+    found = results(tmp_path / "o")
+    assert found["eval_pearson"] > 0.9 and found["eval_spearmanr"] > 0.8 and "eval_majority_class" not in found
+    words = task_words(tmp_path / "o", "stsb", data, tmp_path / "alone", "--do_eval", "--do_predict")
+    assert run("run_glue", *words) == 0
+    assert results(tmp_path / "alone")["eval_pearson"] == pytest.approx(found["eval_pearson"], rel=1e-5)
+    lines = (tmp_path / "alone" / "predict_results_stsb.txt").read_text().splitlines()
+    good, film, bad = (float(line.split("\t")[1]) for line in lines[1:4])
+    assert good > film > bad and len(lines) == 10
+    test = tmp_path / "own.jsonl"  # no task is named: the model says that it is a regression
+    test.write_text("".join(json.dumps({"sentence1": row[1], "sentence2": row[2]}) + "\n" for row in rows[:9]))
+    words = [f"--model_name_or_path={tmp_path / 'o'}", f"--test_file={test}", "--do_predict"]
+    assert run("run_glue", *words, f"--output_dir={tmp_path / 'own'}") == 0
+    assert (tmp_path / "own" / "predict_results_text-classification.txt").read_text().splitlines() == lines
+
+
+def test_cola_without_a_header_and_qnli_rte_wnli_columns(tiny_model, tmp_path):
+    words = "good film", "bad film"
+    data = tmp_path / "CoLA"
+    data.mkdir()
+    for name in ("train", "dev"):
+        (data / f"{name}.tsv").write_text("".join(f"gj04\t{i % 2}\t\tw{i % 60} {words[i % 2]}\n" for i in range(40)))
+    assert run("run_glue", *task_words(tiny_model, "cola", data, tmp_path / "c", "--do_train", "--do_eval")) == 0
+    assert {"eval_matthews_correlation", "eval_accuracy"} <= set(results(tmp_path / "c"))
+    assert results(tmp_path / "c")["eval_samples"] == 40  # the first line is a row
+    for task, first, second, labels in (
+        ("qnli", "question", "sentence", ("entailment", "not_entailment")),
+        ("rte", "sentence1", "sentence2", ("not_entailment", "entailment")),
+        ("wnli", "sentence1", "sentence2", ("0", "1")),
+    ):
+        rows = [(str(i), f"w{i} yes", words[i % 2], labels[i % 2]) for i in range(40)]
+        splits = {"train": rows, "dev": rows, "test": [row[:3] for row in rows[:4]]}
+        data, out = glue_folder(tmp_path / task.upper(), ("index", first, second, "label"), splits), tmp_path / task
+        steps = ["--do_train", "--do_eval", "--do_predict", "--num_train_epochs=12"]
+        assert run("run_glue", *task_words(tiny_model, task, data, out, *steps)) == 0
+        assert results(out)["eval_accuracy"] > 0.9
+        lines = (out / f"predict_results_{task}.txt").read_text().splitlines()
+        assert lines[1:] == [f"{i}\t{labels[i % 2]}" for i in range(4)]
+
+
 def test_by_length_and_padded_evaluate_the_same(tiny_model, pairs, tmp_path):
     out = tmp_path / "out"
     assert run("run_glue", *glue_words(tiny_model, pairs, out, "--do_eval", "--max_steps=8")) == 0
@@ -146,6 +255,44 @@ def test_squad_2_may_answer_nothing(tiny_model, squad_file, tmp_path):
     assert run("run_qa", *words, "--version_2_with_negative") == 0
     assert set(json.loads((tmp_path / "o" / "null_odds.json").read_text())) == {f"q{i}" for i in range(12)}
     assert {"eval_HasAns_f1", "eval_NoAns_f1", "eval_best_f1"} <= set(results(tmp_path / "o"))
+
+
+def test_the_null_threshold_decides_and_squad_predicts_alone(tiny_model, squad_file, tmp_path):
+    first, packed = tmp_path / "o", tmp_path / "squad.json.gz"
+    packed.write_bytes(gzip.compress(squad_file.read_bytes()))
+    assert run("run_qa", *qa_words(tiny_model, packed, first, "--do_train", "--max_steps=2")) == 0
+    silent = {}
+    for threshold in (-1e9, 1e9):
+        out = tmp_path / f"{threshold:g}"
+        words = qa_words(first, squad_file, out, "--do_eval", "--version_2_with_negative")
+        assert run("run_qa", *words, f"--null_score_diff_threshold={threshold}") == 0
+        silent[threshold] = [not text for text in json.loads((out / "predictions.json").read_text()).values()]
+        assert (out / "null_odds.json").exists()
+    assert all(silent[-1e9]) and not any(silent[1e9])
+    words = [f"--model_name_or_path={first}", f"--output_dir={tmp_path / 'p'}", f"--test_file={packed}"]
+    assert run("run_qa", *words, "--do_predict", "--max_seq_length=64", "--doc_stride=16") == 0
+    assert len(json.loads((tmp_path / "p" / "predict_predictions.json").read_text())) == 12
+
+
+def test_questions_that_cannot_be_used_are_counted_and_double_ids_refused(tiny_model, squad_file, tmp_path, capsys):
+    document = json.loads(squad_file.read_text())
+    paragraphs = document["data"][0]["paragraphs"]
+    paragraphs[0]["qas"][0]["answers"][0]["answer_start"] = 9999
+    paragraphs[1]["qas"][0]["answers"][0]["answer_start"] += 1
+    paragraphs[2]["qas"][0]["question"] = " "
+    paragraphs[3]["context"] = ""
+    file = tmp_path / "bad.json"
+    file.write_text(json.dumps(document))
+    words = qa_words(tiny_model, squad_file, tmp_path / "o", "--do_train", "--max_steps=1")
+    assert run("run_qa", *words, f"--train_file={file}") == 0
+    said = capsys.readouterr().out
+    assert f"{file}: 2 questions skipped, empty question or context: q2 at {file}, article 'N', paragraph 3" in said
+    assert f"{file}: 2 questions skipped, answer not at its answer_start: q0 at {file}" in said
+    assert results(tmp_path / "o")["train_samples"] < 20
+    paragraphs[5]["qas"][0]["id"] = "q4"
+    file.write_text(json.dumps(document))
+    assert run("run_qa", *words, f"--train_file={file}", f"--output_dir={tmp_path / 'p'}") == exits.BAD_REQUEST
+    assert "ids that occur more than once: q4 at" in capsys.readouterr().err
 
 
 def test_resuming_gives_the_weights_of_a_run_without_interruption(tiny_model, pairs, tmp_path):
@@ -201,6 +348,11 @@ def without_tokenizer(folder):
         (folder / name).unlink(missing_ok=True)
 
 
+def without_padding_token(folder):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": None}))
+
+
 def keeping_capitals(folder):
     backend = json.loads((folder / "tokenizer.json").read_text())
     backend["normalizer"]["lowercase"] = False
@@ -214,6 +366,7 @@ def keeping_capitals(folder):
     [
         (without_encoder, "the encoder did not load"),
         (without_tokenizer, "model without a tokenizer"),
+        (without_padding_token, "has no padding token"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model"),
         (lambda folder: (folder / "config.json").unlink(), "neither a model"),
     ],
@@ -238,6 +391,7 @@ def test_capitals_that_the_vocabulary_does_not_have(tiny_model, tmp_path, capsys
     ("words", "said"),
     [
         (["--max_seq_length=129"], "128 positions: at most 128"),
+        (["--max_seq_length=0"], "--max_seq_length 0: must be at least 1"),
         (["--task_name=mrcp"], "the tasks are"),
         (["--model_name_or_path=/no/model"], "no such folder"),
         (["--model_name_or_path=no/model"], "error: model no/model: "),
@@ -359,9 +513,11 @@ def test_two_ranks_are_one_run(script, tiny_model, pairs, squad_file, tmp_path, 
         assert len(json.loads((out / "predictions.json").read_text())) == 12
     alone = tmp_path / "alone"
     more = ["--do_eval", f"--output_dir={alone}", f"--model_name_or_path={out}", f"--cache_dir={tmp_path / 'cache'}"]
-    assert run(script, *[word for word in words if word not in ("--do_train", "--do_predict")], *more) == 0
+    assert run(script, *[word for word in words if word != "--do_train"], *more) == 0
     for name in ("eval_accuracy", "eval_exact_match", "eval_f1"):
         assert results(alone).get(name) == results(out).get(name)
+    predictions = "predict_results_mrpc.txt" if script == "run_glue" else "predictions.json"
+    assert (alone / predictions).read_text() == (out / predictions).read_text()
 
 
 @pytest.mark.mpi

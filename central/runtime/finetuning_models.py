@@ -19,6 +19,8 @@ HUB_MODELS = {
     "small": "google/bert_uncased_L-4_H-512_A-8",
     "medium": "google/bert_uncased_L-8_H-512_A-8",
 }
+# Model types that number positions from their padding id on, and so have fewer than the table has rows.
+POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer")
 UNKNOWN_SHARE = 0.1  # more [UNK] than this in ordinary text: tokenizer and vocabulary do not belong together
 
 
@@ -55,6 +57,8 @@ def load_tokenizer(args: ModelArguments, name: str, say: Callable[[str], None]) 
         raise BadRequest(f"tokenizer of {source}: {_first_line(error)}: {remedy}") from None
     if not tokenizer.is_fast:
         raise BadRequest(f"tokenizer of {source}: has no fast version, which the scripts need: {remedy}")
+    if tokenizer.pad_token_id is None:
+        raise BadRequest(f"tokenizer of {source}: has no padding token, which batches need: {remedy}")
     if is_uncased(tokenizer):
         say("the tokenizer is uncased: it does not tell capitals from small letters")
     return tokenizer
@@ -75,10 +79,7 @@ def load_config(args: ModelArguments, name: str, max_seq_length: int = 0, **chan
         ) from None
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None:
-        # RoBERTa numbers positions from its padding id on, and so has fewer than the table has rows
-        usable = positions - (
-            config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-        )
+        usable = positions - (config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0)
         if max_seq_length > usable:
             raise BadRequest(f"--max_seq_length {max_seq_length}: {source} has {usable} positions: at most {usable}")
     return config
@@ -114,6 +115,8 @@ def load_model(
         raise BadRequest(
             f"the tokenizer has {len(tokenizer)} tokens, model {name} {config.vocab_size}: they do not belong together"
         )
+    if getattr(config, "type_vocab_size", 2) < 2:  # RoBERTa, perhaps saved with a tokenizer that numbers segments
+        tokenizer.model_input_names = [each for each in tokenizer.model_input_names if each != "token_type_ids"]
     return model
 
 

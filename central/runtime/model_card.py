@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -11,26 +12,32 @@ from central.runtime.finetuning_data import Table
 from central.runtime.finetuning_run import Run
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate")
-SCORES = {"epoch", "eval_loss", "train_loss", "eval_samples", "train_samples"}
+SCORES = re.compile(
+    r"epoch|train_(loss|samples|samples_per_second)|eval_(?!.*(_per_second|runtime|_time|_flos)(_mm)?$).*"
+)
 
 
 def write_model_card(run: Run, task: str, tables: dict[str, Table], model, metrics: dict[str, float]) -> None:
-    """Write README.md beside the model; the scores of an earlier run there are kept where this one has none."""
-    stored = run.output_dir / "all_results.json"
+    """Write README.md beside the model; a run that only evaluates puts its scores into the card that is there."""
+    file, stored = run.output_dir / "README.md", run.output_dir / "all_results.json"
     metrics = {**(json.loads(stored.read_text()) if stored.exists() else {}), **metrics}
-    (run.output_dir / "README.md").write_text(model_card(run, task, tables, model, metrics))
+    if run.request.training.do_train or not file.exists():
+        text = model_card(run, task, tables, model, metrics)
+    else:
+        card = file.read_text(encoding="utf-8")
+        text = re.sub(r"(?s)## Scores\n.*?(?=\n\n## )", lambda _: _scores(metrics), card)
+    file.write_text(text, encoding="utf-8")
 
 
 def model_card(run: Run, task: str, tables: dict[str, Table], model, metrics: dict[str, float]) -> str:
     """The text of the card."""
     base = run.request.model.model_name_or_path
     name = run.output_dir.resolve().name
-    scores = {key: value for key, value in metrics.items() if _is_score(key)}
     sections = [
         _front_matter(base, task, tables),
         f"# {name}",
         f"`{base}` fine-tuned on {task}: {type(model).__name__}, {model.num_parameters():,} parameters.",
-        "## Scores\n\n" + _table(("metric", "value"), scores or {"none": "this run did not evaluate"}),
+        _scores(metrics),
         "## Data\n\n" + _data_table(tables),
         "## Hyper-parameters\n\n" + _table(("setting", "value"), _settings(run)),
         "## Hardware and versions\n\n" + _table(("what", "version"), _environment(run)),
@@ -38,19 +45,16 @@ def model_card(run: Run, task: str, tables: dict[str, Table], model, metrics: di
     return "\n\n".join(sections) + "\n"
 
 
-def _is_score(key: str) -> bool:
-    speed = key.endswith(("_per_second", "_runtime", "_time", "_flos"))
-    return (
-        key in SCORES
-        or (key.startswith(("eval_", "train_samples_per")) and not speed)
-        or key == "train_samples_per_second"
-    )
+def _scores(metrics: dict[str, float]) -> str:
+    """The section of the scores."""
+    scores = {key: value for key, value in metrics.items() if SCORES.fullmatch(key)}
+    return "## Scores\n\n" + _table(("metric", "value"), scores or {"none": "this run did not evaluate"})
 
 
 def _front_matter(base: str, task: str, tables: dict[str, Table]) -> str:
     pipeline = "question-answering" if task.startswith("squad") else "text-classification"
     lines = ["---", "library_name: transformers", f"pipeline_tag: {pipeline}", f"base_model: {json.dumps(base)}"]
-    return "\n".join([*lines, "language: en", f"tags: [{pipeline}, {task}]", "---"])
+    return "\n".join([*lines, f"tags: [{', '.join(dict.fromkeys((pipeline, task)))}]", "---"])
 
 
 def _table(heads: tuple[str, str], rows: dict) -> str:

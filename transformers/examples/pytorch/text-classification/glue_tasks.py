@@ -126,12 +126,13 @@ TASKS = {
 
 
 def infer_task(
-    table: Table, text_columns: Sequence[str], label_column: str | None, known_labels: Sequence[str]
+    table: Table, text_columns: Sequence[str], label_column: str | None, known_labels: Sequence[str] | None
 ) -> Task:
     """The task of a table that belongs to none of GLUE's.
 
     Text is in the columns named, else sentence1 and sentence2, else the first one or two that are no label. The labels
-    are `known_labels`, else those of the table; numbers that are not all whole make a regression.
+    are `known_labels`, of which a regression has none; for None they are those of the table, where numbers that are
+    not all whole make a regression.
     """
     label_column = label_column or "label"
     names = [name for name in table.columns if name not in (label_column, "idx", "id", "index")]
@@ -140,17 +141,19 @@ def infer_task(
     if not text:
         raise BadRequest(f"{table.source}: no text column among {', '.join(table.columns)}: --text_column_names")
     values = [str(value) for value in table.columns.get(label_column, ()) if value is not None]
-    if not known_labels and not values:
+    if known_labels is None and not values:
         raise BadRequest(
             f"{table.source}: no column {label_column!r} among {', '.join(table.columns)}: --label_column_name"
         )
-    is_regression = not known_labels and _are_numbers(values) and not all(float(value).is_integer() for value in values)
+    if known_labels is None:
+        is_regression = _are_numbers(values) and not all(float(value).is_integer() for value in values)
+        known_labels = () if is_regression else _sorted_labels(values)
     return Task(
         sentence1=(text[0],),
         sentence2=tuple(text[1:2]),
-        labels=() if is_regression else tuple(known_labels) or _sorted_labels(values),
+        labels=tuple(known_labels),
         label_columns=(label_column,),
-        metrics=("pearson", "spearmanr") if is_regression else ("accuracy", "macro_f1"),
+        metrics=("accuracy", "macro_f1") if known_labels else ("pearson", "spearmanr"),
         server_uses_names=True,
     )
 

@@ -74,7 +74,7 @@ def load_data(this: Run, model_name: str) -> Data:
     task = TASKS.get(data.task_name)
     header = task.header if task else None
     tables = load_splits(
-        files={"train": data.train_file, "validation": data.validation_file, "test": data.test_file},
+        files=data.files,
         dataset_name=data.dataset_name,
         config_name=data.dataset_config_name,
         wanted=[
@@ -86,16 +86,15 @@ def load_data(this: Run, model_name: str) -> Data:
         headers={"train": header, "validation": header},
         skip_broken_rows=bool(task and task.skip_broken_rows),
     )
-    limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_predict_samples}
-    tables = {split: table.head(limits[split.split("_")[0]]) for split, table in tables.items()}
+    tables = {split: table.head(data.limits[split.removesuffix("_mismatched")]) for split, table in tables.items()}
     for table in tables.values():
         if table.skipped:
             this.say(f"{table.source}: {table.skipped} broken rows skipped")
-    known = () if training.do_train else _labels_of_model(this, model_name)
+    known = None if training.do_train else _labels_of_model(this, model_name)
     if task is None:
         columns = data.text_column_names.split(",") if data.text_column_names else ()
         task = glue_tasks.infer_task(next(iter(tables.values())), columns, data.label_column_name, known)
-    elif set(known) == set(task.labels):
+    elif known and set(known) == set(task.labels):
         task = replace(task, labels=known)  # a model trained elsewhere may number them in another order
     labels = {split: glue_tasks.numbered_labels(table, task) for split, table in tables.items()}
     missing = [tables[split].source for split in labels if labels[split] is None and not split.startswith("test")]
@@ -104,11 +103,13 @@ def load_data(this: Run, model_name: str) -> Data:
     return Data(data.task_name or "text-classification", task, tables, labels)
 
 
-def _labels_of_model(this: Run, name: str) -> tuple[str, ...]:
-    """Label names in the order of a fine-tuned model's outputs; none where they are only numbered."""
+def _labels_of_model(this: Run, name: str) -> tuple[str, ...] | None:
+    """Label names in the order of a fine-tuned model's outputs, of a regression none; None where it names no labels."""
     config = finetuning_models.load_config(this.request.model, name)
+    if config.problem_type == "regression":
+        return ()
     names = tuple(str(config.id2label[i]) for i in range(config.num_labels))
-    return () if names == tuple(f"LABEL_{i}" for i in range(len(names))) else names
+    return None if names == tuple(f"LABEL_{i}" for i in range(len(names))) else names
 
 
 def build_model(this: Run, data: Data, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -150,14 +151,11 @@ def tokenise(this: Run, data: Data, split: str, tokenizer: PreTrainedTokenizerBa
 
 
 def evaluate(this: Run, data: Data, trainer: FineTuningTrainer, features: dict[str, Features]) -> dict[str, float]:
-    """Scores of the validation split; MNLI's second one gets the ending `_mm`."""
+    """Scores of the validation split, and of MNLI's second one."""
     metrics = {}
     for split in ("validation", "validation_mismatched"):
         if split in features:
-            found = trainer.evaluate(features[split])
-            ending = "_mm" if split.endswith("mismatched") else ""
-            metrics |= {f"{name}{ending}": value for name, value in found.items()}
-            metrics[f"eval_samples{ending}"] = len(features[split])
+            metrics |= _named({**trainer.evaluate(features[split]), "eval_samples": len(features[split])}, split)
     finetuning_run.report(trainer, "eval", metrics)
     if "eval_majority_class" in metrics and metrics["eval_accuracy"] == metrics["eval_majority_class"]:
         this.say(
@@ -170,14 +168,21 @@ def evaluate(this: Run, data: Data, trainer: FineTuningTrainer, features: dict[s
 
 def predict(this: Run, data: Data, trainer: FineTuningTrainer, features: dict[str, Features]) -> None:
     """Write `predict_results_<task>.txt` in the format of the GLUE server."""
+    metrics = {}
     for split in ("test", "test_mismatched"):
         if split in features:
             output = trainer.predict(features[split], metric_key_prefix="predict")
+            metrics |= _named({**output.metrics, "predict_samples": len(features[split])}, split)
             name = f"{data.name}-mm" if split.endswith("mismatched") else data.name
-            finetuning_run.report(trainer, "predict", {**output.metrics, "predict_samples": len(features[split])})
             lines = glue_tasks.server_lines(data.task, output.predictions)
             if trainer.is_world_process_zero():
                 (this.output_dir / f"predict_results_{name}.txt").write_text("\n".join(lines) + "\n")
+    finetuning_run.report(trainer, "predict", metrics)
+
+
+def _named(metrics: dict[str, float], split: str) -> dict[str, float]:
+    """The metrics of a split; those of MNLI's mismatched ones end in `_mm`."""
+    return {f"{name}_mm": value for name, value in metrics.items()} if split.endswith("mismatched") else metrics
 
 
 def main(argv: list[str]) -> int:
