@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from central.runtime.exits import BadRequest
-from pretraining.data.sentences import ABBREVIATIONS, sentence_splitter
+from pretraining.data.sentences import ABBREVIATIONS, language_note, sentence_splitter
 
 CASES = {
     "en": [
@@ -18,7 +18,7 @@ CASES = {
         ["The site example.com is down.", "1984 was a year."],
     ],
     "de": [["Das ist z.B. gut.", "Es kostet ca. 5 Euro."], ["Am 5. Mai kam er."]],
-    "zh": [["今天下雨。", "明天晴！", "好吗？"]],
+    "zh": [["今天下雨。", "明天晴！", "好吗？"], ["他说：「好。」"], ["真的吗？？", "是。。。"]],
     "hi": [["यह एक वाक्य है।", "यह दूसरा है।"]],
     "ar": [["ما هذا؟", "هذا كتاب."]],
     "xx": [["Unknown language.", "Two sentences."]],
@@ -29,6 +29,17 @@ CASES = {
 def test_cases(language, sentences):
     between = "" if language == "zh" else " "
     assert sentence_splitter("rules", language)(between.join(sentences)).split("\n") == sentences
+
+
+def test_a_language_without_abbreviations_is_said():
+    assert language_note("rules", "de") is None and language_note("line", "xx") is None
+    assert "--language xx: no abbreviations known for it (known: en, de, " in language_note("rules", "xx")
+
+
+def test_marks_without_end_take_no_time():
+    for mark in (".", "!", "。", ". . "):
+        text = mark * (1 << 19)
+        assert "".join(sentence_splitter("rules", "en")(text).split()) == "".join(text.split())
 
 
 def test_lines_stay_apart_and_blank_lines_stay():

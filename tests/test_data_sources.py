@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -58,11 +59,11 @@ def test_jsonl(tmp_path, suffix, pack):
 
 def test_damaged_json_lines_are_named_and_left_out(tmp_path):
     (tmp_path / "a.jsonl").write_text(
-        '{"text": "one."}\n{"text": \n\n{"other": 1}\n{"text": 5}\n[1]\n{"text": "two."}\n'
+        '{"text": "one."}\n{"text": \n\n{"other": 1}\n{"text": 5}\n[1]\n{"text": "two."}\n' + "[" * 100_000 + "\n"
     )
     found, notes = read([tmp_path])
     assert found == [["one."], ["two."]]
-    assert [note.split(": ")[0].rpartition(":")[2] for note in notes] == ["2", "4", "5", "6"]
+    assert [note.split(": ")[0].rpartition(":")[2] for note in notes] == ["2", "4", "5", "6", "8"]
 
 
 def test_a_hub_dataset_from_a_local_folder(tmp_path):
@@ -84,11 +85,35 @@ def test_bytes_that_are_not_utf8(tmp_path):
     assert len(notes) == 1 and "a.txt:2: not UTF-8" in notes[0] and "2 bytes" in notes[0]
 
 
-def test_utf16_is_named(tmp_path):
-    (tmp_path / "a.txt").write_bytes("one.".encode("utf-16"))
+@pytest.mark.parametrize(
+    "data",
+    [
+        "one two.".encode("utf-16"),
+        "one two.".encode("utf-16-le"),
+        "раз два три.".encode("koi8-r"),
+        random.Random(0).randbytes(5000),
+        gzip.compress(b"text " * 100, mtime=0),
+    ],
+    ids=["utf-16", "utf-16 without mark", "koi8-r", "noise", "gzip under another name"],
+)
+def test_what_is_no_utf8_text_is_left_out_whole(tmp_path, data):
+    (tmp_path / "a.txt").write_bytes(data)
     (tmp_path / "b.txt").write_text("two.")
     found, notes = read([tmp_path])
-    assert found == [["two."]] and "a.txt:1: UTF-16" in notes[0]
+    assert found == [["two."]]
+    assert len(notes) == 1 and "a.txt:1: " in notes[0] and "no UTF-8 text; all left out" in notes[0]
+
+
+def test_notes_stay_few_whatever_the_damage(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n' * 50_000)
+    _, notes = read([tmp_path])
+    assert len(notes) == documents.MOST_NOTES + 1
+    assert f"{50_000 - documents.MOST_NOTES} more like these, the last: " in notes[-1] and ":50000: " in notes[-1]
+
+
+def test_half_a_character_spelled_in_json(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one \\ud83d. \\ud83d\\ude00 two."}\n')
+    assert read([tmp_path]) == ([["one . \U0001f600 two."]], [])
 
 
 @pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress)])
@@ -109,6 +134,22 @@ def test_html_in_the_text(tmp_path):
     assert [line.split() for line in found[0]] == [["plain."], ["one", "&", "two", "."]]
     assert found[1] == ["3 < 4 and <unk> stay."]
     assert "a.txt:2: HTML in the text" in notes[0] and "4 tags" in notes[0]
+
+
+def test_html_that_is_never_shown(tmp_path):
+    hidden = '<script type="x">var a = 1 < 2;\nb();</script><style>p {color: red}</style><!-- a\nremark -->'
+    (tmp_path / "a.txt").write_text(f"one.{hidden}\ntwo.\n")
+    (tmp_path / "b.txt").write_text("<script> is a tag, <!-- begins a remark.\n" * 3)
+    found, notes = read([tmp_path])
+    lines = [[" ".join(line.split()) for line in document] for document in found]
+    assert lines == [["one.", "two."], ["is a tag, <!-- begins a remark."] * 3]
+    assert "a.txt:1: HTML in the text" in notes[0] and "3 tags" in notes[0]
+
+
+def test_html_left_open_everywhere_is_no_slower(tmp_path):
+    (tmp_path / "a.txt").write_text("<script>a<!--b " * 100_000)
+    found, _ = read([tmp_path])
+    assert sum(line.count("b") for line in found[0]) == 100_000
 
 
 def test_a_very_long_line_is_cut_and_named(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pretraining.data import wikidump
 from pretraining.data.documents import TextSettings, canonical_text
-from pretraining.data.sources import DUMP, Piece, batches, find_sources
+from pretraining.data.sources import DUMP, Batch, Piece, batches, find_sources
 from pretraining.data.wikidump import articles, plain_text
 
 HEAD = '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">\n<siteinfo></siteinfo>\n'
@@ -46,6 +46,7 @@ def read(xml: str) -> tuple[list[str], list[str]]:
         ("<math>x^2</math>Name ({{lang|x}}; 1900) was.", "Name (1900) was."),
         ("Name ({{lang|x}}, {{y}}) was.__NOTOC__", "Name was."),
         ("<div class=x>kept <b>text</b></div><gallery>\nA.jpg\n</gallery>", "kept text"),
+        ("<ref>never closed. Text <ref name=x>closed</ref>goes on.", "<ref>never closed. Text goes on."),
         ("", ""),
         ("{{only}}", ""),
     ],
@@ -161,6 +162,25 @@ def test_fuzzed_dumps_never_stop_the_run(seed):
     assert all(note.startswith("d.xml:") for note in notes)
 
 
+@pytest.mark.parametrize(
+    "markup", ["{{{a|", "{{a|", "[http://a ", "[[a|", "<a b=", "{|\na\n", "<div>", "<ref>a", "<!--a"]
+)
+def test_brackets_that_nothing_closes_cost_their_page(markup):
+    """The parser would take hours over some of these."""
+    found, notes = read(HEAD + page("One.") + page(markup * 20_000) + page("Two."))
+    assert found == ["One.", "Two."] and len(notes) == 1
+    assert notes[0].startswith("d.xml:11: ") and notes[0].endswith(" that nothing closes; page left out")
+
+
+def test_breaks_need_no_closing():
+    assert plain_text("line<br>" * 3000) == " ".join(["line"] * 3000)
+
+
 def test_deep_markup_does_not_overflow():
-    assert isinstance(plain_text("{{a" * 3000 + "}}" * 3000 + "[[" * 2000 + "text"), str)
-    assert isinstance(plain_text("<div>" * 5000 + "text"), str)
+    found, notes = read(HEAD + page("{{a" * 3000 + "}}" * 3000 + "\nTwo.") + page("<i>" * 3000 + "x" + "</i>" * 3000))
+    assert "Two." in found and len(found) + len(notes) == 2
+
+
+def test_half_a_character_spelled_in_a_dump():
+    piece = Piece("d.xml", DUMP, 1, (HEAD + page("half a character: &#xD83D;.")).encode())
+    assert canonical_text(Batch(0, (piece,), 0), TextSettings()).text == "half a character: .\n\n"

@@ -13,10 +13,14 @@ from pretraining.data.sentences import sentence_splitter
 from pretraining.data.sources import BOOK, DUMP, JSONL, TEXT, Batch, Piece
 
 LONGEST_LINE = 1 << 20  # characters; a longer one is cut at white space into several sentences
-_TAG = re.compile(
-    r"</?(?:a|abbr|b|big|blockquote|body|br|center|cite|code|dd|div|dl|dt|em|font|h[1-6]|head|hr|html|i|img|li|link|meta|ol|p|pre"
+MOST_NOTES = 20  # of a batch: one a line of a huge file would fill memory, and nobody reads them
+FOREIGN_SHARE = 0.2  # of bytes that are no UTF-8 text, from which what is left of a piece is no text either
+# A comment, a script or style sheet with its content, a tag. What is left open stops at the next of its kind: cheap.
+_HTML = re.compile(
+    r"<!--(?:(?!<!--|-->).)*-->|<(script|style)\b[^<>]*>(?:(?!</?\1\b).)*</\1\s*>"
+    r"|</?(?:a|abbr|b|big|blockquote|body|br|center|cite|code|dd|div|dl|dt|em|font|h[1-6]|head|hr|html|i|img|li|link|meta|ol|p|pre"
     r"|script|section|small|span|strong|style|sub|sup|table|tbody|td|th|thead|title|tr|tt|u|ul)(?:\s[^<>]{0,500})?/?>",
-    re.IGNORECASE,
+    re.IGNORECASE | re.DOTALL,
 )
 _PARAGRAPH = re.compile(r"\n\s*\n")
 
@@ -46,22 +50,36 @@ def canonical_text(batch: Batch, settings: TextSettings) -> Canonical:
         notes += piece.notes
         paragraphs = _READERS[piece.kind](piece, settings, notes)
         texts.append(split_sentences(_short_lines(paragraphs, piece, notes)).strip("\n"))
-    return Canonical("\n\n".join(text for text in texts if text) + "\n\n", tuple(notes))
+    text = "\n\n".join(text for text in texts if text) + "\n\n"
+    # JSON and XML can spell half of a character (a lone surrogate), which no file can hold.
+    return Canonical(text.encode("utf-8", "ignore").decode("utf-8"), _first_few(notes))
+
+
+def _first_few(notes: list[str]) -> tuple[str, ...]:
+    if len(notes) <= MOST_NOTES:
+        return tuple(notes)
+    return (*notes[:MOST_NOTES], f"{len(notes) - MOST_NOTES} more like these, the last: {notes[-1]}")
 
 
 def _decode(piece: Piece, notes: list[str]) -> str:
-    """UTF-8, without what is not."""
+    """UTF-8, without what is not; nothing of a piece in another encoding, or of a file that is no text."""
     data = piece.data
-    if piece.first_line == 1 and data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        notes.append(f"{piece.source}:1: UTF-16, not UTF-8; left out (iconv -f utf-16 -t utf-8 converts it)")
-        return ""
+    foreign = data.count(0)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = piece.first_line + data.count(b"\n", 0, error.start)
         text = data.decode("utf-8", "ignore")
         lost = len(data) - len(text.encode("utf-8"))
-        notes.append(f"{piece.source}:{line}: not UTF-8 ({error.reason}); {lost} bytes from here on left out")
+        foreign += lost
+        if foreign <= FOREIGN_SHARE * len(data):
+            notes.append(f"{piece.source}:{line}: not UTF-8 ({error.reason}); {lost} bytes from here on left out")
+    if foreign > FOREIGN_SHARE * len(data):
+        notes.append(
+            f"{piece.source}:{piece.first_line}: {foreign / len(data):.0%} of {len(data)} bytes are no UTF-8 text;"
+            " all left out (another encoding? `iconv -t utf-8` converts it)"
+        )
+        return ""
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -91,7 +109,7 @@ def _json_texts(piece: Piece, settings: TextSettings, notes: list[str]) -> Itera
             continue
         try:
             text = json.loads(line)[settings.text_column]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             notes.append(
                 f'{piece.source}:{number}: not a JSON object with "{settings.text_column}" ({error!r}); line left out'
             )
@@ -103,13 +121,13 @@ def _json_texts(piece: Piece, settings: TextSettings, notes: list[str]) -> Itera
 
 
 def _without_tags(text: str, piece: Piece, notes: list[str]) -> str:
-    """Text without HTML tags, should it have any; angle brackets that are no HTML tag stay."""
-    first = _TAG.search(text) if "<" in text else None
+    """Text without HTML, should it have any; angle brackets that are no HTML tag stay."""
+    first = _HTML.search(text) if "<" in text else None
     if first is None:
         return text
     line = piece.first_line + text.count("\n", 0, first.start())
-    cleaned, count = _TAG.subn(" ", text)
-    notes.append(f"{piece.source}:{line}: HTML in the text, from {first[0]!r} on; {count} tags left out")
+    cleaned, count = _HTML.subn(" ", text)
+    notes.append(f"{piece.source}:{line}: HTML in the text, from {first[0][:80]!r} on; {count} tags left out")
     return html.unescape(cleaned)
 
 

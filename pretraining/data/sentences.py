@@ -27,13 +27,19 @@ ABBREVIATIONS = {
 ORDINAL_LANGUAGES = ("cs", "da", "de", "fi", "hu", "nb", "no", "sk", "sl", "tr")  # "am 5. Mai"
 
 # The end of a sentence: marks with what closes a quotation, then white space (not needed after full-width marks).
-_BOUNDARY = re.compile(r"""(?:[.!?…؟۔।]+["'”’»)\]]*[ \t]+(?=\S)|[。！？｡]+["'”’»」』）)]*[ \t]*(?=\S))""")
+# It is looked for at the first of several marks only, and marks stay together: a million periods must not take hours.
+_BOUNDARY = re.compile(
+    r"""(?<![.!?…؟۔।])[.!?…؟۔।]++["'”’»)\]]*+[ \t]++(?=\S)|(?<![。！？｡])[。！？｡]++["'”’»」』）)]*+[ \t]*+(?=\S)"""
+)
 _LAST_WORD = re.compile(r"""[^\s("'“‘«\[]*$""")
 _OPENING = "\"'“‘«([¿¡-–— "
 
 
 def sentence_splitter(name: str, language: str) -> Callable[[str], str]:
-    """A function that puts each sentence of a text on a line of its own and leaves blank lines alone."""
+    """A function that puts each sentence of a text on a line of its own and leaves blank lines alone.
+
+    BadRequest where pysbd is not installed or does not know the language; the rules serve any, see `language_note`.
+    """
     if name == "line":
         return lambda text: text
     if name == "rules":
@@ -42,6 +48,14 @@ def sentence_splitter(name: str, language: str) -> Callable[[str], str]:
     if name == "pysbd":
         return _pysbd(language)
     raise BadRequest(f"--sentences {name}: one of {', '.join(SPLITTERS)}")
+
+
+def language_note(name: str, language: str) -> str | None:
+    """What a user should know of a language whose abbreviations are not known."""
+    if name != "rules" or language in ABBREVIATIONS:
+        return None
+    known = ", ".join(ABBREVIATIONS)
+    return f"--language {language}: no abbreviations known for it (known: {known}); each is taken for a sentence's end"
 
 
 def _split_by_rules(text: str, abbreviations: frozenset[str], ordinals: bool) -> str:

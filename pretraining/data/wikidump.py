@@ -13,10 +13,15 @@ from mwparserfromhell import nodes
 
 from pretraining.data.sources import Piece
 
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-_REFERENCE = re.compile(r"<ref\b[^<>]*?/>|<ref\b[^<>]*>.*?</ref\s*>", re.DOTALL | re.IGNORECASE)
+# A comment or reference ends at its mark; a search for one left open stops at the next: pages are strangers' text.
+_COMMENT = re.compile(r"<!--(?:(?!<!--|-->).)*-->", re.DOTALL)
+_REFERENCE = re.compile(r"<ref\b[^<>]*?/>|<ref\b[^<>]*>(?:(?!</?ref\b).)*</ref\s*>", re.DOTALL | re.IGNORECASE)
 _INNERMOST_TEMPLATE = re.compile(r"\{\{[^{}]*\}\}")
 DEEPEST_TEMPLATE = 40
+MOST_UNCLOSED = (
+    1000  # brackets of a kind, or tags; the parser's time grows with their square, and such a page is damaged
+)
+_OPENING_TAG = re.compile(r"<(?!br\b|hr\b)[a-z][^<>]*(?<!/)>", re.IGNORECASE)
 # Elements whose content is no text of the article.
 _DROPPED_TAGS = frozenset(
     "table ref references gallery math chem ce timeline imagemap score source syntaxhighlight graph hiero templatedata"
@@ -63,18 +68,27 @@ def articles(piece: Piece, notes: list[str]) -> Iterator[str]:
             or text.lstrip()[:9].upper() == "#REDIRECT"
         ):
             continue
-        plain = plain_text(text)
+        try:
+            plain = plain_text(text)
+        except ValueError as error:
+            notes.append(f"{piece.source}:{at}: {error}; page left out")
+            continue
         if plain:
             yield plain
 
 
 def plain_text(wikitext: str) -> str:
-    """The paragraphs of an article, one a line."""
+    """The paragraphs of an article, one a line; ValueError when its markup cannot be parsed."""
+    markup = _cut(wikitext)
+    unclosed = {f"brackets {a}": markup.count(a) - markup.count(b) for a, b in ("{}", "[]", "<>")}
+    unclosed["tags"] = len(_OPENING_TAG.findall(markup)) - markup.count("</")
+    what, count = max(unclosed.items(), key=lambda item: item[1])
+    if count > MOST_UNCLOSED:
+        raise ValueError(f"{count} {what} that nothing closes")
     try:
-        code = mwparserfromhell.parse(_cut(wikitext), skip_style_tags=True)
-        text = _text_of(code)
-    except (mwparserfromhell.parser.ParserError, RecursionError):  # markup too deep: what is left is no sentence
-        return ""
+        text = _text_of(mwparserfromhell.parse(markup, skip_style_tags=True))
+    except (mwparserfromhell.parser.ParserError, RecursionError) as error:
+        raise ValueError(f"markup too deep ({type(error).__name__})") from error
     paragraphs = (_tidy(line) for line in text.split("\n") if not line.startswith(_NO_SENTENCE))
     return "\n".join(paragraph for paragraph in paragraphs if any(map(str.isalpha, paragraph)))
 
