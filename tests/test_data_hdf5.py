@@ -1,5 +1,6 @@
 """Chunks made by hand: any reader gets back what was written, and a failure leaves nothing under a final name."""
 
+import os
 import subprocess
 import sys
 import zlib
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pretraining.data.hdf5 import deflate_planes, rows_per_chunk, write_rows, write_synced
+from pretraining.data.hdf5 import deflate_planes, rows_per_chunk, whole_or_absent, write_rows, write_synced
 
 ARRAYS = st.sampled_from([np.int32, np.int8, np.uint16]).flatmap(
     lambda kind: hnp.arrays(kind, hnp.array_shapes(min_dims=1, max_dims=2, max_side=40))
@@ -71,6 +72,20 @@ def test_small_files_are_whole_or_absent(tmp_path):
     assert (tmp_path / "x").read_bytes() == b"data" and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(OSError):
         write_synced(tmp_path / "none" / "x", b"data")
+
+
+def test_a_worker_of_a_killed_run_does_no_harm(tmp_path, monkeypatch):
+    """It may finish a file that the next run is already writing again."""
+    path = tmp_path / "x"
+    late = whole_or_absent(path)
+    late.__enter__().write_text("whole")
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with whole_or_absent(path) as unfinished:
+        unfinished.write_text("who")
+        late.__exit__(None, None, None)
+        assert path.read_text() == "whole"
+        unfinished.write_text("whole")
+    assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
 
 
 def test_noise_is_no_larger_than_its_entropy(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from central.runtime.exits import BadRequest
+from pretraining.data import pack
 from pretraining.data.pack import metadata_file, pack_folder
 from pretraining.data.verify import verify_file
 from pretraining.data.workers import Workers
@@ -163,6 +164,31 @@ def test_the_step_packs_a_folder(tmp_path):
     assert (tmp_path / "packed" / "vocab.txt").exists()
 
 
+def test_a_file_larger_than_the_memory_is_packed_in_pieces(tmp_path, monkeypatch):
+    source = write_folder(tmp_path / "plain", files=1)
+    monkeypatch.setattr(pack, "WINDOW_POSITIONS", 50 * 128)
+    monkeypatch.setattr(pack, "rows_per_chunk", lambda seq_len: 7)
+    pack_folder(source, tmp_path / "packed", 1, ALONE)
+    with h5py.File(tmp_path / "packed" / "c_training_0.hdf5") as file:
+        packed = {name: file[name][:] for name in file}
+        assert file["input_ids"].chunks[0] == 7
+    found = [unpack(packed, row) for row in range(len(packed["input_ids"]))]
+    rows = sequences(120, 128)
+    expected = [plain(rows, row) for row in range(120)]
+    assert sorted(sequence for members in found for sequence in members) == sorted(expected)
+    place = {json.dumps(sequence): number for number, sequence in enumerate(expected)}
+    windows = [{place[json.dumps(sequence)] // 50 for sequence in members} for members in found]
+    assert all(len(window) == 1 for window in windows) and set.union(*windows) == {0, 1, 2}
+
+
+def test_a_disk_too_small_is_refused_before_packing(tmp_path, monkeypatch):
+    source = write_folder(tmp_path / "plain", files=1)
+    monkeypatch.setattr(pack, "BYTES_PER_POSITION", 1e12)
+    with pytest.raises(BadRequest, match="packed files need about"):
+        pack_folder(source, tmp_path / "packed", 1, ALONE)
+    assert not list((tmp_path / "packed").iterdir()) and not (tmp_path / "packed_metadata.json").exists()
+
+
 def test_same_bytes_again_and_nothing_redone(tmp_path):
     source = write_folder(tmp_path / "plain", files=1)
     for name in ("one", "two"):
@@ -185,7 +211,20 @@ def test_what_cannot_be_packed(tmp_path):
     pack_folder(source, tmp_path / "packed", 1, ALONE)
     with pytest.raises(BadRequest, match="packed already"):
         pack_folder(tmp_path / "packed", tmp_path / "again", 1, ALONE)
-    (source / "c_training_0.hdf5").write_bytes(b"no HDF5")
+    damaged = source / "c_training_0.hdf5"
+    with h5py.File(damaged) as file:
+        name, rows = "segment_ids", file["segment_ids"][:]
+    with h5py.File(damaged, "a") as file:
+        del file[name]
+        at = (
+            file.create_dataset(name, data=rows, chunks=rows.shape, compression="gzip").id.get_chunk_info(0).byte_offset
+        )
+    data = bytearray(damaged.read_bytes())
+    data[at + 10 : at + 90] = bytes(80)
+    damaged.write_bytes(data)
+    with pytest.raises(BadRequest, match="c_training_0.hdf5: damaged"):
+        pack_folder(source, tmp_path / "other", 1, ALONE)
+    damaged.write_bytes(b"no HDF5")
     with pytest.raises(BadRequest, match="c_training_0.hdf5: damaged"):
         pack_folder(source, tmp_path / "other", 1, ALONE)
     assert metadata_file(tmp_path / "x").name == "x_metadata.json"

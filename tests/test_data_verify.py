@@ -59,6 +59,14 @@ def test_the_page_of_a_sound_folder(corpus, capsys):
     assert (corpus / "lengths.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_folder_that_cannot_take_the_picture_is_verified_all_the_same(corpus, capsys):
+    (corpus / "lengths.png").mkdir()  # as good as a read-only folder, which root writes to
+    verify_folder(corpus, ALONE)
+    said = capsys.readouterr().out
+    assert "unigram entropy" in said and "no picture of the lengths: " in said
+    assert not list(corpus.glob("*.tmp"))
+
+
 def test_numbers_equal_the_attributes(made):
     for path in made.glob("*.hdf5"):
         report = verify_file(path)

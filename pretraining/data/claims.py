@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from central.runtime.exits import BadRequest
-from pretraining.data.hdf5 import write_synced
+from pretraining.data.hdf5 import remove_unfinished, write_synced
 from pretraining.data.sources import Source
 
 RECORD = ".request.json"  # hidden: no input, should the folder be read as one
@@ -24,7 +24,7 @@ def claim_folder(folder: Path, description: dict[str, object], ours: bool) -> No
     """
     text = json.dumps(description, indent=1)
     record = folder / RECORD
-    record.with_name(RECORD + ".tmp").unlink(missing_ok=True)  # of a run killed at its very start
+    remove_unfinished(folder, RECORD + "*")  # of a run killed at its very start
     same = record.exists() and record.read_text(encoding="utf-8") == text
     if folder.is_dir() and any(folder.iterdir()) and not same:
         if not (ours and record.exists()):
@@ -37,16 +37,10 @@ def claim_folder(folder: Path, description: dict[str, object], ours: bool) -> No
         write_synced(record, text.encode())
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Drop files that a killed run was writing."""
-    for unfinished in folder.glob("*.tmp"):
-        unfinished.unlink()
-
-
 def show_notes(notes: list[str], folder: Path) -> None:
     """Print what a user should know of the input: the first few, all of them in a file."""
     for note in notes[:SHOWN_NOTES]:
         print(f"note: {note}")
     if len(notes) > SHOWN_NOTES:
-        (folder / ".notes.log").write_text("\n".join(notes) + "\n", encoding="utf-8")
+        write_synced(folder / ".notes.log", "".join(f"{note}\n" for note in notes).encode())
         print(f"note: {len(notes) - SHOWN_NOTES} more in {folder / '.notes.log'}")

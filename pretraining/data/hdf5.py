@@ -6,12 +6,16 @@ so it is stored as it is. That is several times faster than zlib over all of it,
 """
 
 import os
+import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
+
+from central.runtime.exits import BadRequest
 
 # Data sets of a pre-training file, as BERT, NVIDIA and Habana name them.
 KEYS = (
@@ -37,27 +41,50 @@ def write_rows(
 
     Every block but the last has a multiple of `chunk_rows` rows. Attributes come last: they may count what blocks held.
     """
-    unfinished = path.with_name(path.name + ".tmp")
+    with whole_or_absent(path) as unfinished, h5py.File(unfinished, "w") as file:
+        start = 0
+        for block in blocks:
+            for name, rows in block.items():
+                if start == 0:
+                    _create_dataset(file, name, (num_rows, *rows.shape[1:]), rows.dtype, chunk_rows)
+                _write_chunks(file[name], start, rows)
+            start += len(rows)
+        assert start == num_rows, (start, num_rows)
+        file.attrs.update(attributes)
+
+
+def rows_per_chunk(seq_len: int) -> int:
+    """Rows of one chunk, the same for all datasets of a file."""
+    return max(1, CHUNK_VALUES // seq_len)
+
+
+@contextmanager
+def whole_or_absent(path: Path) -> Iterator[Path]:
+    """Where to write a file that gets its name `path` when all is well; an error leaves nothing behind.
+
+    Each process has a place of its own: workers of a killed run may still be writing the same file.
+    """
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with h5py.File(unfinished, "w") as file:
-            start = 0
-            for block in blocks:
-                for name, rows in block.items():
-                    if start == 0:
-                        _create_dataset(file, name, (num_rows, *rows.shape[1:]), rows.dtype, chunk_rows)
-                    _write_chunks(file[name], start, rows)
-                start += len(rows)
-            assert start == num_rows, (start, num_rows)
-            file.attrs.update(attributes)
+        yield unfinished
         replace_synced(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
 
 
-def rows_per_chunk(seq_len: int) -> int:
-    """Rows of one chunk, the same for all datasets of a file."""
-    return max(1, CHUNK_VALUES // seq_len)
+def remove_unfinished(folder: Path, pattern: str = "*") -> None:
+    """Drop what a killed run was writing."""
+    for unfinished in folder.glob(f"{pattern}.tmp"):
+        unfinished.unlink(missing_ok=True)
+
+
+def check_space(folder: Path, what: str, needed: float) -> None:
+    """Say how much will be written; BadRequest when it does not fit."""
+    free = shutil.disk_usage(folder).free
+    print(f"{what}: about {needed / 1e9:.3g} GB to write, {free / 1e9:.3g} GB free")
+    if needed > free:
+        raise BadRequest(f"{folder}: {what} need about {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free")
 
 
 def replace_synced(unfinished: Path, path: Path) -> None:
@@ -69,13 +96,8 @@ def replace_synced(unfinished: Path, path: Path) -> None:
 
 def write_synced(path: Path, data: bytes) -> None:
     """Write a file that is whole or absent."""
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
+    with whole_or_absent(path) as unfinished:
         unfinished.write_bytes(data)
-        replace_synced(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
 
 
 def _create_dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype, chunk_rows: int) -> None:

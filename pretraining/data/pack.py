@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,20 +10,31 @@ import h5py
 import numpy as np
 
 from central.runtime.exits import BadRequest
-from pretraining.data.hdf5 import KEYS, replace_synced, rows_per_chunk, write_rows
+from pretraining.data.hdf5 import (
+    KEYS,
+    check_space,
+    remove_unfinished,
+    rows_per_chunk,
+    whole_or_absent,
+    write_rows,
+    write_synced,
+)
 from pretraining.data.progress import Progress
 from pretraining.data.shards import check_finished
 from pretraining.data.workers import Workers
 from pretraining.packing import MAX_SEQUENCES_PER_PACK, pack_lengths, pack_rows, predictions_needed
 
 COPIED = ("vocab.txt", "tokenizer_config.json", "token_counts.npy")
+WINDOW_POSITIONS = 1 << 25  # sequences x row length that are packed together: half a GB of memory at most
 BLOCK_CHUNKS = 4  # HDF5 chunks made at once
+BYTES_PER_POSITION = 3.0  # of a packed file, for each of rows x row length
 
 
 @dataclass(frozen=True)
 class Plan:
     """What packing a file comes to."""
 
+    path: Path
     sequences: int
     packs: int
     tokens: int
@@ -38,20 +49,27 @@ def pack_folder(source: Path, target: Path, seed: int, workers: Workers) -> None
         raise BadRequest(f"--input_dir {source}: no *training*.hdf5 in it")
     if target.resolve() == source.resolve():
         raise BadRequest(f"--output_dir {target}: the folder to read from; choose another")
-    plans = list(workers.map(plan_file, ((file,) for file in files)))
+    plans = sorted(workers.map(plan_file, ((file,) for file in files)), key=lambda plan: plan.path)
     predictions = max(plan.predictions for plan in plans)
+    sequences, packs, tokens = (sum(getattr(plan, name) for plan in plans) for name in ("sequences", "packs", "tokens"))
+    positions = sum(plan.packs * plan.seq_len for plan in plans)
     target.mkdir(parents=True, exist_ok=True)
-    for path in (*source.glob("*test*.hdf5"), *(source / name for name in COPIED if (source / name).exists())):
-        _copy(path, target / path.name)
+    remove_unfinished(target)
+    there = sum(path.stat().st_size for path in target.glob("*.hdf5"))
+    copies = [*source.glob("*test*.hdf5"), *(source / name for name in COPIED if (source / name).exists())]
+    needed = positions * BYTES_PER_POSITION + sum(path.stat().st_size for path in copies) - there
+    check_space(target, "packed files", max(0.0, needed))
+    for path in copies:
+        with whole_or_absent(target / path.name) as unfinished:
+            shutil.copyfile(path, unfinished)
     progress = Progress("packing", len(files), "files")
-    tasks = ((file, target / file.name, predictions, seed, number) for number, file in enumerate(files))
+    tasks = ((plan, target / plan.path.name, predictions, seed, number) for number, plan in enumerate(plans))
     for done, _ in enumerate(workers.map(pack_file, tasks), 1):
         progress.update(done)
     progress.close()
-    sequences, packs = sum(plan.sequences for plan in plans), sum(plan.packs for plan in plans)
-    fill = sum(plan.tokens for plan in plans) / sum(plan.packs * plan.seq_len for plan in plans)
+    fill = tokens / positions
     metadata = {"avg_seq_per_sample": sequences / packs, "fill": fill, "sequences": sequences, "samples": packs}
-    metadata_file(target).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+    write_synced(metadata_file(target), (json.dumps(metadata, indent=1) + "\n").encode())
     print(f"{sequences} sequences in {packs} rows, {sequences / packs:.3f} a row, {fill:.2%} filled: {target}")
 
 
@@ -64,36 +82,63 @@ def metadata_file(folder: Path) -> Path:
 def plan_file(path: Path) -> Plan:
     """Decide how the sequences of a file go together."""
     with _open(path) as file:
-        lengths, predictions, seq_len = _measure(file)
-        width = file["masked_lm_positions"].shape[1] + MAX_SEQUENCES_PER_PACK
-    packs = pack_lengths(lengths, seq_len)
-    needed = max(width, predictions_needed(predictions, packs))
-    return Plan(len(lengths), len(packs), int(lengths.sum()), seq_len, needed)
+        num_rows, seq_len = file["input_ids"].shape
+        packs, tokens, predictions = 0, 0, file["masked_lm_positions"].shape[1] + MAX_SEQUENCES_PER_PACK
+        for window in _windows(num_rows, seq_len):
+            lengths = np.count_nonzero(_read(file, "input_mask", window), axis=1)
+            masked = np.count_nonzero(_read(file, "masked_lm_positions", window), axis=1)
+            chosen = pack_lengths(lengths, seq_len)
+            packs += len(chosen)
+            tokens += int(lengths.sum())
+            predictions = max(predictions, predictions_needed(masked, chosen))
+    return Plan(path, num_rows, packs, tokens, seq_len, predictions)
 
 
-def pack_file(source: Path, target: Path, predictions: int, seed: int, number: int) -> None:
+def pack_file(plan: Plan, target: Path, predictions: int, seed: int, number: int) -> None:
     """Write the packed file of one file, unless it is there."""
-    with _open(source) as file:
-        lengths, _, seq_len = _measure(file)
-        packs = pack_lengths(lengths, seq_len)
-        rng = np.random.Generator(np.random.SFC64([seed, number]))
-        packs = packs[rng.permutation(len(packs))]
-        attributes = dict(file.attrs) | {"packed": 1, "rows": len(packs), "sequences": len(lengths), "pack_seed": seed}
+    with _open(plan.path) as file:
+        ours = {"packed": 1, "rows": plan.packs, "sequences": plan.sequences, "pack_seed": seed}
+        attributes = dict(file.attrs) | ours
         if target.exists():
             fault = check_finished(target, attributes)
             if fault:
                 raise BadRequest(f"{fault}; remove it or choose another --output_dir")
             return
-        rows = {key: file[key][:] for key in KEYS}
-    chunk_rows = rows_per_chunk(seq_len)
-    write_rows(target, len(packs), chunk_rows, _blocks(rows, packs, chunk_rows * BLOCK_CHUNKS, predictions), attributes)
+        rng = np.random.Generator(np.random.SFC64([seed, number]))
+        chunk_rows = rows_per_chunk(plan.seq_len)
+        blocks = _whole_chunks(_packed_blocks(file, plan, predictions, chunk_rows * BLOCK_CHUNKS, rng), chunk_rows)
+        write_rows(target, plan.packs, chunk_rows, blocks, attributes)
 
 
-def _blocks(
-    rows: dict[str, np.ndarray], packs: np.ndarray, block_rows: int, predictions: int
+def _windows(num_rows: int, seq_len: int) -> Iterator[slice]:
+    """Rows that are packed together: a file may be larger than the memory."""
+    step = max(1, WINDOW_POSITIONS // seq_len)
+    return (slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step))
+
+
+def _packed_blocks(
+    file: h5py.File, plan: Plan, predictions: int, block_rows: int, rng: np.random.Generator
 ) -> Iterator[dict[str, np.ndarray]]:
-    for start in range(0, len(packs), block_rows):
-        yield pack_rows(rows, packs[start : start + block_rows], predictions)
+    """Packed rows, some at a time, in random order within a window."""
+    for window in _windows(plan.sequences, plan.seq_len):
+        rows = {key: _read(file, key, window) for key in KEYS}
+        packs = pack_lengths(np.count_nonzero(rows["input_mask"], axis=1), plan.seq_len)
+        packs = packs[rng.permutation(len(packs))]
+        for start in range(0, len(packs), block_rows):
+            yield pack_rows(rows, packs[start : start + block_rows], predictions)
+
+
+def _whole_chunks(blocks: Iterable[dict[str, np.ndarray]], chunk_rows: int) -> Iterator[dict[str, np.ndarray]]:
+    """The same rows; each block but the last has a multiple of `chunk_rows`."""
+    rest: dict[str, np.ndarray] = {}
+    for block in blocks:
+        joined = {name: np.concatenate([rest[name], rows]) if rest else rows for name, rows in block.items()}
+        whole = len(joined["input_ids"]) // chunk_rows * chunk_rows
+        if whole:
+            yield {name: rows[:whole] for name, rows in joined.items()}
+        rest = {name: rows[whole:] for name, rows in joined.items()}
+    if len(rest["input_ids"]):
+        yield rest
 
 
 def _open(path: Path) -> h5py.File:
@@ -103,20 +148,15 @@ def _open(path: Path) -> h5py.File:
         raise BadRequest(f"{path}: damaged or not HDF5 ({error})") from error
     missing = [key for key in KEYS if key not in file]
     is_packed = "positions" in file
-    if missing or is_packed:
+    if missing or is_packed or not len(file["input_ids"]):
         file.close()
-        raise BadRequest(f"{path}: " + ("packed already" if is_packed else f"no {', '.join(missing)} in it"))
+        fault = "packed already" if is_packed else f"no {', '.join(missing) or 'sequences'} in it"
+        raise BadRequest(f"{path}: {fault}")
     return file
 
 
-def _measure(file: h5py.File) -> tuple[np.ndarray, np.ndarray, int]:
-    """(tokens of each sequence, masked tokens of each, length of a row)."""
-    lengths = np.count_nonzero(file["input_mask"][:], axis=1)
-    predictions = np.count_nonzero(file["masked_lm_positions"][:], axis=1)
-    return lengths, predictions, file["input_ids"].shape[1]
-
-
-def _copy(source: Path, target: Path) -> None:
-    unfinished = target.with_name(target.name + ".tmp")
-    shutil.copyfile(source, unfinished)
-    replace_synced(unfinished, target)
+def _read(file: h5py.File, key: str, rows: slice) -> np.ndarray:
+    try:
+        return file[key][rows]
+    except OSError as error:
+        raise BadRequest(f"{file.filename}: damaged ({error})") from error

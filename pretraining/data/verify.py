@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 
 from central.runtime.exits import BadRequest
-from pretraining.data.hdf5 import KEYS
+from pretraining.data.hdf5 import KEYS, whole_or_absent
 from pretraining.data.progress import Progress
 from pretraining.data.wordpiece import Vocabulary, read_vocabulary
 from pretraining.data.workers import Workers
@@ -242,9 +242,14 @@ def _draw(corpus: Path, histograms: dict[str, np.ndarray]) -> None:
         )
     figure.suptitle(corpus.name)
     figure.tight_layout()
-    figure.savefig(corpus / "lengths.png", dpi=100)
+    path = corpus / "lengths.png"
+    try:
+        with whole_or_absent(path) as unfinished:
+            figure.savefig(unfinished, dpi=100, format="png")
+        print(f"  lengths: {path}")
+    except OSError as error:  # the numbers are told all the same
+        print(f"  no picture of the lengths: {error}")
     pyplot.close(figure)
-    print(f"  lengths: {corpus / 'lengths.png'}")
 
 
 def _widen(histogram: np.ndarray, width: int) -> np.ndarray:
