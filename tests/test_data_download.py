@@ -2,13 +2,16 @@
 
 import hashlib
 import http.server
+import os
 import threading
+import time
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 
 import pytest
 
 from central.runtime.exits import BadRequest
-from pretraining.data.download import download
+from pretraining.data.download import TRIES, download
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 
@@ -18,6 +21,7 @@ class Behaviour:
     stops_after: list[int] = field(default_factory=list)  # bytes sent by the first answers
     fails: list[int] = field(default_factory=list)  # statuses of the first answers
     ranges: bool = True
+    modified: float = 0.0  # s since the epoch: since when the file is what it is
     requests: list[str | None] = field(default_factory=list)  # Range of each request
 
 
@@ -32,6 +36,10 @@ def server():
             behaviour.requests.append(asked)
             if behaviour.fails:
                 self.send_error(behaviour.fails.pop(0))
+                return
+            since = self.headers.get("If-Unmodified-Since")
+            if since and parsedate_to_datetime(since).timestamp() < behaviour.modified:
+                self.send_error(412)
                 return
             start = int(asked.split("=")[1].rstrip("-")) if asked and behaviour.ranges else 0
             if asked and behaviour.ranges and start >= len(CONTENT):
@@ -97,6 +105,32 @@ def test_a_part_longer_than_the_file_begins_anew(server, tmp_path):
     (tmp_path / "c.part").write_bytes(CONTENT + b"more")
     download(url, tmp_path / "c", sha256(), first_wait=0.01)
     assert (tmp_path / "c").read_bytes() == CONTENT
+
+
+def test_half_of_another_file_is_not_continued(server, tmp_path):
+    url, behaviour = server
+    part = tmp_path / "c.part"
+    part.write_bytes(b"\0" * 500_000)
+    behaviour.modified = time.time() - 3600
+    os.utime(part, times=(behaviour.modified - 60, behaviour.modified - 60))
+    download(url, tmp_path / "c", sha256(), first_wait=0.01)
+    assert (tmp_path / "c").read_bytes() == CONTENT and behaviour.requests == ["bytes=500000-", None]
+
+
+def test_patience_lasts_as_long_as_something_comes(server, tmp_path):
+    url, behaviour = server
+    behaviour.stops_after = [50_000] * 2 * TRIES
+    download(url, tmp_path / "c", sha256(), first_wait=0.001)
+    assert (tmp_path / "c").read_bytes() == CONTENT
+
+
+def test_speed_is_that_of_this_run(server, tmp_path, capsys, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))  # a second between any two looks
+    (tmp_path / "c.part").write_bytes(CONTENT[:-1000])
+    download(server[0], tmp_path / "c")
+    speed = float(capsys.readouterr().err.split("MB, ")[1].split(" MB/s")[0])
+    assert speed < 0.001  # of 1000 bytes, not of the megabyte that was there
 
 
 def test_a_server_without_ranges(server, tmp_path):

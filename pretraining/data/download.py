@@ -2,9 +2,11 @@
 
 import hashlib
 import shutil
+import ssl
 import time
 import urllib.error
 import urllib.request
+from email.utils import formatdate
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from pretraining.data.progress import Progress
 
 BLOCK_BYTES = 1 << 20
 TIMEOUT = 60.0  # s without a byte
-TRIES = 6
+TRIES = 6  # in a row without a byte
 FIRST_WAIT = 1.0  # s before the second try; doubled each time
 WIKIPEDIA = "https://dumps.wikimedia.org/{language}wiki/latest/{language}wiki-latest-"
 DUMP_NAME = "pages-articles.xml.bz2"
@@ -32,8 +34,8 @@ def download(url: str, target: Path, checksum: str | None = None, first_wait: fl
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    wait = first_wait
-    for number in range(1, TRIES + 1):
+    failures = 0  # since something last came
+    while True:
         before = _size(part)
         try:
             _fetch(url, part)
@@ -42,15 +44,14 @@ def download(url: str, target: Path, checksum: str | None = None, first_wait: fl
             if error.code < 500 and error.code not in (408, 429):
                 raise BadRequest(f"{url}: the server says {error.code} {error.reason}") from error
             fault = error
-        except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError) as error:
+        except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
             fault = error
-        if number == TRIES:
+        failures = 1 if _size(part) > before else failures + 1
+        if failures == TRIES:
             raise BadRequest(f"{url}: given up after {TRIES} tries ({fault}); run the same command again to go on")
-        if _size(part) > before:
-            wait = first_wait  # it moves: a fresh start for patience
+        wait = first_wait * 2 ** (failures - 1)
         print(f"{url}: {fault}; again in {wait:.0f} s from byte {_size(part)}")
         time.sleep(wait)
-        wait *= 2
     try:
         _check(part, algorithm, expected)
     except BadRequest:
@@ -75,14 +76,17 @@ def wikipedia_dump(language: str) -> tuple[str, str | None]:
 def _fetch(url: str, part: Path) -> None:
     """Add to `part` what is missing; ConnectionError when the server stopped before the end."""
     have = _size(part)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(url)
+    if have:  # go on, unless the server's file is newer than what we have: two halves of two files are none
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Unmodified-Since", formatdate(part.stat().st_mtime, usegmt=True))
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416 and _total_of_range(error.headers.get("Content-Range", "")) == have:
             return  # nothing is missing
-        if error.code == 416:
-            part.unlink()  # longer than what the server has now
+        if error.code in (412, 416):  # newer there, or longer here
+            part.unlink(missing_ok=True)
             raise ConnectionError("the file changed on the server") from error
         raise
     with answer:
@@ -90,7 +94,7 @@ def _fetch(url: str, part: Path) -> None:
             have = 0  # a server that cannot resume sends it all again
         total = _total(answer, have)
         _check_space(part, total - have)
-        progress = Progress(part.name.removesuffix(".part"), total, "MB", 1e6)
+        progress = Progress(part.name.removesuffix(".part"), total, "MB", 1e6, before=have)
         with open(part, "ab" if have else "wb") as file:
             while block := answer.read(BLOCK_BYTES):
                 file.write(block)

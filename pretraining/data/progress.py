@@ -8,11 +8,14 @@ PLAIN_SECONDS = 10.0
 
 
 class Progress:
-    """Counts `done` of `total` units and tells speed and time left; `total` 0 means unknown."""
+    """Counts `done` of `total` units and tells speed and time left; `total` 0 means unknown.
 
-    def __init__(self, title: str, total: float, unit: str, scale: float = 1.0):
+    `before` units were done by an earlier run, in no time of this one.
+    """
+
+    def __init__(self, title: str, total: float, unit: str, scale: float = 1.0, before: float = 0.0):
         self.title, self.total, self.unit, self.scale = title, total, unit, scale
-        self.done = 0.0
+        self.done = self.before = before
         self.on_terminal = sys.stderr.isatty()
         self.start = self.last = time.monotonic()
 
@@ -29,7 +32,7 @@ class Progress:
 
     def _show(self, end: str) -> None:
         seconds = time.monotonic() - self.start
-        speed = self.done / seconds if seconds else 0.0
+        speed = (self.done - self.before) / seconds if seconds else 0.0
         text = f"{self.title}: {self.done / self.scale:.4g}"
         if self.total:
             text += f" of {self.total / self.scale:.4g}"
