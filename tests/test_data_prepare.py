@@ -1,5 +1,7 @@
 """prepare.py from the outside: text in, HDF5 out; same bytes always; killed, restarted, starved, refused."""
 
+import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -16,7 +18,7 @@ import pytest
 
 from central.runtime import exits
 from central.runtime.exits import BadRequest
-from pretraining.data import prepare, sources
+from pretraining.data import prepare, prepare_options, sources
 from pretraining.data.wordpiece import SPECIAL_TOKENS, Vocabulary
 
 WORDS = [f"w{number}" for number in range(300)]
@@ -253,6 +255,35 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(text, vocab, tmp_path):
     assert not list(out.rglob("*.tmp"))
 
 
+def test_killed_at_random_moments_while_its_workers_live_on(text, vocab, tmp_path):
+    """Only the parent is killed, as by a system short of memory, and the next run starts at once."""
+    write_text(text, 3000)
+    out = tmp_path / "out"
+    line = command(*words(text, vocab, out, "--num_processes", "2"))
+    started = time.monotonic()
+    subprocess.run(
+        command(*words(text, vocab, tmp_path / "calm", "--num_processes", "2")), check=True, capture_output=True
+    )
+    whole_run = time.monotonic() - started
+    expected, rng, runs = files_of(tmp_path / "calm"), random.Random(1), []
+    try:
+        for attempt in range(6):
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+            runs.append(subprocess.Popen(line, **quiet))
+            time.sleep(whole_run * rng.uniform(0.2, 1.0))
+            runs[-1].kill()
+            runs[-1].wait()
+            for path in out.glob("hdf5*/c/*.hdf5"):
+                assert expected[str(path.relative_to(out))] == hashlib.sha256(path.read_bytes()).hexdigest(), attempt
+        subprocess.run(line, check=True, capture_output=True)
+    finally:
+        for run in runs:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+    assert files_of(out) == expected
+    assert not list(out.rglob("*.tmp"))
+
+
 @pytest.mark.mpi
 def test_under_mpirun_the_ranks_share_the_work(mpirun, text, vocab, tmp_path):
     pytest.importorskip("mpi4py")
@@ -297,6 +328,48 @@ def test_a_step_that_cannot_run(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert exits.run(prepare.main, arguments.split()) == 2
     assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_output_inside_of_the_input_is_refused(text, vocab, capsys):
+    """Its files would be read as text by the run that goes on."""
+    for step in ([], ["shard"]):
+        assert exits.run(prepare.main, [*step, *words(text.parent, vocab, text.parent / "out")]) == 2
+        assert "out: inside of --input" in capsys.readouterr().err
+    extract = ["extract", "--input", str(text.parent), "--output_dir", str(text.parent / "out")]
+    assert exits.run(prepare.main, extract) == 2
+    assert not (text.parent / "out").exists()
+
+
+def test_a_vocabulary_smaller_than_the_alphabet_is_refused(text, tmp_path, capsys):
+    pytest.importorskip("tokenizers")
+    arguments = ["vocab", "--input", str(text), "--vocab_file", str(tmp_path / "v.txt"), "--vocab_size"]
+    assert exits.run(prepare.main, [*arguments, "12"]) == 2
+    said = capsys.readouterr().err
+    assert "--vocab_size 12: the characters of the text" in said and not (tmp_path / "v.txt").exists()
+    least = said.split(" are ")[1].split(" tokens")[0]
+    assert exits.run(prepare.main, [*arguments, least]) == 0
+    assert len((tmp_path / "v.txt").read_text().split()) == int(least)
+
+
+def test_a_language_that_is_not_known(text, vocab, tmp_path, capsys):
+    arguments = words(text, vocab, tmp_path / "out", "--language", "xx")
+    assert exits.run(prepare.main, [*arguments, "--sentences", "pysbd"]) == 2  # not installed, or not known to it
+    assert not (tmp_path / "out").exists()
+    assert exits.run(prepare.main, [*arguments, "--sentences", "rules"]) == 0
+    assert capsys.readouterr().out.count("--language xx: no abbreviations known for it (known: en, de") == 1
+
+
+def test_a_data_set_without_a_name_is_wikipedia():
+    parser = argparse.ArgumentParser()
+    prepare_options.add_text_options(parser)
+
+    def read(line: str):
+        return prepare_options.dataset_of(parser.parse_args(line.split()))
+
+    assert (read("--dataset").name, read("--dataset").config) == ("wikimedia/wikipedia", "20231101.en")
+    assert read("--dataset --language de").config == "20231101.de"
+    assert read("--dataset wikimedia/wikipedia --dataset_config 20231101.fr").config == "20231101.fr"
+    assert read("--dataset other/text").config is None and read("") is None
 
 
 def test_a_folder_that_no_run_made_is_left_alone(text, vocab, tmp_path, capsys):

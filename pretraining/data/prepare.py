@@ -69,7 +69,7 @@ def download_options(parser: argparse.ArgumentParser) -> None:
 
 def run_download(args: argparse.Namespace) -> None:
     url, checksum = (args.url, args.checksum) if args.url else wikipedia_dump(args.wikipedia)
-    if not urlsplit(url).scheme:
+    if urlsplit(url).scheme not in ("https", "http", "ftp", "file"):
         raise BadRequest(f"--url {url}: needs a beginning such as https://")
     target = args.output_dir / urlsplit(url).path.rpartition("/")[2]
     if target == args.output_dir:
@@ -87,10 +87,11 @@ def extract_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_extract(args: argparse.Namespace) -> None:
-    sources, dataset = options.sources_of(args), options.dataset_of(args)
+    sources, dataset = options.sources_of(args, args.output_dir), options.dataset_of(args)
+    text = options.text_settings(args)
     with workers(args.num_processes) as pool:
         if pool:
-            extract(sources, dataset, options.text_settings(args), args.output_dir, pool)
+            extract(sources, dataset, text, args.output_dir, pool)
 
 
 def vocab_options(parser: argparse.ArgumentParser) -> None:

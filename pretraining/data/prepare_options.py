@@ -2,18 +2,22 @@
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+from central.runtime import rank as ranks
 from central.runtime.exits import BadRequest
 from pretraining.data.documents import TextSettings
 from pretraining.data.pipeline import Request
-from pretraining.data.sentences import SPLITTERS
+from pretraining.data.sentences import SPLITTERS, language_note, sentence_splitter
 from pretraining.data.shards import Phase, ShardSettings
 from pretraining.data.sources import HubDataset, Source, find_sources
 from pretraining.data.wordpiece import read_vocabulary
 
-NO_TEXT = "no text given: --input FILE_OR_FOLDER... or --dataset ID"
+NO_TEXT = "no text given: --input FILE_OR_FOLDER..., --dataset ID, or --dataset alone for Wikipedia"
+WIKIPEDIA = "wikimedia/wikipedia"
+WIKIPEDIA_SNAPSHOT = "20231101"  # its configurations are named SNAPSHOT.LANGUAGE
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
@@ -31,8 +35,14 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="a plain text file is one document with wrapped lines: books",
     )
-    add("--dataset", metavar="ID", help="a data set of the Hugging Face Hub, or a folder that `datasets` reads")
-    add("--dataset_config", metavar="NAME", help="its configuration, such as 20231101.en")
+    add(
+        "--dataset",
+        nargs="?",
+        const=WIKIPEDIA,
+        metavar="ID",
+        help=f"a data set of the Hugging Face Hub, or a folder that `datasets` reads; without ID {WIKIPEDIA}",
+    )
+    add("--dataset_config", metavar="NAME", help="its configuration, such as 20231101.en; Wikipedia: of --language")
     add("--dataset_split", default="train", metavar="NAME", help="its split")
     add("--text_column", default="text", metavar="NAME", help="field of JSONL files and data sets that holds the text")
     add("--sentences", choices=SPLITTERS, default="rules", help="how sentences are found; line: each line is one")
@@ -96,35 +106,44 @@ def add_sequence_options(parser: argparse.ArgumentParser) -> None:
 
 
 def text_settings(args: argparse.Namespace) -> TextSettings:
+    """How text is read; BadRequest when its sentences cannot be found, a note when they will be found less well."""
+    sentence_splitter(args.sentences, args.language)
+    note = language_note(args.sentences, args.language)
+    if note and ranks.from_environment().is_main:
+        print(f"note: {note}")
     return TextSettings(sentences=args.sentences, language=args.language, text_column=args.text_column)
 
 
 def dataset_of(args: argparse.Namespace) -> HubDataset | None:
     if not args.dataset:
         return None
-    return HubDataset(args.dataset, args.dataset_config, args.dataset_split, args.text_column)
+    config = args.dataset_config
+    if args.dataset == WIKIPEDIA and not config:
+        config = f"{WIKIPEDIA_SNAPSHOT}.{args.language}"
+    return HubDataset(args.dataset, config, args.dataset_split, args.text_column)
 
 
-def sources_of(args: argparse.Namespace) -> list[Source]:
-    """The files to read, for a step that needs text."""
-    if not args.input and not args.dataset:
-        raise BadRequest(NO_TEXT)
-    return find_sources(args.input, args.one_document_per_file)
+def sources_of(args: argparse.Namespace, output_dir: Path | None = None, text_is_needed: bool = True) -> list[Source]:
+    """The files to read; BadRequest when there is no text, or when what is written would be read as text."""
+    problems = [NO_TEXT] if text_is_needed and not args.input and not args.dataset else []
+    if output_dir:
+        problems += [
+            f"--output_dir {output_dir}: inside of --input {folder}, so its files would be read as text; choose another"
+            for folder in args.input
+            if output_dir.resolve().is_relative_to(Path(folder).resolve())
+        ]
+    sources = _gather(problems, find_sources, args.input, args.one_document_per_file)
+    if problems:
+        raise BadRequest(problems)
+    return sources
 
 
 def request_of(args: argparse.Namespace, text_is_needed: bool = True) -> Request:
     """The run asked for; BadRequest with all that is wrong with it."""
-    problems, sources = list(_faults(args)), []
-    if text_is_needed and not args.input and not args.dataset:
-        problems.append(NO_TEXT)
-    try:
-        sources = find_sources(args.input, args.one_document_per_file)
-    except BadRequest as error:
-        problems += error.problems
-    try:
-        read_vocabulary(args.vocab_file.resolve(), bool(args.do_lower_case))
-    except BadRequest as error:
-        problems += error.problems
+    problems = list(_faults(args))
+    sources = _gather(problems, sources_of, args, args.output_dir, text_is_needed)
+    _gather(problems, read_vocabulary, args.vocab_file.resolve(), bool(args.do_lower_case))
+    text = _gather(problems, text_settings, args)
     if problems:
         raise BadRequest(problems)
     settings = ShardSettings(
@@ -140,9 +159,16 @@ def request_of(args: argparse.Namespace, text_is_needed: bool = True) -> Request
         test_fraction=args.test_fraction,
     )
     output_dir = args.output_dir.resolve()
-    return Request(
-        tuple(sources), dataset_of(args), text_settings(args), settings, output_dir, args.corpus, args.keep_tokens
-    )
+    return Request(tuple(sources), dataset_of(args), text, settings, output_dir, args.corpus, args.keep_tokens)
+
+
+def _gather(problems: list[str], function: Callable[..., Any], *arguments: object) -> Any:
+    """What the function returns; None when it raises BadRequest, whose problems are added to the others."""
+    try:
+        return function(*arguments)
+    except BadRequest as error:
+        problems += error.problems
+        return None
 
 
 def _faults(args: argparse.Namespace) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pretraining.data.wordpiece import SPECIAL_TOKENS
 def train_vocabulary(
     sources: list[Source], dataset: HubDataset | None, text: TextSettings, vocab_size: int, do_lower_case: bool
 ) -> list[str]:
-    """`vocab_size` tokens or fewer (a small text has no more), [PAD] first."""
+    """`vocab_size` tokens or fewer (a small text has no more), [PAD] first; BadRequest when its characters are more."""
     from tokenizers import BertWordPieceTokenizer
 
     tokenizer = BertWordPieceTokenizer(lowercase=do_lower_case)
@@ -23,7 +23,13 @@ def train_vocabulary(
         special_tokens=list(SPECIAL_TOKENS),
         show_progress=False,
     )
-    return sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    if len(tokens) > vocab_size:
+        raise BadRequest(
+            f"--vocab_size {vocab_size}: the characters of the text, at the start of a word and inside of one,"
+            f" are {len(tokens)} tokens already; ask for more"
+        )
+    return tokens
 
 
 def _lines(sources: list[Source], dataset: HubDataset | None, text: TextSettings) -> Iterator[list[str]]:
