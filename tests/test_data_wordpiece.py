@@ -124,6 +124,23 @@ def test_any_text(text, do_lower_case):
     assert Tokenizer(vocabulary).encode(text).ids.tolist() == reference_ids(text, vocabulary)
 
 
+# Lower case that depends on neighbours; combining, deleted, unassigned characters; ideographs; odd white space.
+TRICKY = (
+    "ΣσςΟΔİıßſÉéaA'’ʼ.!$^`\u0300\u0301\u0327\u0345\u00ad\u200b\u200d\ufeff\ufffd\u0378\ue000\x00\x07\x1f\x7f\x85"
+    "力加が한\U00020000\U000e0001 \t\u00a0\u2028\u3000"
+)
+APART = sorted({form for c in TRICKY for form in unicodedata.normalize("NFD", c + c.lower()) if form.strip()} - {"\0"})
+LETTERS = (*SPECIAL_TOKENS, *APART, *(f"##{letter}" for letter in APART))
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.text(st.sampled_from(TRICKY), max_size=16), st.booleans())
+def test_tricky_characters_side_by_side(text, do_lower_case):
+    """Each has an id of its own, so that no difference hides behind [UNK]."""
+    vocabulary = Vocabulary(LETTERS, do_lower_case)
+    assert Tokenizer(vocabulary).encode(text).ids.tolist() == reference_ids(text, vocabulary)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text(st.sampled_from("ab .\t\0\x0b\x85\u2028\u00a0\u3000é力"), max_size=12), max_size=8))
 def test_lines_and_blank_lines(lines):
