@@ -4,7 +4,7 @@ Two layouts: flat (cpu, cuda), where every real token is one row and padding doe
 torch.compile), where every shape is the same at every step and unused masked positions have weight 0.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -33,10 +33,6 @@ class Rows:
         return Rows(*(_taken(getattr(self, field.name), index) for field in fields(self)))
 
     @property
-    def nbytes(self) -> int:
-        return sum(getattr(self, field.name).nbytes for field in fields(self))
-
-    @property
     def num_masked(self) -> int:
         return int(np.count_nonzero(self.masked_positions))
 
@@ -47,6 +43,13 @@ class Rows:
     @property
     def num_tokens(self) -> int:
         return int(np.count_nonzero(self.sequence_ids))
+
+    def unmasked_ids(self) -> np.ndarray:
+        """A copy of `input_ids` with the ids that were there before masking."""
+        ids = self.input_ids.copy()
+        row, column = np.nonzero(self.masked_positions)
+        ids[row, self.masked_positions[row, column]] = self.masked_ids[row, column]
+        return ids
 
 
 def _taken(values, index):
@@ -81,8 +84,14 @@ class MicroBatch:
     lengths: tuple[int, ...] | None  # N, flat layout only
 
     def to(self, device: torch.device) -> "MicroBatch":
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "MicroBatch":
+        return self._with(torch.Tensor.pin_memory)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "MicroBatch":
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+        return replace(self, **{name: change(value) for name, value in tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -90,11 +99,9 @@ class Step:
     """What one rank feeds to one optimizer step."""
 
     micro_batches: tuple[MicroBatch, ...]
-    num_rows: int
     num_masked: int
     num_sequences: int
     num_tokens: int
-    source: str  # where the first and the last row come from, for messages
 
 
 def flat_micro_batches(rows: Rows, rows_per_micro_batch: int) -> Iterator[MicroBatch]:
@@ -155,11 +162,16 @@ def static_micro_batch(rows: Rows) -> MicroBatch:
 
 
 def _int32(array) -> torch.Tensor:
-    return torch.from_numpy(np.array(array, dtype=np.int32))
+    return _tensor(array, np.int32)
 
 
 def _int64(array) -> torch.Tensor:
-    return torch.from_numpy(np.array(array, dtype=np.int64))
+    return _tensor(array, np.int64)
+
+
+def _tensor(array, dtype) -> torch.Tensor:
+    """The array's own memory where that can be: one that may not be written to (the places in a row) is copied."""
+    return torch.from_numpy(np.require(array, dtype, ("C", "W")))
 
 
 @dataclass(frozen=True)
@@ -173,9 +185,7 @@ class Masking:
 
     def __call__(self, rows: Rows, rng: np.random.Generator) -> Rows:
         """Restore the stored masks, then choose 15 % of each sequence: 80 % [MASK], 10 % random, 10 % unchanged."""
-        ids = rows.input_ids.copy()
-        row, column = np.nonzero(rows.masked_positions)
-        ids[row, rows.masked_positions[row, column]] = rows.masked_ids[row, column]
+        ids = rows.unmasked_ids()
         open_to_mask = (rows.sequence_ids != 0) & ~np.isin(ids, self.special_ids)
         lengths = np.count_nonzero(rows.sequence_ids, axis=1)
         limit = rows.masked_positions.shape[1]

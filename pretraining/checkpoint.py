@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from central.runtime.checkpoints import checkpoint_step, is_complete, list_checkpoints, read_state
+from central.runtime.checkpoints import checkpoint_step, list_checkpoints, read_state
 from central.runtime.exits import BadRequest, Diverged
 from pretraining.modeling import PADDED_ROW_BIAS, BertConfig, BertForPreTraining
 
@@ -110,8 +110,12 @@ def read_moments(folder: Path) -> dict | None:
         return None
     try:
         return torch.load(folder / MOMENTS, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file cut short
-        raise BadRequest(f"{folder / MOMENTS}: cannot be read ({error}): delete this checkpoint") from error
+    except Exception as error:  # torch raises many kinds for a file cut short, with long texts
+        raise BadRequest(f"{folder / MOMENTS}: cannot be read ({first_line(error)}): delete this checkpoint") from error
+
+
+def first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def checkpoint_bytes(config: BertConfig, parameters: int) -> int:
@@ -144,12 +148,14 @@ def prune(folder: Path, limit: int) -> None:
         shutil.rmtree(discarded, ignore_errors=True)
 
 
-def set_aside(folder: Path, phase: int, global_step: int) -> list[str]:
-    """Rename a phase's checkpoints beyond a step to ckpt_<n>.1, .2, ...: a run that goes on from that step would else
-    be resumed from them, and lose its own to their number. Returns lines to say."""
+def set_aside(folder: Path, global_step: int) -> list[str]:
+    """Rename the checkpoints beyond a step to ckpt_<n>.1, .2, ..., and return lines that say so.
+
+    A run that goes on from that step would else be resumed from them, or find their number taken by them.
+    """
     said = []
     for path in list_checkpoints(folder):
-        if checkpoint_step(path) > global_step and is_complete(path) and read_state(path)["phase"] == phase:
+        if checkpoint_step(path) > global_step:
             names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
             said.append(f"{path.name} is kept as {path.rename(next(name for name in names if not name.exists())).name}")
     return said
@@ -209,7 +215,7 @@ def _check_finite(weights: dict, target: Path) -> None:
 
 
 def write_checkpoint(target: Path, weights: dict, moments: dict, state: dict, texts: dict[str, str]) -> None:
-    """Write beside, sync, rename: `target` is whole or not there. An older folder of that name is replaced."""
+    """Write beside, sync, rename: `target` is whole or not there. OSError where something has that name already."""
     partial = target.with_name(f"{TEMPORARY}{target.name}_{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -224,14 +230,7 @@ def write_checkpoint(target: Path, weights: dict, moments: dict, state: dict, te
         (partial / STATE).write_text(json.dumps({**state, "files": files}, indent=2) + "\n")
         for path in (*partial.iterdir(), partial):
             _sync(path)
-        if target.exists():
-            discarded = target.with_name(DISCARDED + target.name)
-            shutil.rmtree(discarded, ignore_errors=True)
-            target.rename(discarded)
-            partial.rename(target)
-            shutil.rmtree(discarded, ignore_errors=True)
-        else:
-            partial.rename(target)
+        partial.rename(target)  # refused where a folder with anything in it stands in the way: nothing is replaced
         _sync(target.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -40,14 +40,16 @@ def training_bytes(config: BertConfig, device: Device, micro_batch_size: int, se
     """Estimated peak of one training process, for rows without padding and `masked` positions a row."""
     h, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
     width = 2 if device.data_type == "bf16" else 4
-    if device.type == "cpu" and device.mode != "compile":
-        token = width * (10 * h + config.intermediate_size + heads * seq_len)  # kept per token and layer
+    # The flat layout on cuda runs attention in kernels that keep no probabilities.
+    scores = heads * seq_len if device.type == "cpu" or device.static_shapes else 0  # per token
+    if device.type == "cpu" and not device.static_shapes:
+        token = width * (10 * h + config.intermediate_size + scores)  # kept per token and layer
     else:
-        token = width * (17 * h + 2 * config.intermediate_size) + 5 * heads * seq_len * width // 2
+        token = width * (17 * h + 2 * config.intermediate_size) + 5 * scores * width // 2
     tokens = micro_batch_size * seq_len
     logits = micro_batch_size * masked * config.padded_vocab_size * (width + 2)
     copies = 2 * count_parameters(config) if device.data_type == "bf16" else 0
-    widest = tokens * width * (3 * config.intermediate_size + 2 * heads * seq_len)  # temporaries of one layer
+    widest = tokens * width * (3 * config.intermediate_size + 2 * scores)  # temporaries of one layer
     gradient = 4 * config.padded_vocab_size * h  # of the word embedding, on its way into the sum
     saving = BYTES_TO_SAVE * count_parameters(config) if device.type == "cpu" else 0
     fixed = BYTES_PER_PARAMETER * count_parameters(config) + copies + gradient + saving
@@ -71,8 +73,10 @@ def check_memory(
         if training_bytes(config, device, size, seq_len, masked) + beside > available // ranks:
             break
         fits = size
-    remedy = f"a micro-batch of {fits} fits" if fits else "not even a micro-batch of 1 fits: choose a smaller model"
+    remedy = f"a micro-batch of {fits} fits (raise --gradient_accumulation_steps)"
+    if not fits:
+        remedy = "not even a micro-batch of 1 fits: choose a smaller model, or fewer ranks on this machine"
     raise BadRequest(
         f"a micro-batch of {micro_batch_size} rows of {seq_len} tokens needs about {needed / 2**30:.1f} GiB per "
-        f"process, {available / ranks / 2**30:.1f} GiB are free: {remedy} (raise --gradient_accumulation_steps)"
+        f"process, {available / ranks / 2**30:.1f} GiB are free: {remedy}"
     )

@@ -8,7 +8,7 @@ import json
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,10 @@ def find_shards(folder: Path, split: str) -> list[Path]:
     """HDF5 files of `folder` with `split` ("training" or "test") in their names, in the order of their names."""
     if not folder.is_dir():
         raise BadRequest(f"{folder}: no such folder: give the folder that holds the {split} shards (*.hdf5)")
-    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    try:
+        files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    except OSError as error:
+        raise BadRequest(f"{folder}: cannot be read ({error.strerror}): give a folder that you may read") from error
     return [path for path in files if split in path.name]
 
 
@@ -91,6 +94,8 @@ def _open_shard(path: Path, limits: Limits) -> Shard:
         with h5py.File(path, "r") as file:
             attributes = {key: _plain(value) for key, value in file.attrs.items()}
             shapes = {key: (file[key].shape, file[key].dtype) for key in file if isinstance(file[key], h5py.Dataset)}
+    except PermissionError as error:
+        raise ValueError(f"{path}: cannot be read (permission denied): allow it, or give another folder") from error
     except OSError as error:
         raise ValueError(f"{path}: not a whole HDF5 file ({error}): make or copy this shard again") from error
     packed = "next_sentence_positions" in shapes
@@ -101,8 +106,8 @@ def _open_shard(path: Path, limits: Limits) -> Shard:
     wrong = [f"{key} {dtype}" for key, (_, dtype) in shapes.items() if key in used and not _holds_ids(dtype)]
     if wrong:
         raise ValueError(f"{path}: {', '.join(wrong)} where integers are due: make this shard again")
-    num_rows = len_of(shapes["input_ids"][0])
-    uneven = [key for key in used if len_of(shapes[key][0]) != num_rows]
+    num_rows = _length(shapes["input_ids"][0])
+    uneven = [key for key in used if _length(shapes[key][0]) != num_rows]
     uneven += [key for key, other in SAME_SHAPE.items() if key in used and shapes[key][0] != shapes[other][0]]
     if not packed and np.prod(shapes["next_sentence_labels"][0]) != num_rows:
         uneven.append("next_sentence_labels")
@@ -130,7 +135,7 @@ def _holds_ids(dtype) -> bool:
     return np.issubdtype(dtype, np.integer) or np.issubdtype(dtype, np.bool_)
 
 
-def len_of(shape) -> int:
+def _length(shape) -> int:
     return shape[0] if shape else 0
 
 
@@ -217,7 +222,10 @@ def average_sequences_per_row(folder: Path, shards: list[Shard]) -> float:
 
 
 class ShardReader:
-    """Rows by their place in the order, through a cache of shards; the next shard is read while one is in use."""
+    """Rows by their place in the order, through a cache of shards; the next shard is read while one is in use.
+
+    One thread calls `read`; where places lie, `locate` and `describe` tell any thread meanwhile.
+    """
 
     def __init__(self, shards: list[Shard], seed: int, limits: Limits):
         self.shards = shards
@@ -240,22 +248,20 @@ class ShardReader:
         epoch, shard, offset = self._shard_at(position)
         return epoch, shard, int(self._rows_of(epoch, shard)[offset])
 
-    def describe(self, position: int) -> str:
-        _, shard, row = self.locate(position)
-        return f"{self.shards[shard].path.name} row {row}"
+    def describe(self, start: int, stop: int) -> str:
+        """The rows at places start <= place < stop, by file: `a_0.hdf5 rows 3, 7-9; a_2.hdf5 rows 0`."""
+        found = {}
+        for shard, rows, _ in self._pieces(start, stop):
+            found.setdefault(self.shards[shard].path.name, set()).update(rows.tolist())
+        return "; ".join(f"{name} rows {ranges(rows)}" for name, rows in sorted(found.items()))
 
     def read(self, start: int, stop: int) -> Rows:
         """The rows at places start <= place < stop."""
         parts = []
-        while start < stop:
-            epoch, shard, offset = self._shard_at(start)
-            taken = min(stop - start, self.shards[shard].num_rows - offset)
-            rows = self._load(shard).result()
-            following = start + self.shards[shard].num_rows - offset
+        for shard, rows, following in self._pieces(start, stop):
+            loaded = self._load(shard).result()
             self._load(self._shard_at(following)[1])  # ahead of need
-            self._shard_at(start)
-            parts.append(rows.take(self._rows_of(epoch, shard)[offset : offset + taken]))
-            start += taken
+            parts.append(loaded.take(rows))
         return concatenate(parts)
 
     def check_first(self) -> None:
@@ -272,22 +278,35 @@ class ShardReader:
         if problems:
             raise BadRequest(problems)
 
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray, int]]:
+        """For start <= place < stop, shard by shard: its index, its rows at these places, the place after its last."""
+        while start < stop:
+            epoch, shard, offset = self._shard_at(start)
+            rows = self._rows_of(epoch, shard)[offset : offset + stop - start]
+            yield shard, rows, start - offset + self.shards[shard].num_rows
+            start += len(rows)
+
+    # The two orders kept are of the last epoch and shard asked for. Each is taken and put back as a whole: another
+    # thread may ask for another epoch in between.
+
     def _shard_at(self, position: int) -> tuple[int, int, int]:
         """(epoch, index of the shard, place within the shard's own order)."""
         epoch, offset = divmod(position, self.rows_per_epoch)
-        if self._plan[0] != epoch:
+        plan = self._plan
+        if plan[0] != epoch:
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))
             sizes = [self.shards[index].num_rows for index in order]
-            self._plan = (epoch, order, np.concatenate([[0], np.cumsum(sizes)]))
-        _, order, firsts = self._plan
+            self._plan = plan = (epoch, order, np.concatenate([[0], np.cumsum(sizes)]))
+        _, order, firsts = plan
         index = int(np.searchsorted(firsts, offset, side="right")) - 1
         return epoch, int(order[index]), int(offset - firsts[index])
 
-    def _rows_of(self, epoch: int, shard: int):
-        if self._row_order[0] != (epoch, shard):
+    def _rows_of(self, epoch: int, shard: int) -> np.ndarray:
+        kept = self._row_order
+        if kept[0] != (epoch, shard):
             rng = np.random.default_rng([self.seed, epoch, shard])
-            self._row_order = ((epoch, shard), rng.permutation(self.shards[shard].num_rows))
-        return self._row_order[1]
+            self._row_order = kept = ((epoch, shard), rng.permutation(self.shards[shard].num_rows))
+        return kept[1]
 
     def _load(self, shard: int) -> Future:
         if shard not in self._cache:
@@ -298,6 +317,17 @@ class ShardReader:
                 held -= self.shards[oldest].stored_bytes
         self._cache.move_to_end(shard)
         return self._cache[shard]
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers in order and compactly: `3, 7-9`."""
+    runs = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)
 
 
 @dataclass(frozen=True)
@@ -319,9 +349,18 @@ class Share:
 
 
 def steps(
-    reader: ShardReader, share: Share, rows_read: int, global_step: int, static_shapes: bool, masking: Masking | None
+    reader: ShardReader,
+    share: Share,
+    rows_read: int,
+    global_step: int,
+    static_shapes: bool,
+    masking: Masking | None,
+    pinned: bool = False,
 ) -> Iterator[Step]:
-    """This rank's steps without end, the first one after `rows_read` rows of the phase and `global_step` steps."""
+    """This rank's steps without end, the first one after `rows_read` rows of the phase and `global_step` steps.
+
+    `pinned` puts them into memory from which a card copies while it computes.
+    """
     make = static_micro_batches if static_shapes else flat_micro_batches
     while True:
         global_step += 1
@@ -329,13 +368,12 @@ def steps(
         rows = reader.read(first, first + share.rows_per_step)
         if masking is not None:
             rows = masking(rows, np.random.default_rng([reader.seed, global_step, share.rank]))
+        micro_batches = make(rows, share.rows_per_micro_batch)
         yield Step(
-            micro_batches=tuple(make(rows, share.rows_per_micro_batch)),
-            num_rows=len(rows),
+            micro_batches=tuple(batch.pinned() if pinned else batch for batch in micro_batches),
             num_masked=rows.num_masked,
             num_sequences=rows.num_sequences,
             num_tokens=rows.num_tokens,
-            source=f"{reader.describe(first)} to {reader.describe(first + share.rows_per_step - 1)}",
         )
         rows_read += share.global_rows_per_step
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from central.runtime.exits import BadRequest
 from pretraining.batches import Rows, concatenate, flat_micro_batch, static_micro_batch
 from pretraining.dataset import Limits, Shard, read_shard
 
 MAX_ROWS = 1024  # of the test shards, evenly spaced, the same ones at every evaluation
 MAX_COUNTED_ROWS = 200_000  # training rows read for the unigram counts of foreign shards
+COUNTS_REMEDY = "delete it, and the tokens of the training shards are counted instead"
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,17 @@ def training_counts(folder: Path, shards: list[Shard], limits: Limits):
     """Occurrences of each id in the training documents: from token_counts.npy, else counted over the shards."""
     stored = folder / "token_counts.npy"
     if stored.is_file():
-        counts = np.load(stored, allow_pickle=False)
-        if counts.shape == (limits.vocab_size,):
-            return counts
+        try:
+            counts = np.load(stored, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise BadRequest(f"{stored}: cannot be read ({error}): {COUNTS_REMEDY}") from error
+        if counts.shape != (limits.vocab_size,) or counts.dtype.kind not in "iu" or counts.min() < 0:
+            raise BadRequest(f"{stored}: not {limits.vocab_size} counts, one for each token: {COUNTS_REMEDY}")
+        return counts
     counts, seen = np.zeros(limits.vocab_size, dtype=np.int64), 0
     for shard in shards:
         rows = read_shard(shard, limits)
-        ids = rows.input_ids.copy()
-        row, column = np.nonzero(rows.masked_positions)
-        ids[row, rows.masked_positions[row, column]] = rows.masked_ids[row, column]
+        ids = rows.unmasked_ids()
         ids[:, 0] = 0  # [CLS] and [SEP] are no words of the documents
         real = (rows.sequence_ids != 0) & (ids != 0)
         counts += np.bincount(ids[real], minlength=limits.vocab_size)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from central.runtime.exits import BadRequest
+from pretraining.checkpoint import MOMENT_NAMES, PADDED, first_line
 from pretraining.modeling import BertConfig, BertForPreTraining, decays
 
 # Older names -> today's. "decoder" is the word embedding itself.
@@ -42,10 +42,9 @@ class Foreign:
 
 def read_foreign(path: Path, model: BertForPreTraining) -> Foreign:
     """Weights, and moments where there are any, for `model`; heads that `path` lacks stay the model's own, said."""
-    if path.is_dir():
-        found, moments = _read_folder(path), None
-    else:
-        found, moments = _read_pt(path, model)
+    found, optimizer = (_read_folder(path), None) if path.is_dir() else _read_pt(path)
+    if not _are_weights(found):
+        raise BadRequest(f"{path}: holds no model weights: give a model's folder, or a .pt of the reference or NVIDIA")
     weights = {}
     for name, tensor in found.items():
         for old, new in RENAMED:
@@ -60,7 +59,16 @@ def read_foreign(path: Path, model: BertForPreTraining) -> Foreign:
         weights[name] = _trimmed(name, own[name], model.config)
     weights = {name: tensor.float() for name, tensor in weights.items() if name in own or name.startswith("bert.enc")}
     notes = [f"{path}: has no {_head_names(made)}: made anew"] if made else []
+    moments = _moments(optimizer, model)
+    if optimizer and moments is None:
+        notes.append(f"{path}: its optimizer state is of another kind: moments begin at zero")
     return Foreign(weights, moments, tuple(notes))
+
+
+def _are_weights(found) -> bool:
+    if not isinstance(found, dict) or not found:
+        return False
+    return all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items())
 
 
 def _head_names(names: list[str]) -> str:
@@ -71,8 +79,7 @@ def _head_names(names: list[str]) -> str:
 
 def _trimmed(name: str, tensor, config: BertConfig):
     """NVIDIA and the reference pad the vocabulary to a multiple of 8 on disk too."""
-    padded_name = name in ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")
-    if padded_name and len(tensor) == config.padded_vocab_size:
+    if name in PADDED and len(tensor) == config.padded_vocab_size:
         return tensor[: config.vocab_size]
     return tensor
 
@@ -87,20 +94,18 @@ def _read_folder(folder: Path) -> dict:
             return load_file(folder / "model.safetensors")
         if (folder / "pytorch_model.bin").is_file():
             return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise BadRequest(f"{folder}: its weights cannot be read ({error}): copy it again") from error
+    except Exception as error:  # torch and safetensors raise many kinds for a file cut short
+        raise BadRequest(f"{folder}: its weights cannot be read ({first_line(error)}): copy it again") from error
     raise BadRequest(f"{folder}: no model.safetensors or pytorch_model.bin in it: give a model folder or a .pt")
 
 
-def _read_pt(path: Path, model: BertForPreTraining) -> tuple[dict, dict | None]:
+def _read_pt(path: Path) -> tuple:
+    """What stands in a `.pt` for weights, and for the optimizer's state."""
     try:
         content = load_restricted(path)
     except Exception as error:  # whatever a broken pickle leads to
-        raise BadRequest(f"{path}: not a checkpoint that can be read ({error})") from error
-    weights = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not weights or not all(isinstance(v, torch.Tensor) for v in weights.values()):
-        raise BadRequest(f"{path}: holds no model weights: give a ckpt_<step>.pt of the reference or of NVIDIA")
-    return weights, _moments(content.get("optimizer"), model)
+        raise BadRequest(f"{path}: not a checkpoint that can be read ({first_line(error)}): copy it again") from error
+    return (content.get("model", content), content.get("optimizer")) if isinstance(content, dict) else (None, None)
 
 
 def _moments(saved, model: BertForPreTraining) -> dict | None:
@@ -114,12 +119,12 @@ def _moments(saved, model: BertForPreTraining) -> dict | None:
     for index, moments in saved["state"].items():
         if not isinstance(index, int) or index >= len(order) or not isinstance(moments, dict):
             return None
-        tensors = [moments.get(key) for key in ("exp_avg", "exp_avg_sq")]
+        tensors = [moments.get(key) for key in MOMENT_NAMES]
         fits = [isinstance(t, torch.Tensor) and t.shape[1:] == shapes[order[index]][1:] for t in tensors]
         if not all(fits):
             return None
         trimmed = [_trimmed(order[index], tensor.float(), model.config) for tensor in tensors]
-        state[index] = dict(zip(("exp_avg", "exp_avg_sq"), trimmed))
+        state[index] = dict(zip(MOMENT_NAMES, trimmed))
     steps = [group.get("step", 0) for group in saved.get("param_groups", []) if isinstance(group, dict)]
     steps += [moments.get("step", 0) for moments in saved["state"].values()]
     whole = [int(step) for step in steps if isinstance(step, int | float | torch.Tensor)]

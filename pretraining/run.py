@@ -1,147 +1,32 @@
-"""A run put together: everything is checked first, then data, model, optimizer and exchange are made from it."""
+"""A run put together from a checked request: data, model, optimizer and exchange, and what it tells and saves."""
 
 import contextlib
-import math
-import os
-import shutil
 import time
-from dataclasses import dataclass, replace
 
 import torch.distributed as dist
 
 from central.runtime import hpu, reports
 from central.runtime.device import Device
-from central.runtime.exits import BadRequest
+from central.runtime.exits import BadRequest, Diverged
 from central.runtime.rank import Rank
 from pretraining import checkpoint, costs
 from pretraining.batches import Masking
-from pretraining.dataset import (
-    Limits,
-    Prefetch,
-    Shard,
-    ShardReader,
-    Share,
-    average_sequences_per_row,
-    find_shards,
-    open_shards,
-    steps,
-)
+from pretraining.dataset import Prefetch, steps
 from pretraining.evaluation import HeldOut, evaluate, load_held_out, training_counts
 from pretraining.exchange import open_exchange
 from pretraining.foreign import read_foreign
 from pretraining.kernels import PlainKernels
 from pretraining.kernels_cpu import CpuKernels
 from pretraining.lamb import Lamb
-from pretraining.modeling import BertConfig, BertForPreTraining, decays, initialise
+from pretraining.modeling import BertForPreTraining, decays, initialise
+from pretraining.request import Request
 from pretraining.settings import Settings
 from pretraining.start import Start
 from pretraining.train_loop import TrainState
-from pretraining.vocabulary import SPECIAL_TOKENS, Vocabulary, find_vocabulary
+from pretraining.vocabulary import SPECIAL_TOKENS
 from pretraining.watch import Watch
 
-NAMED_SIZES = os.path.dirname(os.path.abspath(__file__))  # configurations here take their vocabulary size from the data
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the checks before the first step have found out."""
-
-    config: BertConfig
-    vocabulary: Vocabulary | None
-    limits: Limits
-    reader: ShardReader
-    share: Share
-    test_shards: list[Shard]
-    memory_bytes: int
-
-
-def check_request(settings: Settings, start: Start, device: Device, rank: Rank) -> Request:
-    """Look at everything that can be known before the first step; raises BadRequest."""
-    vocabulary = find_vocabulary(settings.vocab_file, settings.input_dir)
-    config = _config(settings, vocabulary)
-    limits = Limits(
-        config.vocab_size, settings.max_seq_length, config.max_position_embeddings, settings.max_predictions_per_seq
-    )
-    _check_state(settings, start, vocabulary)
-    shards = open_shards(settings.input_dir, "training", limits)
-    test_folder = settings.eval_dir or settings.input_dir
-    wants_test = settings.eval_dir is not None or find_shards(test_folder, "test")
-    test_shards = open_shards(test_folder, "test", limits) if wants_test else []
-    if not settings.do_train and not test_shards:
-        raise BadRequest("nothing to do: give --do_train, or an --eval_dir to evaluate the start point on")
-    _check_vocabulary_of([*shards, *test_shards], vocabulary)
-    reader = ShardReader(shards, settings.seed, limits)
-    reader.check_first()
-    average = average_sequences_per_row(settings.input_dir, shards)
-    micro_batches = max(1, round(settings.grad_accum_steps / average))
-    share = Share(rank.rank, rank.world_size, settings.micro_batch_size, micro_batches)
-    if rank.is_main:
-        _check_output(settings, config)
-    memory = costs.check_memory(
-        config,
-        device,
-        settings.micro_batch_size,
-        shards[0].seq_len,
-        min(settings.max_predictions_per_seq, shards[0].seq_len),
-        rank.local_world_size if device.type == "cpu" else 1,
-        reader.kept_bytes,
-    )
-    return Request(config, vocabulary, limits, reader, share, test_shards, memory)
-
-
-def _config(settings: Settings, vocabulary: Vocabulary | None) -> BertConfig:
-    try:
-        config = BertConfig.from_json(settings.config_file)
-    except ValueError as error:
-        raise BadRequest(str(error)) from error
-    if vocabulary is None or len(vocabulary.tokens) == config.vocab_size:
-        return config
-    if os.path.dirname(os.path.abspath(settings.config_file)) == NAMED_SIZES:
-        return replace(config, vocab_size=len(vocabulary.tokens))
-    raise BadRequest(
-        f"{settings.config_file}: vocab_size {config.vocab_size}, but the vocabulary of the data has "
-        f"{len(vocabulary.tokens)} tokens: set vocab_size to that, or give the other --vocab_file"
-    )
-
-
-def _check_state(settings: Settings, start: Start, vocabulary: Vocabulary | None) -> None:
-    saved = (start.state or {}).get("vocab_sha256")
-    if not saved and start.path is not None and (beside := find_vocabulary(None, start.path)):
-        saved = beside.sha256
-    if saved and vocabulary and saved != vocabulary.sha256:
-        raise BadRequest(f"{start.path}: made with another vocabulary than the data: give the data's own checkpoint")
-
-
-def _check_vocabulary_of(shards: list[Shard], vocabulary: Vocabulary | None) -> None:
-    if vocabulary is None:
-        return
-    other = [
-        shard.path for shard in shards if shard.attributes.get("vocab_sha256", vocabulary.sha256) != vocabulary.sha256
-    ]
-    if other:
-        raise BadRequest(
-            f"{other[0]}: made with another vocabulary ({len(other)} of {len(shards)} shards): leave out --vocab_file "
-            "to take the vocab.txt beside them, or make them again with this vocabulary"
-        )
-
-
-def _check_output(settings: Settings, config: BertConfig) -> None:
-    """The output folders can be written, and one checkpoint fits on the disk."""
-    for folder in (settings.output_dir, settings.results_dir):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".probe_{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise BadRequest(f"{folder}: cannot be written ({error.strerror}): give another --output_dir") from error
-    needed = checkpoint.checkpoint_bytes(config, costs.count_parameters(config))
-    free = shutil.disk_usage(settings.output_dir).free
-    if free < needed and not settings.skip_checkpoint:
-        raise BadRequest(
-            f"{settings.output_dir}: {free / 2**20:.0f} MiB free, a checkpoint needs {needed / 2**20:.0f}: "
-            "make room, or give another --output_dir"
-        )
+LONGEST_NAMES = 2000  # characters of an error's list of rows
 
 
 class Run:
@@ -167,20 +52,29 @@ class Run:
             rows_read = start.step * self.share.global_rows_per_step
         self.state = TrainState(settings.phase, start.step, start.global_step, rows_read)
         self.batches = Prefetch(
-            steps(request.reader, self.share, rows_read, start.global_step, device.static_shapes, self._masking())
+            steps(
+                request.reader,
+                self.share,
+                rows_read,
+                start.global_step,
+                device.static_shapes,
+                self._masking(),
+                pinned=device.type == "cuda",
+            )
         )
         self._peak, self._passed_peak = device.matrix_peak(), False
-        self.watch = Watch(device, request.config, self._peak, self.exchange)
+        self.watch = Watch(device, request.config, self._peak, self.exchange, self._name_rows)
         self._held_out = self._open_held_out()
+        notes += self._changed_data(start)
         self._open_reports(fresh=start.path is None and settings.phase == 1, notes=notes)
         self._last_report, self._evaluated, self._no_picture = {}, None, False
         self._saved = start.global_step  # a run stopped before its first step begins where this one did
         self._saver = checkpoint.Saver(settings.output_dir, settings.save_total_limit) if rank.is_main else None
         if rank.is_main:
             checkpoint.sweep(settings.output_dir)
-            beyond = start.global_step if settings.do_train else math.inf
-            for line in checkpoint.set_aside(settings.output_dir, settings.phase, beyond):
-                self._console.say(line)
+            if settings.do_train:
+                for line in checkpoint.set_aside(settings.output_dir, start.global_step):
+                    self._console.say(line)
 
     def _open_kernels(self):
         settings, device = self.settings, self.device
@@ -240,13 +134,42 @@ class Run:
         except ValueError as error:
             raise BadRequest(str(error)) from error
 
+    def _changed_data(self, start: Start) -> list[str]:
+        """A line to say where the place at which a run stopped lies elsewhere in the shards of now."""
+        if not (start.exact and start.state):
+            return []
+        was, now = start.state["data"], self._position()
+        if all(was.get(key, value) == value for key, value in now.items()):
+            return []
+        return [
+            f"the shards in {self.settings.input_dir} are not those this run stopped at: its next row was "
+            f"{was.get('shard')} row {was.get('row')}, and is now {now['shard']} row {now['row']}"
+        ]
+
+    def _position(self) -> dict:
+        """Where the next row lies."""
+        reader, rows_read = self.request.reader, self.state.rows_read
+        epoch, shard, row = reader.locate(rows_read)
+        return {"rows_read": rows_read, "epoch": epoch, "shard": reader.shards[shard].path.name, "row": row}
+
+    def _name_rows(self, places: range) -> str:
+        """Rows of the order by file and number; too long a list goes to a file, which is named instead."""
+        names = self.request.reader.describe(places.start, places.stop)
+        path = self.settings.results_dir / "rows_not_finite.txt"
+        if len(names) > LONGEST_NAMES:
+            with contextlib.suppress(OSError):
+                path.write_text(names.replace("; ", "\n") + "\n")
+                return f"the {len(places)} rows in {path}"
+        return names
+
     def _open_reports(self, fresh: bool, notes: list[str]) -> None:
         settings, rank = self.settings, self.rank
         self._log = self._board = None
         self._console = reports.Console(settings.stop_step, self.state.step, settings.progress_bar and rank.is_main)
         if not rank.is_main:
             return
-        self._log = reports.DlLogger(settings.json_summary, fresh)
+        with self._writing_log():
+            self._log = reports.DlLogger(settings.json_summary, fresh)
         if settings.tensorboard:
             try:
                 self._board = reports.open_tensorboard(settings.results_dir / "tensorboard")
@@ -256,9 +179,9 @@ class Run:
             notes.append("no vocab.txt beside the shards and no --vocab_file: checkpoints get no tokenizer")
         if settings.bf16_exchange and rank.world_size > 1 and self.device.type == "hpu":
             notes.append("gradients are exchanged in bf16, as asked")
-        self._log.log("PARAMETER", {"settings": settings.to_json(), "world_size": rank.world_size})
-        self._log.log("PARAMETER", {"SEED": settings.seed, "batch_size_per_pu": settings.micro_batch_size})
-        self._log.log("PARAMETER", {"matrix_peak_flops": self._peak})
+        self._record("PARAMETER", {"settings": settings.to_json(), "world_size": rank.world_size})
+        self._record("PARAMETER", {"SEED": settings.seed, "batch_size_per_pu": settings.micro_batch_size})
+        self._record("PARAMETER", {"matrix_peak_flops": self._peak})
         sizes = f"{costs.count_parameters(self.request.config) / 1e6:.1f} M parameters"
         global_rows = self.share.global_rows_per_step
         for line in (
@@ -269,6 +192,25 @@ class Run:
             *notes,
         ):
             self._console.say(line)
+
+    @contextlib.contextmanager
+    def _writing_log(self):
+        """Reports that cannot be written, most likely because the disk is full, end the run in one line."""
+        try:
+            yield
+        except OSError as error:
+            raise BadRequest(
+                f"{self.settings.json_summary}: cannot be written ({error.strerror or error}): make room, then "
+                "--resume_from_checkpoint; the checkpoints are whole"
+            ) from error
+
+    def _record(self, place, numbers: dict) -> None:
+        """A line of the log; what belongs to a step goes to the board, too."""
+        with self._writing_log():
+            self._log.log(place, numbers)
+            if self._board is not None and place == self._place:
+                for name, value in numbers.items():
+                    self._board.add_scalar(name, value, self.state.global_step)
 
     @property
     def _place(self) -> list[int]:
@@ -282,7 +224,7 @@ class Run:
         if self._saver is not None:
             self._saver.check()
         self._last_report = {"phase": self.state.phase, **numbers}
-        self._log.log(self._place, self._last_report)
+        self._record(self._place, self._last_report)
         self._console.step(
             self.state.step,
             f"loss {numbers['average_loss']:.4f}  lr {numbers['learning_rate']:.2e}  "
@@ -295,7 +237,6 @@ class Run:
                 f"mfu above 100 %: {self._peak / 1e9:.0f} GFLOP/s, the matrix peak measured at the start, was too low "
                 "(something else was running); take no mfu of this run for a measurement"
             )
-        self._to_board(numbers)
 
     def evaluate(self) -> None:
         """Evaluate on the held-out rows, if there are any and this very state has not been evaluated."""
@@ -306,18 +247,12 @@ class Run:
         numbers = evaluate(self.model, self._held_out, size, self.device, self.exchange)
         if self._log is None:
             return
-        self._log.log(self._place, {"phase": self.state.phase, **numbers})
+        self._record(self._place, {"phase": self.state.phase, **numbers})
         self._console.say(
             f"held out: MLM loss {numbers['eval_mlm_loss']:.4f} (unigram {numbers['eval_unigram_loss']:.4f}), MLM "
             f"accuracy {numbers['eval_mlm_accuracy']:.3f}, NSP accuracy {numbers['eval_nsp_accuracy']:.3f}, "
             f"{numbers['eval_sequences']} sequences"
         )
-        self._to_board(numbers)
-
-    def _to_board(self, numbers: dict) -> None:
-        if self._board is not None:
-            for name, value in numbers.items():
-                self._board.add_scalar(name, value, self.state.global_step)
 
     def save(self, wait: bool) -> None:
         """Save the state of now, on the main rank; returns after the copy unless `wait`."""
@@ -332,15 +267,12 @@ class Run:
             self._saver.wait()
 
     def _state_json(self) -> dict:
-        state, reader = self.state, self.request.reader
-        epoch, shard, row = reader.locate(state.rows_read)
-        position = {"rows_read": state.rows_read, "epoch": epoch, "shard": reader.shards[shard].path.name, "row": row}
-        vocabulary = self.request.vocabulary
+        state, vocabulary = self.state, self.request.vocabulary
         return {
             "phase": state.phase,
             "step": state.step,
             "global_step": state.global_step,
-            "data": position,
+            "data": self._position(),
             "vocab_sha256": vocabulary.sha256 if vocabulary else None,
             "world_size": self.rank.world_size,
             "settings": self.settings.to_json(),
@@ -361,7 +293,7 @@ class Run:
             return
         self._console.end()
         watch = self.watch
-        self._log.log(
+        self._record(
             (),
             {
                 "e2e_train_time": time.monotonic() - self._began,
@@ -389,5 +321,5 @@ class Run:
         """After an error: let a checkpoint under way become whole, and wait for no other rank."""
         self.batches.close()
         if self._saver is not None:
-            with contextlib.suppress(BadRequest):
+            with contextlib.suppress(BadRequest, Diverged):  # the error that ended the run is the one to tell
                 self._saver.wait()

@@ -19,7 +19,8 @@ if __name__ == "__main__":
 from central.runtime import rank as ranks
 from central.runtime.device import init_process_group, open_device
 from central.runtime.exits import DONE, BadRequest, run
-from pretraining.run import Run, check_request
+from pretraining.request import check_request
+from pretraining.run import Run
 from pretraining.settings import parse
 from pretraining.start import find_start, of_the_run
 from pretraining.train_loop import train

@@ -8,6 +8,8 @@ from central.runtime.exits import BadRequest
 from pretraining.checkpoint import step_of
 from pretraining.settings import Settings
 
+NEEDED = {"phase": int, "step": int, "global_step": int, "data": dict, "settings": dict}  # in a state.json
+
 
 @dataclass(frozen=True)
 class Start:
@@ -67,7 +69,9 @@ def of_the_run(settings: Settings, start: Start) -> tuple[Settings, list[str]]:
         return settings, []
     begun = start.state["settings"]
     kept = replace(
-        settings, seed=begun["seed"], init_checkpoint=begun["init_checkpoint"] and Path(begun["init_checkpoint"])
+        settings,
+        seed=begun.get("seed", settings.seed),
+        init_checkpoint=Path(begun["init_checkpoint"]) if begun.get("init_checkpoint") else None,
     )
     said = [f"--seed {settings.seed}: this run goes on with the seed it began with, {kept.seed}"]
     return kept, said if kept.seed != settings.seed else []
@@ -76,9 +80,13 @@ def of_the_run(settings: Settings, start: Start) -> tuple[Settings, list[str]]:
 def _state(path: Path):
     """A checkpoint's state, or the ValueError that says what is wrong with it."""
     try:
-        return read_state(path)
+        state = read_state(path)
     except ValueError as error:
         return error
+    bad = [name for name, kind in NEEDED.items() if not isinstance(state.get(name), kind)]
+    if bad or not isinstance(state["data"].get("rows_read"), int):
+        return ValueError(f"{path / 'state.json'}: no {', '.join(bad) or 'rows_read'} in it: delete this checkpoint")
+    return state
 
 
 def _continued(settings: Settings, own: list) -> Start:
@@ -87,7 +95,7 @@ def _continued(settings: Settings, own: list) -> Start:
         if not own:
             raise BadRequest(f"{settings.output_dir}: no checkpoint ckpt_{settings.resume_step} of this phase")
     path, state = own[-1]
-    begun_with = state["settings"]["init_checkpoint"]
+    begun_with = state["settings"].get("init_checkpoint")
     if settings.init_checkpoint and Path(begun_with or "").resolve() != settings.init_checkpoint.resolve():
         raise BadRequest(
             f"{path} belongs to a run that began with --init_checkpoint {begun_with}, not with "
@@ -100,14 +108,15 @@ def _continued(settings: Settings, own: list) -> Start:
 def _from_weights(settings: Settings, whole: list) -> Start:
     """--init_checkpoint: weights and moments, step 0, fresh schedule. Never counts over checkpoints already there."""
     path, done = settings.init_checkpoint, 0
+    state = _state(path) if (path / "state.json").is_file() else None
+    if isinstance(state, ValueError):
+        raise BadRequest(str(state))
     if settings.phase == 2:
-        state = _state(path) if (path / "state.json").is_file() else None
         named = settings.resume_step if settings.resume_step is not None else (step_of(path) or 0)
-        done = state["global_step"] if isinstance(state, dict) else named
-        done = max([done, *(earlier["global_step"] for _, earlier in whole)])
+        done = max([state["global_step"] if state else named, *(earlier["global_step"] for _, earlier in whole)])
     elif whole:
         raise BadRequest(f"{settings.output_dir}: holds checkpoints of phase 2: give another --output_dir")
-    return Start(path, f"weights from {path}, step 0 of phase {settings.phase}", global_step=done)
+    return Start(path, f"weights from {path}, step 0 of phase {settings.phase}", global_step=done, state=state)
 
 
 def _from_pt(settings: Settings, older: list[Path]) -> Start:

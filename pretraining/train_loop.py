@@ -38,7 +38,8 @@ def train(run) -> None:
         if stop or not take_step(run, batch, masked, sequences):
             run.save(wait=True)
             run.exchange.barrier()
-            raise Preempted(f"stopped by a signal after step {state.step}; --resume_from_checkpoint goes on from there")
+            where = "nothing was saved" if settings.skip_checkpoint else "--resume_from_checkpoint goes on from there"
+            raise Preempted(f"stopped by a signal after step {state.step}; {where}")
         state.step += 1
         state.global_step += 1
         state.rows_read += run.share.global_rows_per_step
@@ -47,10 +48,10 @@ def train(run) -> None:
         save_due = last or state.step % settings.save_steps == 0
         if last or state.step % settings.log_steps == 0:
             run.report()
+        if save_due:
+            run.save(wait=False)  # before evaluating, which may take longer than a run told to stop is given
         if last or (state.step % settings.eval_steps == 0 if settings.eval_steps else save_due):
             run.evaluate()
-        if save_due:
-            run.save(wait=last)
 
 
 def take_step(run, batch, masked: float, sequences: float) -> bool:
@@ -68,8 +69,8 @@ def take_step(run, batch, masked: float, sequences: float) -> bool:
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.kernels.reseed(settings.seed, state.global_step + 1, run.rank.rank)
-    # Divisors change every step: as a tensor they do not change a compiled graph.
-    weights = torch.tensor([1 / max(masked, 1), 1 / max(sequences, 1)]).to(device.device)
+    # Divisors change every step: as a tensor they do not change a compiled graph. (A blocking copy waits for the card.)
+    weights = torch.tensor([1 / max(masked, 1), 1 / max(sequences, 1)]).to(device.device, non_blocking=True)
     for number, micro_batch in enumerate(batch.micro_batches, start=1):
         if run.rank.world_size == 1 and run.stop.requested:
             return False
@@ -85,7 +86,7 @@ def take_step(run, batch, masked: float, sequences: float) -> bool:
     run.exchange.gradients(run.parameters)
     norm = global_norm([parameter.grad for parameter in run.parameters if parameter.grad is not None])
     watch.lap("exchange")
-    watch.check(norm, lr, state.step + 1, batch.source)
+    watch.check(norm, lr, state.step + 1, range(state.rows_read, state.rows_read + run.share.global_rows_per_step))
     run.update(norm)
     run.optimizer.zero_grad()
     device.mark_step()

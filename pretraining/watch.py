@@ -1,6 +1,7 @@
 """What a run is seen to do between two reports: sums on the device, counts and times on the host."""
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -11,10 +12,10 @@ STAGES = ("data", "forward", "backward", "exchange", "step")
 
 
 class Watch:
-    """Gathers without waiting for the device; `read` waits once."""
+    """Gathers without waiting for the device; `read` waits once. `name_rows` puts places of rows into words."""
 
-    def __init__(self, device, config, peak_flops: float, exchange):
-        self._device, self._config, self._exchange = device, config, exchange
+    def __init__(self, device, config, peak_flops: float, exchange, name_rows: Callable[[range], str]):
+        self._device, self._config, self._exchange, self._name_rows = device, config, exchange, name_rows
         (self._peak,) = exchange.sum([peak_flops])  # of all ranks together
         self.train_time = 0.0  # s in steps, without evaluation and saving
         self.sequences = 0  # trained on by this process, over all ranks
@@ -27,7 +28,7 @@ class Watch:
         self._totals = torch.zeros(4, device=self._device.device)
         self._loss = torch.zeros((), device=self._device.device)
         self._step_loss = torch.zeros((), device=self._device.device)
-        self._unread = []  # (global norm, lr, step, rows) of steps not looked at yet
+        self._unread = []  # (global norm, lr, step, places of its rows) of steps not looked at yet
         self._norm = self._lr = 0.0
         self._times = dict.fromkeys(STAGES, 0.0)
 
@@ -57,7 +58,7 @@ class Watch:
         self._tokens += tokens
         self._flops += sum(batch_flops(self._config, micro_batch) for micro_batch in batch.micro_batches)
 
-    def check(self, norm, lr: float, step: int, rows: str) -> None:
+    def check(self, norm, lr: float, step: int, rows: range) -> None:
         """Remember a step's gradient norm; look at it at once where that costs nothing, before the update."""
         self._unread.append((norm, lr, step, rows))
         if self._device.checks_every_step:
@@ -71,8 +72,8 @@ class Watch:
         for norm, (_, _, step, rows) in zip(norms, self._unread):
             if not norm < float("inf"):
                 raise Diverged(
-                    f"step {step}: the gradient is not finite (norm {norm}), rows {rows}: no update was saved, the "
-                    "last checkpoint is good. Lower --learning_rate, or look at these rows"
+                    f"step {step}: the gradient is not finite (norm {norm}), from {self._name_rows(rows)}: no update "
+                    "was saved, the last checkpoint is good. Lower --learning_rate, or look at these rows"
                 )
         self._norm, self._lr = norms[-1], self._unread[-1][1]
         self._unread = []
@@ -80,14 +81,13 @@ class Watch:
     def read(self) -> dict[str, float]:
         """The numbers of the steps since the last report, over all ranks. All ranks call it together."""
         self.settle()
-        numbers = [self._loss.item(), self._step_loss.item(), *self._totals.tolist(), self._flops]
+        numbers = [self._loss.item(), self._step_loss.item(), *self._totals.tolist(), self._flops, 1.0]
         self.lap("step")
-        loss, step_loss, mlm_loss, nsp_loss, mlm_right, nsp_right, flops = self._exchange.sum(numbers)
+        loss, step_loss, mlm_loss, nsp_loss, mlm_right, nsp_right, flops, ranks = self._exchange.sum(numbers)
         seconds = sum(self._times.values())
         self.train_time += seconds
         self.sequences += self._sequences
         steps, masked, sequences = self._steps, max(self._masked, 1), max(self._sequences, 1)
-        ranks = self._exchange.sum([1.0])[0]
         report = {
             "average_loss": loss / steps,
             "step_loss": step_loss,

@@ -1,5 +1,6 @@
 """Small HDF5 shards, a small model and ways to run the entry script, for the tests of the pre-training engine."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "pretraining" / "run_pretraining.py"
@@ -139,6 +141,19 @@ def environment(**extra) -> dict:
 def run_script(argv: list[str], prefix=(), timeout: float = 240, **extra) -> subprocess.CompletedProcess:
     command = [*map(str, prefix), sys.executable, str(SCRIPT), *map(str, argv)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment(**extra))
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: int):
+    """A file system of its own, in memory; the test is skipped where the machine lets us mount none."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def logged(out: Path) -> tuple[dict, dict]:

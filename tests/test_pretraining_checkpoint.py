@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from pretraining_helpers import ROOT, VOCAB_SIZE, environment, write_vocabulary
+from pretraining_helpers import ROOT, VOCAB_SIZE, environment, small_disk, write_vocabulary
 
 from central.runtime.checkpoints import is_complete, list_checkpoints, newest_checkpoint, read_state
 from central.runtime.exits import BadRequest
@@ -134,6 +134,22 @@ def test_newest_checkpoint_of_every_kind_of_folder(tmp_path):
     assert newest_checkpoint(plain) == plain
 
 
+def test_nothing_is_ever_replaced(tmp_path):
+    """A name that is taken costs the new checkpoint; going back puts the names beyond aside before that."""
+    older = saved(tmp_path, 4, model=make_model(seed=1))
+    before = {path.name: path.read_bytes() for path in older.iterdir()}
+    with pytest.raises(BadRequest, match=r"ckpt_4: this checkpoint could not be written .*older ones are whole"):
+        saved(tmp_path, 4, model=make_model(seed=2))
+    assert {path.name: path.read_bytes() for path in older.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt_4"]
+    saved(tmp_path, 6, phase=2)
+    assert checkpoint.set_aside(tmp_path, 3) == ["ckpt_4 is kept as ckpt_4.1", "ckpt_6 is kept as ckpt_6.1"]
+    saved(tmp_path, 4, model=make_model(seed=2))
+    assert checkpoint.set_aside(tmp_path, 3) == ["ckpt_4 is kept as ckpt_4.2"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "ckpt_4.1").iterdir()} == before
+    assert checkpoint.set_aside(tmp_path, 3) == []
+
+
 KILLED = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
@@ -142,8 +158,10 @@ torch.set_num_threads(1)
 from pathlib import Path
 from test_pretraining_checkpoint import *
 big = make_model(config=BertConfig(vocab_size=8000, hidden_size=256, num_hidden_layers=2, num_attention_heads=4))
-optimizer, saver = stepped(big), checkpoint.Saver(Path({folder!r}), 2)
-for step in range(1, 1000):
+folder = Path({folder!r})
+optimizer, saver = stepped(big), checkpoint.Saver(folder, 2)
+first = max([checkpoint.step_of(path) for path in list_checkpoints(folder)], default=0) + 1
+for step in range(first, first + 1000):
     saver.save(big, optimizer, state(step), {{}})
     print(step, flush=True)
 """
@@ -169,12 +187,7 @@ def test_killed_while_saving(tmp_path):
 
 def test_a_full_disk_costs_the_new_checkpoint_only(tmp_path):
     """A real full file system: a small tmpfs, where the machine lets us mount one."""
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a tmpfs is not allowed here")
-    try:
+    with small_disk(tmp_path / "small", megabytes=1) as small:
         model = make_model()
         size = sum(path.stat().st_size for path in saved(small, 1, model=model).iterdir())
         (small / "filler").write_bytes(b"x" * (os.statvfs(small).f_bavail * os.statvfs(small).f_frsize - size // 2))
@@ -188,8 +201,6 @@ def test_a_full_disk_costs_the_new_checkpoint_only(tmp_path):
         saver.save(model, stepped(model), state(2), {})
         saver.wait()
         assert is_complete(small / "ckpt_2")
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_weights_of_another_size_are_refused(tmp_path):
@@ -247,6 +258,16 @@ def test_a_pt_of_the_reference_is_read_and_runs_nothing(tmp_path, prefix):
     assert found.weights["bert.embeddings.word_embeddings.weight"].shape == (VOCAB_SIZE, 32)
 
 
+def test_an_optimizer_state_of_another_kind_is_said(tmp_path):
+    model = make_model()
+    foreign = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    foreign.step()
+    found = read_foreign(reference_pt(tmp_path / "a.pt", model, foreign), model)
+    assert found.moments is None and "moments begin at zero" in found.notes[0]
+
+
 def test_restricted_reading_makes_foreign_objects_inert(tmp_path):
     Unsafe.mark = str(tmp_path / "ran")
     torch.save(
@@ -295,6 +316,28 @@ def test_folders_without_weights_are_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"123")
     with pytest.raises(BadRequest, match="cannot be read"):
         read_foreign(tmp_path, make_model())
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors.index.json"])
+@pytest.mark.parametrize("content", [b"", b"[1, 2]", {"epoch": 3}, {"weight_map": 7}, [1, 2]])
+def test_files_that_hold_something_else_are_named(tmp_path, name, content):
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    elif name.endswith(".json"):
+        (tmp_path / name).write_text(json.dumps(content))
+    else:
+        torch.save(content, tmp_path / name)
+    with pytest.raises(BadRequest, match="cannot be read|holds no model weights") as refused:
+        read_foreign(tmp_path, make_model())
+    (problem,) = refused.value.problems
+    assert str(tmp_path) in problem and "\n" not in problem
+
+
+def test_a_pt_without_weights_is_named(tmp_path):
+    for content in ({"epoch": 3}, {"model": {}}, [1, 2], torch.ones(3)):
+        torch.save(content, tmp_path / "a.pt")
+        with pytest.raises(BadRequest, match=r"a\.pt: holds no model weights"):
+            read_foreign(tmp_path / "a.pt", make_model())
 
 
 def test_fused_lambs_state_is_read(tmp_path):

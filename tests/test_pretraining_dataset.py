@@ -17,6 +17,7 @@ from pretraining.dataset import (
     Share,
     average_sequences_per_row,
     open_shards,
+    ranges,
     read_shard,
     steps,
 )
@@ -52,6 +53,46 @@ def test_order_is_a_function_of_seed_and_place(tmp_path):
     assert epoch == 1 and key(read_shard(jumping.shards[shard], LIMITS))[row] == whole[31]
 
 
+def test_rows_are_named_so_that_they_can_be_found(tmp_path):
+    """Every place of a stretch over shards and epochs, one at a time, against the names of the whole stretch."""
+    reader = reader_of(make_corpus(tmp_path / "c", shards=3, rows=10))
+    wanted = {}
+    for place in range(7, 47):
+        _, shard, row = reader.locate(place)
+        wanted.setdefault(f"c_training_{shard}.hdf5", set()).add(row)
+    named = {}
+    for part in reader.describe(7, 47).split("; "):
+        name, numbers = part.split(" rows ")
+        for run in numbers.split(", "):
+            first, _, last = run.partition("-")
+            named.setdefault(name, set()).update(range(int(first), int(last or first) + 1))
+    assert named == wanted
+    assert ranges([9, 3, 7, 8, 1]) == "1, 3, 7-9"
+
+
+class Interrupted(ShardReader):
+    """Whenever an order is put away, another thread asks for a place of another epoch before anything else happens."""
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name in ("_plan", "_row_order") and self.__dict__.get("other_place"):
+            place, self.other_place = self.other_place, None
+            self.locate(place)
+            self.other_place = place
+
+
+def test_places_asked_for_by_two_threads_do_not_disturb_each_other(tmp_path):
+    """The loop asks where a checkpoint stands while the thread that reads ahead is in the next epoch already."""
+    corpus = make_corpus(tmp_path / "c", shards=3, rows=10)
+    wanted = [reader_of(corpus).locate(place) for place in range(30)]
+    found = []
+    for place in range(30):
+        reader = Interrupted(open_shards(corpus, "training", LIMITS), 3, LIMITS)
+        reader.other_place = 47
+        found.append(reader.locate(place))
+    assert found == wanted
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 @pytest.mark.parametrize("shards", [1, 3])
 def test_any_number_of_ranks_shares_any_number_of_shards(tmp_path, world_size, shards):
@@ -76,9 +117,10 @@ def test_steps_resume_at_a_place(tmp_path):
     resumed = steps(reader_of(corpus), share, 5 * 8, 5, False, masking)
     for step in wanted[5:]:
         again = next(resumed)
-        assert again.source == step.source
+        assert len(again.micro_batches) == len(step.micro_batches) == 2
         for a, b in zip(again.micro_batches, step.micro_batches):
             assert a.input_ids.equal(b.input_ids) and a.masked_positions.equal(b.masked_positions)
+            assert a.lengths == b.lengths and a.masked_labels.equal(b.masked_labels)
 
 
 def test_flat_and_static_hold_the_same(tmp_path):
@@ -192,6 +234,16 @@ def test_damaged_shards_are_named(tmp_path, spoiled, fault):
     assert refused.value.problems[0].startswith(f"{bad}: ") and fault in refused.value.problems[0]
 
 
+def test_a_shard_one_may_not_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def refusing(*_):
+        raise PermissionError(13, "Permission denied")
+
+    corpus = make_corpus(tmp_path / "c", shards=1)
+    monkeypatch.setattr(h5py, "File", refusing)
+    with pytest.raises(BadRequest, match=r"c_training_0\.hdf5: cannot be read \(permission denied\): allow it"):
+        open_shards(corpus, "training", LIMITS)
+
+
 def test_all_damaged_shards_are_named_together(tmp_path):
     corpus = make_corpus(tmp_path / "c", shards=4)
     whole = (corpus / "c_training_1.hdf5").read_bytes()
@@ -276,6 +328,13 @@ def test_unigram_baseline_by_hand(tmp_path):
     stored = np.arange(VOCAB_SIZE)
     np.save(corpus / "token_counts.npy", stored)
     assert np.array_equal(training_counts(corpus, shards, LIMITS), stored)
+    for broken in (b"", b"\x93NUMPY\x01\x00", np.arange(3), np.full(VOCAB_SIZE, -1), np.full(VOCAB_SIZE, 0.5)):
+        if isinstance(broken, bytes):
+            (corpus / "token_counts.npy").write_bytes(broken)
+        else:
+            np.save(corpus / "token_counts.npy", broken)
+        with pytest.raises(BadRequest, match=r"token_counts\.npy: .*delete it"):
+            training_counts(corpus, shards, LIMITS)
     labels = [label for p, label in zip(rows.masked_positions.flat, rows.masked_ids.flat) if p]
     wanted = -np.mean([np.log((stored[label] + 1) / (stored.sum() + VOCAB_SIZE)) for label in labels])
     assert unigram_loss(rows, stored) == pytest.approx(wanted)

@@ -1,5 +1,7 @@
 """Requests that run_pretraining.py must refuse: one line, the thing and the remedy, exit 2, nothing lost."""
 
+import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +11,7 @@ import h5py
 import pytest
 from pretraining_helpers import (
     ROOT,
+    SCRIPT,
     VOCAB_SIZE,
     call,
     checkpoints,
@@ -16,7 +19,9 @@ from pretraining_helpers import (
     make_corpus,
     run_script,
     script_argv,
+    small_disk,
     write_config,
+    write_vocabulary,
 )
 
 from central.runtime import device as devices
@@ -118,6 +123,102 @@ def test_weights_of_another_vocabulary_are_no_start(whole_run, corpora, tmp_path
     assert "another vocabulary" in problem
 
 
+def hugging_face_folder(folder, **changes):
+    """A small BERT as transformers saves it, with its tokenizer in tokenizer.json only."""
+    import transformers
+
+    write_vocabulary(folder)
+    transformers.BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    (folder / "vocab.txt").unlink()
+    config = json.loads(write_config(folder / "config.json", **changes).read_text())
+    transformers.BertForPreTraining(transformers.BertConfig(**config)).save_pretrained(folder)
+    return folder
+
+
+def test_a_hugging_face_folder_of_another_vocabulary_is_no_start(corpora, tmp_path):
+    folder = hugging_face_folder(tmp_path)
+    assert call(script_argv(corpora[0], corpora[2], tmp_path / "out", init_checkpoint=folder, max_steps=1)) == 0
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace('"w7"', '"seven"'))
+    (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path / "new", init_checkpoint=folder))
+    assert str(folder) in problem and "another vocabulary" in problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_attention_heads": 4}, "num_attention_heads is 4, --config_file has 2"),  # weights of the same shapes
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps is 1e-05"),
+        ({"hidden_size": 64}, "hidden_size is 64, --config_file has 32: a model of another size"),
+    ],
+)
+def test_a_hugging_face_folder_of_another_architecture_is_no_start(corpora, tmp_path, changes, words):
+    folder = hugging_face_folder(tmp_path, **changes)
+    (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path / "new", init_checkpoint=folder))
+    assert str(folder) in problem and words in problem
+
+
+def test_a_model_of_another_kind_is_no_start(corpora, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path / "new", init_checkpoint=tmp_path))
+    assert "a model of type roberta, not bert" in problem
+    (tmp_path / "config.json").write_text("{")
+    (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path / "new", init_checkpoint=tmp_path))
+    assert "config.json: cannot be read" in problem
+
+
+@pytest.mark.parametrize("phase", [1, 2])
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json"])
+def test_a_start_that_is_cut_off_is_named(whole_run, corpora, tmp_path, file, phase):
+    folder = tmp_path / "start"
+    shutil.copytree(checkpoints(whole_run[0])[0], folder)
+    whole = (folder / file).read_bytes()
+    (folder / file).write_bytes(whole[: len(whole) // 2])
+    flags = {"init_checkpoint": folder, "phase2": phase == 2}
+    (problem,) = refused(script_argv(corpora[phase - 1], corpora[2], tmp_path / "out", **flags))
+    assert str(folder) in problem and file in problem
+
+
+def test_a_state_of_another_make_is_named(whole_run, corpora, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole_run[0], out)
+    newest = checkpoints(out)[-1] / "state.json"
+    state = json.loads(newest.read_text())
+    words = script_argv(corpora[1], corpora[2], out, phase2=True, resume_from_checkpoint=True, max_steps=8)
+    for lacking in ({**state, "global_step": None}, {**state, "data": {}}):
+        newest.write_text(json.dumps(lacking))
+        (problem,) = refused(words)
+        assert str(newest) in problem and ("global_step" in problem or "rows_read" in problem)
+
+
+BROKEN_FILES = [
+    ("vocab.txt", b"[PAD]\n\xff\xfe\n", "vocab.txt: cannot be read as UTF-8 text"),
+    ("vocab.txt", b"[PAD]\nw1\n", "vocab.txt: no [UNK], [CLS], [SEP], [MASK] in it"),
+    ("tokenizer_config.json", b'{"do_lower_case": tr', "tokenizer_config.json: not JSON"),
+    ("tokenizer_config.json", b"\xff{}", "tokenizer_config.json: cannot be read as UTF-8 text"),
+    ("tokenizer_config.json", b"[1]", "tokenizer_config.json: holds no settings of a tokenizer"),
+    ("token_counts.npy", b"\x93NUMPY", "token_counts.npy: cannot be read"),
+    ("config.json", b"{", "config.json: not a BERT configuration"),
+    ("config.json", b"\xff\xfe{}", "config.json: not a BERT configuration"),
+    ("config.json", b"[1, 2]", "config.json: not a BERT configuration"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "words"), BROKEN_FILES)
+def test_files_beside_the_shards_that_are_broken_are_named(corpora, tmp_path, name, content, words):
+    corpus = make_corpus(tmp_path / "corpus", shards=1)
+    config = write_config(corpus / "config.json")
+    (corpus / name).write_bytes(content)
+    (problem,) = refused(script_argv(corpus, config, tmp_path / "out"))
+    assert words in problem and str(corpus) in problem
+    assert not checkpoints(tmp_path / "out")
+
+
+def test_a_vocabulary_file_that_is_none_is_named(corpora, tmp_path):
+    (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path, vocab_file=tmp_path))
+    assert f"{tmp_path}: cannot be read" in problem
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json"])
 def test_a_damaged_newest_checkpoint_is_named_and_left(whole_run, corpora, tmp_path, file):
     out = tmp_path / "out"
@@ -141,9 +242,7 @@ def test_a_checkpoint_of_another_size_is_refused(whole_run, corpora, tmp_path):
 
 
 def test_a_full_disk_is_seen_before_the_first_step(corpora, tmp_path, monkeypatch):
-    from pretraining import run
-
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path))
     assert "MiB free, a checkpoint needs" in problem
 
@@ -163,6 +262,32 @@ def test_a_disk_that_fills_up_ends_with_2_and_keeps_the_older_checkpoints(corpor
     (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path))
     assert "disk is full" in problem
     assert [path.name for path in checkpoints(tmp_path)] == ["ckpt_2"] and is_complete(checkpoints(tmp_path)[0])
+
+
+@pytest.mark.parametrize(
+    ("room", "save_steps", "words"),
+    [(0, 10**6, "dllogger.json: cannot be written"), (1 << 17, 3, "the disk is full")],
+)
+def test_a_disk_that_someone_fills_while_a_run_writes_to_it(corpora, tmp_path, room, save_steps, words):
+    """Log and checkpoints on a small real disk: one line, exit 2, what was there is whole, and the run goes on."""
+    with small_disk(tmp_path / "disk", megabytes=8) as out:
+        argv = script_argv(corpora[0], corpora[2], out, max_steps=10**6, resume_from_checkpoint=True)
+        assert run_script([*argv, "--steps_this_run=2"]).returncode == 0
+        process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), *argv, f"--num_steps_per_checkpoint={save_steps}"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+        )  # fmt: skip
+        next(line for line in process.stdout if line.startswith("step "))
+        with contextlib.suppress(OSError), (out / "filler").open("wb") as filler:
+            disk = os.statvfs(out)
+            filler.write(b"x" * max(0, disk.f_bavail * disk.f_frsize - room))
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 2 and errors.count("error: ") == 1 and "Traceback" not in errors, errors
+        assert words in errors and "make room" in errors
+        assert checkpoints(out) and all(is_complete(path) for path in checkpoints(out))
+        (out / "filler").unlink()
+        step = json.loads((checkpoints(out)[-1] / "state.json").read_text())["step"]
+        assert run_script([*argv, f"--steps_this_run={step + 2}"]).returncode == 0
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
@@ -192,6 +317,13 @@ def test_too_large_a_micro_batch_names_the_one_that_fits(corpora, tmp_path, monk
     device = open_device("cpu", "eager", "fp32", Rank())
     assert costs.training_bytes(config, device, fits, 16, 5) <= 4 << 20
     assert costs.training_bytes(config, device, fits + 1, 16, 5) > 4 << 20
+
+
+def test_a_model_too_large_altogether_is_not_told_to_take_smaller_batches(corpora, tmp_path, monkeypatch):
+    monkeypatch.setattr(Device, "available_memory", lambda self: 1 << 19)
+    (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path))
+    assert "not even a micro-batch of 1 fits: choose a smaller model" in problem
+    assert "--gradient_accumulation_steps" not in problem
 
 
 def test_files_the_kernel_can_drop_count_as_free_memory(tmp_path, monkeypatch):

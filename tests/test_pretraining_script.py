@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,7 @@ from safetensors.torch import load_file
 from central.runtime.checkpoints import is_complete
 from central.runtime.exits import BadRequest, Diverged, Preempted
 
+STEPS = 100  # of a run that is killed, more than ten kills use up
 MPIRUN = ("--oversubscribe", "--bind-to", "none", "-n")
 
 
@@ -140,47 +142,47 @@ def test_hugging_face_reproduces_the_held_out_loss(whole_run, corpora):
 
 
 def killed_and_resumed(corpora, folder, rng, phase, kills):
-    """Kill -9 at random moments until `kills` runs have died, then let it finish; losses of both phases."""
+    """Kill -9 `kills` times within a few steps of a start, then let both phases finish; losses of both."""
     short, long, config = corpora
-    out, died = folder / "out", 0
-    for current in (1, 2):
-        words = script_argv(
-            short if current == 1 else long, config, out, phase2=current == 2, resume_from_checkpoint=True, max_steps=30
-        )
-        while died < kills and current == phase:
+    out = folder / "out"
+    for current, corpus in ((1, short), (2, long)):
+        flags = {"phase2": current == 2, "resume_from_checkpoint": True, "num_steps_per_checkpoint": 3}
+        words = script_argv(corpus, config, out, max_steps=STEPS, **flags)
+        for _ in range(kills if current == phase else 0):
             process = subprocess.Popen(
                 [sys.executable, str(SCRIPT), *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                 env=environment(),
             )  # fmt: skip
-            seen = 0
-            for line in process.stdout:
-                seen += line.startswith("step ")
-                if seen == 1:
-                    break
-            time.sleep(rng.random() * 1.0)
+            steps = (line for line in process.stdout if line.startswith("step "))
+            for _ in range(rng.randint(1, 6)):
+                next(steps)
+            time.sleep(rng.random() * 0.05)
             process.kill()
-            process.wait()
-            died += 1
+            assert process.wait() == -signal.SIGKILL  # it had not ended by itself
         assert call(words) == 0
-    assert died == kills
     return losses(out)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(corpora, tmp_path_factory):
-    """Both phases with 30 steps each, in one go."""
+    """Losses of both phases in one go, by global step."""
     short, long, config = corpora
     out = tmp_path_factory.mktemp("uninterrupted")
     torch.set_num_threads(1)
-    assert call(script_argv(short, config, out, max_steps=30)) == 0
-    assert call(script_argv(long, config, out, max_steps=30, phase2=True, resume_from_checkpoint=True)) == 0
+    flags = {"max_steps": STEPS, "num_steps_per_checkpoint": STEPS}
+    assert call(script_argv(short, config, out, **flags)) == 0
+    assert call(script_argv(long, config, out, phase2=True, resume_from_checkpoint=True, **flags)) == 0
     return losses(out)
+
+
+def phase_1(losses):
+    return {step: loss for step, loss in losses.items() if step <= STEPS}
 
 
 @pytest.mark.parametrize("phase", [1, 2])
 def test_resume_after_kill_is_exact(corpora, uninterrupted, tmp_path, phase):
     found = killed_and_resumed(corpora, tmp_path, random.Random(phase), phase, kills=1)
-    assert found == uninterrupted
+    assert len(found) == 2 * STEPS and found == uninterrupted
 
 
 @pytest.mark.slow
@@ -190,13 +192,88 @@ def test_resume_after_ten_kills_is_exact(corpora, uninterrupted, tmp_path, phase
     assert found == uninterrupted
 
 
-@pytest.mark.parametrize("flags", [{"hmp": True}, {"dynamic_masking": True}, {"checkpoint_activations": True}])
-def test_stopping_and_resuming_is_exact_with(corpora, tmp_path, flags):
-    short, _, config = corpora
-    assert call(script_argv(short, config, tmp_path / "a", **flags)) == 0
-    assert call(script_argv(short, config, tmp_path / "b", steps_this_run=3, **flags)) == 0
-    assert call(script_argv(short, config, tmp_path / "b", resume_from_checkpoint=True, **flags)) == 0
+def packed_corpus(folder):
+    """Rows of up to three sequences, packed by the project's own packer from the rows of an ordinary corpus."""
+    from pretraining.packing import pack_lengths, pack_rows, predictions_needed
+
+    make_corpus(folder, shards=0, test=0)
+    for index in range(2):
+        columns = make_columns(40, 32, 3, seed=index)
+        packs = pack_lengths(np.count_nonzero(columns["input_mask"], axis=1), 32)
+        needed = predictions_needed(np.count_nonzero(columns["masked_lm_positions"], axis=1), packs)
+        write_shard(folder / f"p_training_{index}.hdf5", pack_rows(columns, packs, needed))
+    return folder
+
+
+EXACT_WITH = {
+    "bf16": {"hmp": True},
+    "dynamic masking": {"dynamic_masking": True},
+    "recomputation": {"checkpoint_activations": True},
+    "packed rows": {},
+    "phase 2, bf16, dynamic masking": {"phase2": True, "hmp": True, "dynamic_masking": True},
+}
+
+
+@pytest.mark.parametrize("how", EXACT_WITH)
+def test_stopping_and_resuming_is_exact_with(corpora, whole_run, tmp_path, how):
+    """Losses and weights, to the bit; stopped amid an epoch and amid a shard."""
+    flags, corpus = EXACT_WITH[how], corpora[0]
+    if how == "packed rows":
+        corpus = packed_corpus(tmp_path / "p")
+    if "phase2" in flags:
+        corpus, flags = corpora[1], {**flags, "init_checkpoint": checkpoints(whole_run[0])[0]}
+    words = {name: script_argv(corpus, corpora[2], tmp_path / name, **flags) for name in "ab"}
+    assert call(words["a"]) == 0
+    assert call([*words["b"], "--steps_this_run=3"]) == 0
+    assert call([*words["b"], "--resume_from_checkpoint"]) == 0
+    assert len(losses(tmp_path / "a")) == 6 and losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert_same_weights(checkpoints(tmp_path / "a")[-1], checkpoints(tmp_path / "b")[-1])
+
+
+def assert_same_weights(a, b):
+    """Weights and moments of two checkpoints, to the bit."""
+    first, second = (load_file(folder / "model.safetensors") for folder in (a, b))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    one, other = (torch.load(folder / "optimizer.pt", weights_only=True) for folder in (a, b))
+    for index, moments in one["state"].items():
+        assert all(torch.equal(moments[name], other["state"][index][name]) for name in moments)
+    assert [group["step"] for group in one["param_groups"]] == [group["step"] for group in other["param_groups"]]
+
+
+@pytest.mark.mpi
+def test_two_ranks_resume_exactly_and_one_rank_reads_on_in_the_same_order(corpora, without_dropout, tmp_path, mpirun):
+    """Dropout and dynamic masks of each rank, stopped by a signal: to the bit. At another world size: the same rows."""
+    flags = {
+        "dynamic_masking": True,
+        "allreduce_post_accumulation": True,
+        "max_steps": 40,
+        "num_steps_per_checkpoint": 1000,
+    }
+    words = {name: script_argv(corpora[0], corpora[2], tmp_path / name, **flags) for name in "ab"}
+    done = run_script(words["a"], prefix=(mpirun, *MPIRUN, "2"))
+    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen(
+        [mpirun, *MPIRUN, "2", sys.executable, str(SCRIPT), *words["b"]],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    next(line for line in process.stdout if line.startswith("step 3/"))
+    process.send_signal(signal.SIGUSR1)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 85, errors
+    done = run_script([*words["b"], "--resume_from_checkpoint"], prefix=(mpirun, *MPIRUN, "2"))
+    assert done.returncode == 0 and "resume from ckpt_" in done.stdout, done.stderr
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert_same_weights(checkpoints(tmp_path / "a")[-1], checkpoints(tmp_path / "b")[-1])
+
+    alone, config = without_dropout  # one rank, 16 rows a step, three steps
+    halves = {"max_steps": 3, "steps_this_run": 1}
+    done = run_script(script_argv(corpora[0], config, tmp_path / "c", **halves), prefix=(mpirun, *MPIRUN, "2"))
+    assert done.returncode == 0, done.stderr
+    rest = script_argv(
+        corpora[0], config, tmp_path / "c", max_steps=3, train_batch_size=16, resume_from_checkpoint=True
+    )
+    assert call(rest) == 0
+    assert losses(tmp_path / "c") == pytest.approx(losses(alone), rel=1e-4)
 
 
 def test_resuming_a_finished_phase_touches_nothing(whole_run, corpora, capsys):
@@ -296,8 +373,9 @@ def test_a_signal_saves_on_all_ranks_and_exits_85(corpora, tmp_path, mpirun):
     assert json.loads((saved / "state.json").read_text())["step"] == max(logged(tmp_path)[0])
 
 
-def test_sigterm_saves_and_exits_85_alone_and_the_run_goes_on_exactly(corpora, uninterrupted, tmp_path):
-    words = script_argv(corpora[0], corpora[2], tmp_path, max_steps=30, num_steps_per_checkpoint=1000)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_exits_85_alone_and_the_run_goes_on_exactly(corpora, uninterrupted, tmp_path, number):
+    words = script_argv(corpora[0], corpora[2], tmp_path, max_steps=STEPS, num_steps_per_checkpoint=1000)
     process = subprocess.Popen(
         [sys.executable, str(SCRIPT), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment(),
@@ -305,12 +383,11 @@ def test_sigterm_saves_and_exits_85_alone_and_the_run_goes_on_exactly(corpora, u
     for line in process.stdout:
         if line.startswith("step 4/"):
             break
-    process.terminate()
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 85 and "--resume_from_checkpoint" in errors
     assert call([*words, "--resume_from_checkpoint"]) == 0
-    found = losses(tmp_path)
-    assert found == {step: uninterrupted[step] for step in range(1, 31)}
+    assert losses(tmp_path) == phase_1(uninterrupted)
 
 
 def test_a_stop_amid_a_step_loses_nothing(corpora, uninterrupted, tmp_path, monkeypatch):
@@ -325,14 +402,47 @@ def test_a_stop_amid_a_step_loses_nothing(corpora, uninterrupted, tmp_path, monk
             self.looks += 1
             return self.looks >= 12  # one look before a step and one before each of its two micro-steps
 
-    words = script_argv(corpora[0], corpora[2], tmp_path, max_steps=30, num_steps_per_checkpoint=1000)
+    words = script_argv(corpora[0], corpora[2], tmp_path, max_steps=STEPS, num_steps_per_checkpoint=1000)
     with monkeypatch.context() as patch:
         patch.setattr(script.ranks, "StopRequest", StopAtTwelfthLook)
         with pytest.raises(Preempted, match="after step 3"):
             call(words)
     assert [path.name for path in checkpoints(tmp_path)] == ["ckpt_3"]
     assert call([*words, "--resume_from_checkpoint"]) == 0
-    assert losses(tmp_path) == {step: uninterrupted[step] for step in range(1, 31)}
+    assert losses(tmp_path) == phase_1(uninterrupted)
+
+
+def test_a_stop_that_may_not_save_does_not_say_it_has(corpora, tmp_path, monkeypatch):
+    import pretraining.run_pretraining as script
+
+    monkeypatch.setattr(script.ranks, "StopRequest", lambda: SimpleNamespace(requested=True))
+    with pytest.raises(Preempted, match="after step 0; nothing was saved"):
+        call(script_argv(corpora[0], corpora[2], tmp_path, skip_checkpoint=True))
+
+
+def test_a_checkpoint_is_on_its_way_before_the_evaluation_begins(corpora, tmp_path, monkeypatch):
+    """An evaluation may take longer than the time between SIGTERM and SIGKILL: its step must not be lost with it."""
+    from pretraining.run import Run
+
+    def killed(run):
+        if run.state.step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        call(script_argv(corpora[0], corpora[2], tmp_path))
+    assert [path.name for path in checkpoints(tmp_path)] == ["ckpt_2"] and is_complete(checkpoints(tmp_path)[0])
+
+
+def test_other_shards_than_those_a_run_stopped_at_are_said(corpora, tmp_path, capsys):
+    corpus = make_corpus(tmp_path / "c")
+    words = script_argv(corpus, corpora[2], tmp_path, resume_from_checkpoint=True)
+    for stop in (2, 4):
+        assert call([*words, f"--steps_this_run={stop}"]) == 0
+    assert "are not those" not in capsys.readouterr().out
+    (corpus / "c_training_0.hdf5").rename(corpus / "c_training_7.hdf5")
+    assert call(words) == 0
+    assert f"the shards in {corpus} are not those this run stopped at" in capsys.readouterr().out
 
 
 def test_a_stop_before_the_first_step_of_phase_2_leaves_phase_1_as_it_is(corpora, tmp_path, monkeypatch):
@@ -387,6 +497,19 @@ def test_going_back_to_an_older_step_keeps_what_it_leaves(corpora, tmp_path):
     ]
 
 
+def test_phase_1_gone_on_with_puts_the_checkpoints_of_phase_2_aside(whole_run, corpora, tmp_path):
+    """Both would be called ckpt_8; those of phase 2 came from the older end of phase 1, and are kept."""
+    out = tmp_path / "out"
+    shutil.copytree(whole_run[0], out)
+    phase_2 = (checkpoints(out)[-1] / "model.safetensors").read_bytes()
+    words = script_argv(corpora[0], corpora[2], out, resume_from_checkpoint=True, max_steps=8, save_total_limit=9)
+    assert call(words) == 0
+    folder = out / "results" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["ckpt_10.1", "ckpt_12.1", "ckpt_6", "ckpt_8", "ckpt_8.1"]
+    assert (folder / "ckpt_12.1" / "model.safetensors").read_bytes() == phase_2
+    assert json.loads((folder / "ckpt_8" / "state.json").read_text())["phase"] == 1
+
+
 def test_a_finished_pt_of_the_reference_is_left_alone(corpora, tmp_path):
     from test_pretraining_checkpoint import make_model, reference_pt
 
@@ -429,11 +552,48 @@ def test_divergence_stops_with_3_and_the_last_checkpoint_is_good(corpora, tmp_pa
         words = script_argv(corpora[0], corpora[2], out, resume_from_checkpoint=True, learning_rate=1e38)
     stopped = run_script(words)
     assert stopped.returncode == 3, stopped.stderr
-    assert (
-        "is not finite" in stopped.stderr and "_training_" in stopped.stderr and "checkpoint is good" in stopped.stderr
-    )
+    assert "is not finite" in stopped.stderr and "checkpoint is good" in stopped.stderr
+    step = int(re.search(r"step (\d+): the gradient", stopped.stderr)[1])
+    assert step == 1 if how == "NaN weight" else step >= 3
+    assert named_rows(stopped.stderr) == rows_of_step(corpora[0], step)
     for path in checkpoints(out) + checkpoints(tmp_path / "new"):
         assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(path / "model.safetensors").values())
+
+
+def named_rows(text):
+    """{file: rows} as a message names them."""
+    found = {}
+    for name, numbers in re.findall(r"(\w+\.hdf5) rows ([-\d, ]*\d)", text):
+        for run in numbers.split(", "):
+            first, _, last = run.partition("-")
+            found.setdefault(name, set()).update(range(int(first), int(last or first) + 1))
+    return found
+
+
+def rows_of_step(corpus, step, rows_per_step=8, seed=5):
+    """{file: rows} of a step, from the order as design law 2 has it: a function of seed and epoch."""
+    files = sorted(corpus.glob("*training*"))
+    found = {}
+    for place in range((step - 1) * rows_per_step, step * rows_per_step):
+        epoch, place = divmod(place, 24 * len(files))
+        shard = np.random.default_rng([seed, epoch]).permutation(len(files))[place // 24]
+        row = np.random.default_rng([seed, epoch, shard]).permutation(24)[place % 24]
+        found.setdefault(files[shard].name, set()).add(int(row))
+    return found
+
+
+def test_rows_too_many_for_a_line_go_to_a_file(whole_run, corpora, tmp_path, monkeypatch):
+    monkeypatch.setattr("pretraining.run.LONGEST_NAMES", 10)
+    from safetensors.torch import save_file
+
+    other = shutil.copytree(checkpoints(whole_run[0])[0], tmp_path / "poisoned")
+    weights = load_file(other / "model.safetensors")
+    weights["bert.pooler.dense.bias"][0] = float("nan")
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(Diverged, match=r"from the 8 rows in .*rows_not_finite\.txt: no update was saved"):
+        call(script_argv(corpora[0], corpora[2], tmp_path / "out", init_checkpoint=other))
+    listed = (tmp_path / "out" / "results" / "rows_not_finite.txt").read_text()
+    assert named_rows(listed) == rows_of_step(corpora[0], 1)
 
 
 def test_weights_that_are_not_finite_are_never_saved(corpora, tmp_path):

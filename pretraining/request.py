@@ -1,0 +1,146 @@
+"""What is known before the first step: every file and folder of a request is looked at, and what is wrong is told."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, replace
+
+from central.runtime.device import Device
+from central.runtime.exits import BadRequest
+from central.runtime.rank import Rank
+from pretraining import checkpoint, costs
+from pretraining.dataset import Limits, Shard, ShardReader, Share, average_sequences_per_row, find_shards, open_shards
+from pretraining.modeling import BertConfig
+from pretraining.settings import Settings
+from pretraining.start import Start
+from pretraining.vocabulary import Vocabulary, find_vocabulary, fingerprint_of
+
+NAMED_SIZES = os.path.dirname(os.path.abspath(__file__))  # configurations here take their vocabulary size from the data
+ARCHITECTURE = (  # what weights do not show by their shapes, and what they show
+    "hidden_act",
+    "num_attention_heads",
+    "layer_norm_eps",
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the checks before the first step have found out."""
+
+    config: BertConfig
+    vocabulary: Vocabulary | None
+    limits: Limits
+    reader: ShardReader
+    share: Share
+    test_shards: list[Shard]
+    memory_bytes: int
+
+
+def check_request(settings: Settings, start: Start, device: Device, rank: Rank) -> Request:
+    """Look at everything that can be known before the first step; raises BadRequest."""
+    vocabulary = find_vocabulary(settings.vocab_file, settings.input_dir)
+    config = _config(settings, vocabulary)
+    limits = Limits(
+        config.vocab_size, settings.max_seq_length, config.max_position_embeddings, settings.max_predictions_per_seq
+    )
+    _check_start(start, config, vocabulary)
+    shards = open_shards(settings.input_dir, "training", limits)
+    test_folder = settings.eval_dir or settings.input_dir
+    wants_test = settings.eval_dir is not None or find_shards(test_folder, "test")
+    test_shards = open_shards(test_folder, "test", limits) if wants_test else []
+    if not settings.do_train and not test_shards:
+        raise BadRequest("nothing to do: give --do_train, or an --eval_dir to evaluate the start point on")
+    _check_vocabulary_of([*shards, *test_shards], vocabulary)
+    reader = ShardReader(shards, settings.seed, limits)
+    reader.check_first()
+    average = average_sequences_per_row(settings.input_dir, shards)
+    micro_batches = max(1, round(settings.grad_accum_steps / average))
+    share = Share(rank.rank, rank.world_size, settings.micro_batch_size, micro_batches)
+    if rank.is_main:
+        _check_output(settings, config)
+    memory = costs.check_memory(
+        config,
+        device,
+        settings.micro_batch_size,
+        shards[0].seq_len,
+        min(settings.max_predictions_per_seq, shards[0].seq_len),
+        rank.local_world_size if device.type == "cpu" else 1,
+        reader.kept_bytes,
+    )
+    return Request(config, vocabulary, limits, reader, share, test_shards, memory)
+
+
+def _config(settings: Settings, vocabulary: Vocabulary | None) -> BertConfig:
+    try:
+        config = BertConfig.from_json(settings.config_file)
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+    if vocabulary is None or len(vocabulary.tokens) == config.vocab_size:
+        return config
+    if os.path.dirname(os.path.abspath(settings.config_file)) == NAMED_SIZES:
+        return replace(config, vocab_size=len(vocabulary.tokens))
+    raise BadRequest(
+        f"{settings.config_file}: vocab_size {config.vocab_size}, but the vocabulary of the data has "
+        f"{len(vocabulary.tokens)} tokens: set vocab_size to that, or give the other --vocab_file"
+    )
+
+
+def _check_start(start: Start, config: BertConfig, vocabulary: Vocabulary | None) -> None:
+    """The folder to start from holds a model like `config`, with the vocabulary of the data."""
+    if start.path is None or not start.path.is_dir():
+        return
+    saved = (start.state or {}).get("vocab_sha256") or fingerprint_of(start.path)
+    if saved and vocabulary and saved != vocabulary.sha256:
+        raise BadRequest(f"{start.path}: made with another vocabulary than the data: give the data's own checkpoint")
+    path = start.path / "config.json"
+    if not path.is_file():
+        return
+    try:
+        made_with = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise BadRequest(f"{path}: cannot be read ({error}): copy this folder again") from error
+    if made_with.get("model_type", "bert") != "bert":
+        raise BadRequest(f"{start.path}: a model of type {made_with['model_type']}, not bert: give a BERT")
+    for name in ARCHITECTURE:
+        if made_with.get(name, getattr(config, name)) != getattr(config, name):
+            raise BadRequest(
+                f"{start.path}: {name} is {made_with[name]}, --config_file has {getattr(config, name)}: a model of "
+                "another size; give the --config_file it was made with"
+            )
+
+
+def _check_vocabulary_of(shards: list[Shard], vocabulary: Vocabulary | None) -> None:
+    if vocabulary is None:
+        return
+    other = [
+        shard.path for shard in shards if shard.attributes.get("vocab_sha256", vocabulary.sha256) != vocabulary.sha256
+    ]
+    if other:
+        raise BadRequest(
+            f"{other[0]}: made with another vocabulary ({len(other)} of {len(shards)} shards): leave out --vocab_file "
+            "to take the vocab.txt beside them, or make them again with this vocabulary"
+        )
+
+
+def _check_output(settings: Settings, config: BertConfig) -> None:
+    """The output folders can be written, and one checkpoint fits on the disk."""
+    for folder in (settings.output_dir, settings.results_dir):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".probe_{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise BadRequest(f"{folder}: cannot be written ({error.strerror}): give another --output_dir") from error
+    needed = checkpoint.checkpoint_bytes(config, costs.count_parameters(config))
+    free = shutil.disk_usage(settings.output_dir).free
+    if free < needed and not settings.skip_checkpoint:
+        raise BadRequest(
+            f"{settings.output_dir}: {free / 2**20:.0f} MiB free, a checkpoint needs {needed / 2**20:.0f}: "
+            "make room, or give another --output_dir"
+        )
