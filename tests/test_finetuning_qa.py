@@ -134,6 +134,9 @@ def test_a_long_question_is_cut_and_an_impossible_stride_refused(tiny_tokenizer)
     assert cut == 1 and windows.lengths.max() <= 64 and "start_positions" not in windows.inputs
     with pytest.raises(BadRequest, match="--doc_stride 60 .* at most 44"):
         qa_examples.windows([asked], tiny_tokenizer, 64, 60, with_answers=False)
+    with pytest.raises(BadRequest, match="--max_seq_length at least 21"):
+        qa_examples.windows([asked], tiny_tokenizer, 20, 10, with_answers=False)
+    assert len(qa_examples.windows([asked], tiny_tokenizer, 21, 1, with_answers=False)[0])
 
 
 def test_an_empty_context_has_a_window_and_no_answer(tiny_tokenizer):

@@ -132,9 +132,11 @@ def windows(
     """
     room = max_seq_length - tokenizer.num_special_tokens_to_add(pair=True) - doc_stride - 1
     if room < SHORTEST_QUESTION:
+        widest = doc_stride + room - SHORTEST_QUESTION
+        remedy = f"at most {widest}" if widest > 0 else f"--max_seq_length at least {max_seq_length - widest + 1}"
         raise BadRequest(
             f"--doc_stride {doc_stride} leaves {max(room, 0)} of --max_seq_length {max_seq_length} tokens for a "
-            f"question: at most {doc_stride + room - SHORTEST_QUESTION}"
+            f"question: {remedy}"
         )
     inputs = {name: [] for name in tokenizer.model_input_names if name != "attention_mask"}
     extras = {"question": [], "context_start": [], "offsets": [], "no_answer": []}
