@@ -37,8 +37,15 @@ def step(rows=4, mark=True, scale=1.0, wait=False):
 
 
 def test_says_what_it_is():
-    for file in (EMULATOR / "device.cpp", EMULATOR / "habana_frameworks" / "__init__.py", EMULATOR / "bin" / "hl-smi"):
-        assert "TEST DOUBLE" in " ".join(file.read_text().splitlines()[:2]).upper()
+    package = (EMULATOR / "habana_frameworks").rglob("*.py")
+    for file in (EMULATOR / "README.md", EMULATOR / "device.cpp", EMULATOR / "bin" / "hl-smi", *package):
+        assert "TEST DOUBLE" in " ".join(file.read_text().splitlines()[:2]).upper(), file
+
+
+def test_there_is_a_reason_where_there_is_no_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(pytest.skip.Exception, match="needs a C\\+\\+ compiler"):
+        Gaudi(tmp_path)
 
 
 def test_values_and_gradients_are_those_of_the_cpu(gaudi):
@@ -126,12 +133,14 @@ FAULTS = {
         ("step(rows=5)", True, 0, 0),
         ("step(scale=0.123)", True, 0, 0),
         ("step(wait=True)", True, 1, 0),
+        ("torch.hpu.synchronize()", False, 1, 0),
         ("step(mark=False); step(mark=False); htcore.mark_step()", False, 0, 3),
         ("batch = torch.ones(2, 3).int(); model(batch.hpu()); model(batch.hpu()); htcore.mark_step()", True, 0, 1),
     ],
     "eager": [
         ("step(rows=5)", True, 0, 0),
         ("step(wait=True)", False, 1, 0),
+        ("torch.hpu.current_stream().synchronize(); torch.hpu.Event().synchronize()", False, 2, 0),
         ("x = torch.ones(3, device='hpu'); x[x > 0]", True, 1, 0),
         ("step(mark=False); step(mark=False)", False, 0, 0),
     ],
@@ -185,7 +194,7 @@ def test_what_gaudi_forbids_fails(gaudi):
     }
     for (statement, words), line in zip(expected.items(), refusals(gaudi, list(expected)), strict=True):
         assert words in line, (statement, line)
-    statement = "from habana_frameworks.torch.dynamo.compile_backend import hpu_backend; hpu_backend(None, [])"
+    statement = "import habana_frameworks.torch.dynamo.compile_backend as c; c._hpu_backend(None, [])"
     assert "PT_HPU_LAZY_MODE=0" in refusals(gaudi, [statement], mode="lazy")[0]
 
 
@@ -281,6 +290,60 @@ dist.barrier(); dist.destroy_process_group()
         mode="lazy",
     )
     assert sorted(out.split()) == ["card0", "card1"]
+
+
+# What Habana's bridge 1.19 has in these modules (python_packages/habana_frameworks/torch), as far as the double goes.
+HABANAS = {
+    "core": "mark_step",
+    "distributed.hccl": "initialize_distributed_hpu",
+    "dynamo.compile_backend": "",
+    "hpex.kernels": "FusedSDPA",
+    "hpex.normalization": "FusedClipNorm",
+    "hpex.optimizers": "FusedAdamW FusedLamb",
+    "hpu": "Event Stream current_device current_stream default_stream device device_count enable_recompute_sdp "
+    "get_device_name get_device_properties init is_available is_bf16_supported sdp_kernel set_device stream "
+    "synchronize",
+    "hpu.memory": "max_memory_allocated mem_get_info memory_allocated memory_reserved memory_stats memory_summary "
+    "reset_peak_memory_stats",
+    "hpu.metrics": "metric_global",
+    "hpu.random": "get_rng_state get_rng_state_all manual_seed manual_seed_all set_rng_state set_rng_state_all",
+    "utils.experimental": "synDeviceType",
+    "utils.internal": "is_lazy",
+}
+SIGNATURES = {
+    "hpex.optimizers:FusedLamb": "(params, lr=0.001, bias_correction=True, betas=(0.9, 0.999), eps=1e-06, "
+    "weight_decay=0.01, amsgrad=False, adam_w_mode=True, grad_averaging=True, set_grad_none=True, max_grad_norm=1.0, "
+    "use_lamb=False, fused=False, dtype=None)",
+    "hpex.optimizers:FusedAdamW": "(params, lr=0.001, betas=(0.9, 0.999), eps=1e-06, weight_decay=0.0, "
+    "bias_correction=True, moments_dtype=None)",
+    "hpex.optimizers:FusedLamb.zero_grad": "(self)",
+    "hpex.normalization:FusedClipNorm": "(parameters, max_norm)",
+    "hpex.normalization:FusedClipNorm.clip_norm": "(self, parameters)",
+    "hpex.kernels:FusedSDPA.forward": "(ctx, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, "
+    "softmax_mode='None', recompute_mode=None, valid_seq_len=None, seq_padding_type='left', "
+    "return_dropout_mask=False, return_attn_probs=False)",
+    "distributed.hccl:initialize_distributed_hpu": "(world_size=None, rank=None, local_rank=None)",
+    "core:mark_step": "()",
+}
+
+
+def test_names_and_signatures_are_habanas(gaudi):
+    printed = gaudi.python(f"""
+import importlib, inspect, json, operator, pkgutil, re
+import habana_frameworks.torch as package
+names, signatures = {{}}, {{}}
+for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+    here, bare = vars(importlib.import_module(module.name)), module.name.removeprefix(package.__name__ + ".")
+    own = sorted(n for n, x in here.items() if n[0] != "_" and getattr(x, "__module__", "") == module.name)
+    if own or bare in {list(HABANAS)!r}:
+        names[bare] = " ".join(own)
+for path in {list(SIGNATURES)!r}:
+    module, name = path.split(":")
+    thing = operator.attrgetter(name)(importlib.import_module(package.__name__ + "." + module))
+    signatures[path] = re.sub(" ->.*", "", str(inspect.signature(thing)))
+print(json.dumps([names, signatures]))
+""")
+    assert json.loads(printed) == [HABANAS, SIGNATURES]
 
 
 def test_hl_smi(gaudi):

@@ -633,6 +633,8 @@ void hpu_emulator_mark_step() {
 
 void hpu_emulator_set_warm(int value) { warm = value; }
 
+void hpu_emulator_host_sync(const char* what) { host_sync(what); }
+
 void hpu_emulator_compiled_graph(int change) { in_compiled_graph += change; }
 
 void hpu_emulator_see_graph(const char* text) {
@@ -647,8 +649,6 @@ void hpu_emulator_counters(uint64_t* out) { memcpy(out, &counters, sizeof counte
 void hpu_emulator_reset_peak() { counters.max_bytes = counters.bytes; }
 
 void hpu_emulator_seed(uint64_t seed) { default_generator().set_current_seed(seed); }
-
-uint64_t hpu_emulator_current_seed() { return default_generator().current_seed(); }
 
 size_t hpu_emulator_rng_state(uint8_t* state, size_t size, int set) {
   auto& generator = default_generator();

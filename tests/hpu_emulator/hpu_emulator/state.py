@@ -11,13 +11,14 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
 
 from hpu_emulator import build
 
-# All that Habana's software reads, as far as hpu-facts tells; another PT_HPU_ name is a typing error.
+# All that Habana's software is known to read (../README.md); another PT_HPU_ name is a typing error.
 VARIABLES = {
     "PT_HPU_LAZY_MODE",
     "PT_HPU_AUTOLOAD",
@@ -73,13 +74,15 @@ def start() -> None:
     global _environment
     _environment = _gaudi_environment()
     library = ctypes.CDLL(str(build.library()))
-    for name in ("current_seed", "pending"):
-        getattr(library, f"hpu_emulator_{name}").restype = ctypes.c_uint64
+    library.hpu_emulator_pending.restype = ctypes.c_uint64
     library.hpu_emulator_seed.argtypes = [ctypes.c_uint64]
     library.hpu_emulator_rng_state.restype = ctypes.c_size_t
     library.hpu_emulator_rng_state.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     library.hpu_emulator_start(_callback, lazy, os.environ.get("PT_HPU_FORCE_TANH_FOR_GELU", "1") not in ("0", "false"))
     atexit.register(_report)
+    # Autograd's thread drops the last pass after `backward` has returned. Where Python is ending by then it aborts the
+    # process; asleep, this thread lets it finish.
+    atexit.register(time.sleep, 0.05)
 
 
 def counters() -> dict[str, int]:
@@ -94,6 +97,12 @@ def acquire() -> None:
     library.hpu_emulator_acquire(error, len(error))
     if error.value:
         raise RuntimeError(error.value.decode())
+
+
+def wait(what: str) -> None:
+    """The host waits until the card has done all it was given."""
+    acquire()
+    library.hpu_emulator_host_sync(what.encode())
 
 
 def mark_step() -> None:

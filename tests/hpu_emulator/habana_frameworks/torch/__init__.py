@@ -13,6 +13,6 @@ torch._register_device_module("hpu", hpu)
 from habana_frameworks.torch import core
 from habana_frameworks.torch.core import torch_overwrites
 
-torch_overwrites.overwrite()
+torch_overwrites._overwrite()
 
 import habana_frameworks.torch.distributed.hccl

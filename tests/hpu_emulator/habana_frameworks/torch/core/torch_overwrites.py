@@ -10,7 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from hpu_emulator import state
 
 
-def overwrite() -> None:
+def _overwrite() -> None:
     _seed_the_card_too()
     dist.init_process_group = _init_process_group(dist.init_process_group)
     for name in ("all_reduce", "broadcast", "reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor"):

@@ -30,10 +30,6 @@ def _lazy_init() -> None:
     state.acquire()
 
 
-def is_initialized() -> bool:
-    return state.module_id is not None
-
-
 def current_device() -> int:
     state.acquire()
     return 0
@@ -60,7 +56,7 @@ def is_bf16_supported() -> bool:
 
 
 def synchronize(device=None) -> None:
-    state.acquire()
+    state.wait("synchronize")
 
 
 def enable_recompute_sdp(enabled: bool = True) -> None:
@@ -88,7 +84,7 @@ class Stream:
         pass
 
     def synchronize(self) -> None:
-        pass
+        state.wait("Stream.synchronize")
 
     def wait_stream(self, stream) -> None:
         pass
@@ -108,7 +104,7 @@ class Event:
         pass
 
     def synchronize(self) -> None:
-        pass
+        state.wait("Event.synchronize")
 
     def query(self) -> bool:
         return True
@@ -125,10 +121,6 @@ def default_stream(device=None) -> Stream:
 @contextlib.contextmanager
 def stream(stream):
     yield
-
-
-def is_lazy() -> bool:
-    return state.lazy
 
 
 def _is_in_bad_fork() -> bool:

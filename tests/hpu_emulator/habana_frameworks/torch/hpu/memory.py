@@ -7,14 +7,14 @@ __all__ = (
     "reset_peak_memory_stats"
 ).split()
 
-LIMIT = 96 * 2**30
+_LIMIT = 96 * 2**30
 
 
 def memory_stats(device=None) -> dict[str, int]:
     state.acquire()
     counted = state.counters()
     return {
-        "Limit": LIMIT,
+        "Limit": _LIMIT,
         "InUse": counted["bytes"],
         "MaxInUse": counted["max_bytes"],
         "NumAllocs": counted["allocations"],
@@ -40,7 +40,7 @@ def memory_reserved(device=None) -> int:
 
 
 def mem_get_info(device=None) -> tuple[int, int]:
-    return LIMIT - memory_allocated(), LIMIT
+    return _LIMIT - memory_allocated(), _LIMIT
 
 
 def memory_summary(device=None) -> str:

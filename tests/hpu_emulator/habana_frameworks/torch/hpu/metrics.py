@@ -3,7 +3,7 @@
 from hpu_emulator import state
 
 
-class Metric:
+class _Metric:
     def __init__(self, name: str):
         self.name = name
 
@@ -12,7 +12,7 @@ class Metric:
         return [("TotalNumber", graphs), ("TotalTime", 0), ("AvgTime", 0)]
 
 
-def metric_global(name: str) -> Metric:
+def metric_global(name: str) -> _Metric:
     if name != "graph_compilation":
         raise ValueError(f"no metric {name!r} here")
-    return Metric(name)
+    return _Metric(name)

@@ -4,10 +4,7 @@ import torch
 
 from hpu_emulator import state
 
-__all__ = (
-    "get_rng_state get_rng_state_all initial_seed manual_seed manual_seed_all "
-    "seed seed_all set_rng_state set_rng_state_all"
-).split()
+__all__ = "get_rng_state get_rng_state_all manual_seed manual_seed_all set_rng_state set_rng_state_all".split()
 
 
 def _zero(device) -> None:
@@ -22,18 +19,6 @@ def manual_seed(seed: int) -> None:
 
 def manual_seed_all(seed: int) -> None:
     manual_seed(seed)
-
-
-def seed() -> None:
-    manual_seed(torch.initial_seed() + 1)
-
-
-def seed_all() -> None:
-    seed()
-
-
-def initial_seed() -> int:
-    return state.library.hpu_emulator_current_seed()
 
 
 def get_rng_state(device="hpu") -> torch.Tensor:

@@ -3,10 +3,14 @@
 torch finds it by its entry point.
 """
 
+import itertools
+
 from hpu_emulator import state
 
+_numbers = itertools.count(1)
 
-def hpu_backend(graph, example_inputs, **options):
+
+def _hpu_backend(graph, example_inputs, **options):
     """Needs the eager mode, as Habana's does."""
     from torch._dynamo.backends.common import aot_autograd
 
@@ -18,7 +22,7 @@ def _compile(graph, example_inputs):
     from functorch.compile import make_boxed_func
 
     shapes = [tuple(getattr(value, "shape", ())) for value in example_inputs]
-    state.library.hpu_emulator_see_graph(f"compiled graph {id(graph)} of inputs {shapes[:4]}...".encode())
+    state.library.hpu_emulator_see_graph(f"compiled graph {next(_numbers)} of inputs {shapes[:4]}...".encode())
 
     def run(*args):
         state.library.hpu_emulator_compiled_graph(1)

@@ -5,6 +5,8 @@ import math
 import habana_frameworks.torch.core as htcore
 import torch
 
+from hpu_emulator import state as watched
+
 
 def _on_hpu(param_groups) -> torch.device:
     device = param_groups[0]["params"][0].device
@@ -132,7 +134,7 @@ class FusedAdamW(torch.optim.Optimizer):
             size = _scalar(size, self.device)
             # In lazy mode the decay is a number baked into the graph, in the others a tensor.
             decay = 1 - group["weight_decay"] * group["lr"]
-            if not htcore.state.lazy:
+            if not watched.lazy:
                 decay = _scalar(decay, self.device)
             for param in group["params"]:
                 if param.grad is None:
