@@ -6,10 +6,19 @@ import sys
 
 import pretraining_helpers
 import pytest
+import torch
 from emulated_gaudi import ROOT, Gaudi, free_port
 
 from central.runtime import hpu
 from central.runtime.rank import Rank
+from pretraining.batches import static_micro_batch
+from pretraining.dataset import Limits, open_shards, read_shard
+from pretraining.kernels import PlainKernels
+from pretraining.modeling import BertConfig, BertForPreTraining, decays, initialise
+
+TINY = BertConfig(
+    pretraining_helpers.VOCAB_SIZE, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+)
 
 
 @pytest.fixture
@@ -60,7 +69,8 @@ except ValueError as error:
 init_process_group(device, here)
 torch.ones(1, device=device.device)
 from hpu_emulator import state
-print(f"{here.rank}:{state.module_id}", flush=True)
+sys.stdout.write(f"{here.rank}:{state.module_id}\\n")  # in one piece, as other ranks write to the same file
+sys.stdout.flush()
 if torch.distributed.is_initialized():
     torch.distributed.barrier()  # a rank that leaves early can break the other's opening
     torch.distributed.destroy_process_group()
@@ -124,6 +134,131 @@ else:
         assert words in gaudi.python(program, PT_HPU_LAZY_MODE="0")
 
 
+@pytest.fixture
+def pretrain(gaudi):
+    """A function that pre-trains on a card, `pretrain(name of the output folder, **flags)`, and the folder of all."""
+    folder = gaudi.folder
+    corpus = pretraining_helpers.make_corpus(folder / "corpus")
+    config = pretraining_helpers.write_config(
+        folder / "config.json", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+
+    def run(name, server=gaudi, ranks=1, **flags):
+        flags = {"no_cuda": False, "use_habana": True, **flags}
+        argv = pretraining_helpers.script_argv(corpus, config, folder / name, **flags)
+        port = str(free_port())
+        words = [str(pretraining_helpers.SCRIPT), *argv]
+        return server.run(words, ranks, PT_HPU_FORCE_TANH_FOR_GELU="0", MASTER_PORT=port)
+
+    return run
+
+
+def losses(folder) -> list[float]:
+    """One a step, oldest first."""
+    training, _ = pretraining_helpers.logged(folder)
+    return [numbers["average_loss"] for _, numbers in sorted(training.items())]
+
+
+def test_fused_attention_is_a_flag_that_the_first_gaudi_refuses(gaudi, pretrain):
+    first = Gaudi(gaudi.folder, generation=1)
+    refused = pretrain("refused", server=first, fused_sdpa=True)
+    assert refused.returncode == 2, refused.stderr
+    assert refused.stderr.splitlines() == ["error: the first Gaudi has no fused attention: leave out --fused_sdpa"]
+    for name, server, flags in (("plain", first, {}), ("fused", gaudi, {"fused_sdpa": True})):
+        done = pretrain(name, server=server, max_steps=3, num_steps_per_checkpoint=3, **flags)
+        assert done.returncode == 0, done.stderr[-2000:]
+    plain, fused = (losses(gaudi.folder / name) for name in ("plain", "fused"))
+    assert len(plain) == 3 and fused == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("flat", [True, False], ids=["flat", "ddp"])
+def test_gradients_exchanged_in_bf16(gaudi, pretrain, flat):
+    """As on other devices, and only where it is asked for: rounded to 8 bits on the way, not more."""
+    asked = {"allreduce_post_accumulation_fp16": True, "allreduce_post_accumulation": flat}
+    for name, ranks, flags in (("one", 1, {}), ("two", 2, {"train_batch_size": 4, **asked})):
+        done = pretrain(name, ranks=ranks, max_steps=4, use_fused_lamb=True, skip_checkpoint=True, **flags)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert ("exchanged in bf16" in done.stdout) == (ranks > 1)
+    one, two = (losses(gaudi.folder / name) for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-2) and two != pytest.approx(one, rel=1e-7)
+
+
+def test_what_fine_tuning_asks_of_hpu(gaudi):
+    """No worker processes and no pinned memory, buckets of 230 MB as views of the gradients, no wait a step."""
+    script = ROOT / "transformers/examples/pytorch/text-classification/run_glue.py"
+    argv = f"--model_name_or_path=x --output_dir={gaudi.folder} --do_train --use_habana --use_fused_adam --hmp".split()
+    printed = gaudi.python(f"""
+import json, sys
+sys.argv[1:] = {argv!r}
+sys.path.insert(0, {str(script.parent)!r})
+import run_glue
+training, trainer = run_glue.parse_args(sys.argv[1:]).training, run_glue.FineTuningTrainer
+shell = trainer.__new__(trainer)
+shell.args, shell.model = training, None
+(ddp,) = shell._build_accelerator_args()["kwargs_handlers"]
+names = "dataloader_num_workers dataloader_pin_memory optim logging_nan_inf_filter ddp_bucket_cap_mb bf16".split()
+print(json.dumps([*(getattr(training, name) for name in names), ddp.gradient_as_bucket_view, ddp.bucket_cap_mb]))
+print(training.device)
+""")
+    values, device = printed.splitlines()[-2:]
+    assert json.loads(values) == [0, False, "adamw_torch", False, 230, True, True, 230] and device == "hpu:0"
+
+
+def test_fused_lamb_clips_alone(gaudi):
+    """Its gradients arrive as long as the norm that is reported, which was computed before any clipping."""
+    folder = gaudi.folder
+    corpus, config = pretraining_helpers.make_corpus(folder / "corpus"), pretraining_helpers.write_config(folder / "c")
+    flags = {"no_cuda": False, "use_habana": True, "use_fused_lamb": True, "max_steps": 3}
+    printed = gaudi.python(f"""
+import sys
+import habana_frameworks.torch
+from habana_frameworks.torch.hpex.optimizers import FusedLamb
+from pretraining.run_pretraining import main
+step = FusedLamb.step
+def watched(self):
+    squares = [float(p.grad.square().sum()) for group in self.param_groups for p in group["params"]]
+    print("norm", sum(squares) ** 0.5)
+    step(self)
+FusedLamb.step = watched
+main({pretraining_helpers.script_argv(corpus, config, folder / "out", **flags)!r})
+""")
+    norms = [float(line.split()[1]) for line in printed.splitlines() if line.startswith("norm ")]
+    training, _ = pretraining_helpers.logged(folder / "out")
+    assert norms == pytest.approx([numbers["grad_norm"] for _, numbers in sorted(training.items())], rel=1e-4)
+    assert max(norms) > 1.5, "no gradient was long enough to be clipped: the test shows nothing"
+
+
+def test_a_weight_of_norm_zero_moves_with_our_lamb_only(gaudi):
+    """FusedLamb gives it the trust ratio 0 for ever. Training never meets one: no decayed weight starts at zero."""
+    gaudi.python("""
+import torch
+from pretraining.lamb import Lamb
+from habana_frameworks.torch.hpex.optimizers import FusedLamb
+for kind, moves in ((Lamb, True), (FusedLamb, False)):
+    weight = torch.nn.Parameter(torch.zeros(3, 2, device="hpu"))
+    weight.grad = torch.ones_like(weight)
+    kind([weight], lr=0.1, weight_decay=0.01).step()
+    assert bool(weight.any()) == moves, kind
+""")
+    model = BertForPreTraining(TINY, PlainKernels())
+    initialise(model, seed=1)
+    assert all(parameter.any() for name, parameter in model.named_parameters() if decays(name))
+
+
+def test_ids_are_32_bits_wide_and_the_padding_embedding_has_no_gradient(tmp_path):
+    limits = Limits(pretraining_helpers.VOCAB_SIZE, 16, 64, 3)
+    shard, *_ = open_shards(pretraining_helpers.make_corpus(tmp_path / "corpus"), "training", limits)
+    batch = static_micro_batch(read_shard(shard, limits))
+    for name in ("input_ids", "segment_ids", "positions", "masked_positions", "cls_positions", "sequence_ids"):
+        assert getattr(batch, name).dtype == torch.int32, name
+    model = BertForPreTraining(TINY, PlainKernels())
+    initialise(model, seed=1)
+    model.bert.embeddings(batch, model.kernels).square().sum().backward()
+    gradient = model.bert.embeddings.word_embeddings.weight.grad
+    assert (batch.input_ids == 0).any() and not gradient[0].any() and gradient.any()
+
+
 def test_fused_optimizers_follow_their_formulas(gaudi):
     """FusedLamb against pretraining/lamb.py on the cpu, FusedAdamW against torch's, clipping against torch's."""
     gaudi.python("""
@@ -158,32 +293,67 @@ assert all(torch.allclose(p.grad, q.grad.cpu(), rtol=1e-5) for p, q in zip(cpu, 
 
 
 @pytest.mark.slow
-def test_lamb_checkpoints_go_from_hpu_to_cpu_and_back(gaudi):
-    """Steps 1-4 on hpu with FusedLamb, 5-8 on cpu, 9-12 on hpu with our LAMB: the losses are those of a run on cpu."""
-    folder = gaudi.folder
-    corpus = pretraining_helpers.make_corpus(folder / "corpus")
-    config = pretraining_helpers.write_config(
-        folder / "config.json", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
-    )
-    card = {"no_cuda": False, "use_habana": True}
+def test_lamb_checkpoints_go_from_hpu_to_cpu_and_back(gaudi, pretrain):
+    """FusedLamb, the cpu, FusedLamb in lazy mode, our LAMB on hpu, 3 steps each: the losses are those of the cpu."""
 
-    def run(out, steps, **flags):
-        flags = {"max_steps": 12, "num_steps_per_checkpoint": 4, "steps_this_run": steps, **flags}
-        argv = pretraining_helpers.script_argv(corpus, config, out, **flags)
-        done = gaudi.run([str(pretraining_helpers.SCRIPT), *argv], PT_HPU_FORCE_TANH_FOR_GELU="0")
+    def run(name, steps, **flags):
+        done = pretrain(name, max_steps=12, num_steps_per_checkpoint=3, steps_this_run=steps, **flags)
         assert done.returncode == 0, done.stderr[-2000:]
 
-    run(folder / "cpu", 12)
-    run(folder / "both", 4, use_fused_lamb=True, **card)
-    run(folder / "both", 8, resume_from_checkpoint=True)
-    run(folder / "both", 12, resume_from_checkpoint=True, use_lazy_mode=True, **card)
-    (expected, held_out), (found, found_held_out) = (pretraining_helpers.logged(folder / x) for x in ("cpu", "both"))
+    host = {"no_cuda": True, "use_habana": False}
+    run("cpu", 12, **host)
+    run("both", 3, use_fused_lamb=True)
+    run("both", 6, resume_from_checkpoint=True, **host)
+    run("both", 9, resume_from_checkpoint=True, use_fused_lamb=True, use_lazy_mode=True)
+    run("both", 12, resume_from_checkpoint=True, use_lazy_mode=True)
+    (expected, held_out), (found, found_held_out) = (
+        pretraining_helpers.logged(gaudi.folder / name) for name in ("cpu", "both")
+    )
     assert sorted(found) == sorted(expected) == list(range(1, 13))
     for step, numbers in expected.items():
         assert found[step]["average_loss"] == pytest.approx(numbers["average_loss"], rel=1e-4), step
     assert found_held_out[1, 12]["eval_mlm_loss"] == pytest.approx(held_out[1, 12]["eval_mlm_loss"], rel=1e-4)
     assert all(report["saved_device_tensors"] == 0 for report in gaudi.reports())
-    assert [report["mode"] for report in gaudi.reports()] == ["eager", "lazy"]
+    assert [report["mode"] for report in gaudi.reports()] == ["eager", "lazy", "lazy"]
+
+
+def test_adamw_states_go_from_hpu_to_cpu_and_back(gaudi):
+    """Three steps on hpu, three on the cpu, three on hpu: the weights of nine steps on the cpu, bias correction too."""
+    gaudi.python("""
+import torch
+from central.runtime import hpu
+torch.manual_seed(0)
+start = [torch.randn(4, 3), torch.randn(3)]
+grads = [[torch.randn_like(p) for p in start] for _ in range(9)]
+settings = {"lr": 0.1, "eps": 1e-12, "weight_decay": 0.0}
+
+def weights(device):
+    return [torch.nn.Parameter(p.clone().to(device)) for p in start]
+
+def steps(parameters, optimizer, which):
+    for step in which:
+        for p, grad in zip(parameters, grads[step]):
+            p.grad = grad.to(p.device)
+        optimizer.step()
+    return optimizer.state_dict()
+
+host = weights("cpu")
+steps(host, torch.optim.AdamW(host, **settings), range(9))
+saved, values = None, start
+for device, which in (("hpu", range(3)), ("cpu", range(3, 6)), ("hpu", range(6, 9))):
+    parameters = weights(device)
+    with torch.no_grad():
+        for p, value in zip(parameters, values):
+            p.copy_(value.to(device))
+    optimizer = (torch.optim.AdamW if device == "cpu" else hpu.fused_adamw())(parameters, **settings)
+    if saved:
+        optimizer.load_state_dict(saved)
+    saved = steps(parameters, optimizer, which)
+    assert {float(values["step"]) for values in saved["state"].values()} == {which[-1] + 1.0}
+    values = [p.detach().cpu() for p in parameters]
+for p, value in zip(host, values):
+    assert torch.allclose(p, value, rtol=1e-4, atol=1e-6), (p - value).abs().max()
+""")
 
 
 @pytest.mark.slow

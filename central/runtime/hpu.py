@@ -5,7 +5,7 @@ Written from the bridge's source and documentation, releases 1.19 to 1.23 (names
 
 import importlib.util
 import os
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 
 import torch
@@ -89,10 +89,37 @@ def fused_lamb() -> type[torch.optim.Optimizer]:
 
 
 def fused_adamw() -> type[torch.optim.Optimizer]:
-    """AdamW in one kernel. It counts steps in its parameter groups, where torch's counts them per parameter."""
+    """AdamW in one kernel. Its state_dict is laid out as torch's, so that a checkpoint resumes on any device."""
     from habana_frameworks.torch.hpex.optimizers import FusedAdamW
 
-    return FusedAdamW
+    class InterchangeableAdamW(FusedAdamW):
+        def state_dict(self):
+            return as_torchs_adamw(super().state_dict())
+
+        def load_state_dict(self, state_dict):
+            super().load_state_dict(as_fused_adamw(state_dict, self.param_groups))
+
+    return InterchangeableAdamW
+
+
+def as_torchs_adamw(saved: dict) -> dict:
+    """The state_dict of FusedAdamW, which counts steps per group, with torch.optim.AdamW's count per parameter."""
+    steps = {number: group.get("step", 0) for group in saved["param_groups"] for number in group["params"]}
+    moments = {
+        number: {**values, "step": torch.tensor(float(steps[number]))} for number, values in saved["state"].items()
+    }
+    groups = [{name: value for name, value in group.items() if name != "step"} for group in saved["param_groups"]]
+    return {**saved, "state": moments, "param_groups": groups}
+
+
+def as_fused_adamw(saved: dict, own_groups: Sequence[dict]) -> dict:
+    """The state_dict of torch.optim.AdamW for FusedAdamW, whose `own_groups` have settings that torch's lack."""
+    groups = []
+    for own, group in zip(own_groups, saved["param_groups"], strict=True):
+        steps = [int(saved["state"][number]["step"]) for number in group["params"] if number in saved["state"]]
+        groups.append({**own, **group, "step": max(steps, default=0)})
+    moments = {number: {**values, "step": 0} for number, values in saved["state"].items()}  # never counted there
+    return {**saved, "state": moments, "param_groups": groups}
 
 
 def fused_clip_norm() -> type:
