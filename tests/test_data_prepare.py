@@ -19,6 +19,7 @@ import pytest
 from central.runtime import exits
 from central.runtime.exits import BadRequest
 from pretraining.data import prepare, prepare_options, sources
+from pretraining.data.hdf5 import write_rows
 from pretraining.data.wordpiece import SPECIAL_TOKENS, Vocabulary
 
 WORDS = [f"w{number}" for number in range(300)]
@@ -454,6 +455,25 @@ def test_a_disk_that_fills_up(text, vocab, small_disk, tmp_path, monkeypatch):
     prepare.main(words(text, vocab, disk / "out"))
     prepare.main(words(text, vocab, tmp_path / "calm"))
     assert files_of(disk / "out") == files_of(tmp_path / "calm")
+
+
+def test_a_disk_that_fills_up_at_any_byte(small_disk):
+    """Also at the very last ones, which HDF5 writes when the file is closed."""
+    disk = small_disk("size=8k")
+    ids = np.random.default_rng(0).integers(0, 30_000, (1000, 64)).astype(np.int32)
+    arrays = {f"ids{number}": ids for number in range(6)}
+    attributes, told = {f"attribute{number}": number for number in range(20)}, set()
+    for kilobytes in range(8, 1200, 4):
+        subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", disk], check=True)
+        try:
+            write_rows(disk / "x.hdf5", len(ids), 100, iter([arrays]), attributes)
+            break
+        except (OSError, RuntimeError) as error:
+            told.add(type(error))
+            assert isinstance(prepare._explained(error), BadRequest), error
+            assert not list(disk.iterdir())
+    assert OSError in told
+    assert (read(disk / "x.hdf5")[0]["ids5"] == ids).all()
 
 
 def test_a_read_only_output_folder(text, vocab, small_disk):

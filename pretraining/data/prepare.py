@@ -164,7 +164,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(words)
     try:
         do(args)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # HDF5 tells of a full disk by either
         raise _explained(error) from error
     return DONE
 
@@ -173,9 +173,10 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Defaults at each option, line breaks kept in the list of steps."""
 
 
-def _explained(error: OSError) -> Exception:
+def _explained(error: OSError | RuntimeError) -> Exception:
     """A full or closed disk is the user's to mend; what is finished stays."""
-    number = error.errno or next((code for code in FULL + NOT_WRITABLE if f"errno = {code}" in str(error)), None)
+    number = getattr(error, "errno", None)
+    number = number or next((code for code in FULL + NOT_WRITABLE if f"errno = {code}," in str(error)), None)
     if number in FULL:
         return BadRequest(f"{os.strerror(number)}; finished files stay: free some space and run the same command again")
     if number in NOT_WRITABLE:
