@@ -94,7 +94,8 @@ class Lamb(Optimizer):
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
             # Copied as a tensor: filled in as numbers they would make every step a new lazy graph.
-            step, lr = torch.tensor([group["step"], group["lr"]], dtype=norm.dtype).to(norm.device).unbind()
+            numbers = torch.tensor([group["step"], group["lr"]], dtype=norm.dtype)
+            step, lr = numbers.to(norm.device, non_blocking=norm.is_cuda).unbind()
             for p in group["params"]:
                 if p.grad is None:
                     continue

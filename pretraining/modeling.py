@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 VOCAB_MULTIPLE = 8
+LEAST = {"type_vocab_size": 2, "pad_token_id": 0}  # of the whole numbers of a configuration; 1 of the others
 PADDED_ROW_BIAS = -10000.0  # a padded vocabulary row never takes part in the softmax
 
 
@@ -36,19 +37,24 @@ class BertConfig:
     def __post_init__(self):
         if self.hidden_act != "gelu":
             raise ValueError(f"hidden_act {self.hidden_act!r}: only 'gelu' is implemented")
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), LEAST.get(field.name, 1)
+            if field.type is int and not (type(value) is int and value >= least):
+                raise ValueError(f"{field.name} {value!r} is not a whole number from {least} on")
+            if field.type is float and not (type(value) in (int, float) and 0 <= value < 1):
+                raise ValueError(f"{field.name} {value!r} is not in [0, 1)")
+        if self.pad_token_id >= self.vocab_size:
+            raise ValueError(f"pad_token_id {self.pad_token_id} is not below vocab_size {self.vocab_size}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not in [0, 1)")
 
     @classmethod
     def from_json(cls, path: Path, **overrides) -> "BertConfig":
         """Read BERT's keys from a JSON file, other keys are passed over; ValueError names the file."""
         try:
-            found = json.loads(Path(path).read_text())
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
             known = {field.name for field in dataclasses.fields(cls)}
             return cls(**{key: value for key, value in {**found, **overrides}.items() if key in known})
         except (OSError, json.JSONDecodeError, TypeError, ValueError) as error:

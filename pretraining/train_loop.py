@@ -69,8 +69,9 @@ def take_step(run, batch, masked: float, sequences: float) -> bool:
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.kernels.reseed(settings.seed, state.global_step + 1, run.rank.rank)
-    # Divisors change every step: as a tensor they do not change a compiled graph. (A blocking copy waits for the card.)
-    weights = torch.tensor([1 / max(masked, 1), 1 / max(sequences, 1)]).to(device.device, non_blocking=True)
+    # Divisors change every step: as a tensor they do not change a compiled graph. A blocking copy would wait.
+    host_weights = torch.tensor([1 / max(masked, 1), 1 / max(sequences, 1)])
+    weights = host_weights.to(device.device, non_blocking=True)
     for number, micro_batch in enumerate(batch.micro_batches, start=1):
         if run.rank.world_size == 1 and run.stop.requested:
             return False

@@ -333,9 +333,31 @@ def test_config_errors_name_the_file(tmp_path):
         BertConfig.from_json(write_config(tmp_path / "cfg.json", hidden_act="swish"))
     with pytest.raises(ValueError, match="not a multiple"):
         BertConfig.from_json(write_config(tmp_path / "cfg.json", num_attention_heads=3))
-    (tmp_path / "cfg.json").write_text("{")
-    with pytest.raises(ValueError, match=r"cfg\.json"):
-        BertConfig.from_json(tmp_path / "cfg.json")
+    for content in (b"{", b"[1, 2]", b"7", b"\xff\xfe{}"):
+        (tmp_path / "cfg.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"cfg\.json: not a BERT configuration"):
+            BertConfig.from_json(tmp_path / "cfg.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hidden_size", "768"),
+        ("hidden_size", 32.0),
+        ("num_attention_heads", 0),
+        ("num_hidden_layers", -1),
+        ("vocab_size", None),
+        ("vocab_size", True),
+        ("type_vocab_size", 1),
+        ("pad_token_id", VOCAB_SIZE),
+        ("hidden_dropout_prob", "0.1"),
+        ("hidden_dropout_prob", 1.0),
+        ("layer_norm_eps", float("nan")),
+    ],
+)
+def test_values_no_model_can_have_are_named(tmp_path, name, value):
+    with pytest.raises(ValueError, match=rf"cfg\.json.*{name} {value!r}"):
+        BertConfig.from_json(write_config(tmp_path / "cfg.json", **{name: value}))
 
 
 @pytest.mark.parametrize(

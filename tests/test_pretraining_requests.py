@@ -201,6 +201,7 @@ BROKEN_FILES = [
     ("config.json", b"{", "config.json: not a BERT configuration"),
     ("config.json", b"\xff\xfe{}", "config.json: not a BERT configuration"),
     ("config.json", b"[1, 2]", "config.json: not a BERT configuration"),
+    ("config.json", b'{"hidden_size": "32"}', "(hidden_size '32' is not a whole number from 1 on)"),
 ]
 
 
