@@ -18,7 +18,7 @@ import pytest
 
 from central.runtime import exits
 from central.runtime.exits import BadRequest
-from pretraining.data import prepare, prepare_options, sources
+from pretraining.data import prepare, prepare_options, sources, vocabulary
 from pretraining.data.hdf5 import write_rows
 from pretraining.data.wordpiece import SPECIAL_TOKENS, Vocabulary
 
@@ -350,6 +350,26 @@ def test_a_vocabulary_smaller_than_the_alphabet_is_refused(text, tmp_path, capsy
     least = said.split(" are ")[1].split(" tokens")[0]
     assert exits.run(prepare.main, [*arguments, least]) == 0
     assert len((tmp_path / "v.txt").read_text().split()) == int(least)
+
+
+def test_same_text_same_vocabulary(tmp_path):
+    """Each in a process of its own, whose hashes differ; hundreds of pairs of pieces are equally common."""
+    pytest.importorskip("tokenizers")
+    rng = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyz" + "".join(map(chr, range(0xA000, 0xA000 + 1100)))  # syllables of Yi
+    made = ["".join(rng.choices(letters, k=rng.randint(1, 9))) for _ in range(3000)]
+    (tmp_path / "text.txt").write_text(
+        "\n".join(" ".join(rng.choices(made, k=12)) for _ in range(1500)), encoding="utf-8"
+    )
+    found = []
+    for name in "abc":
+        path = tmp_path / f"{name}.txt"
+        line = ["vocab", "--input", str(tmp_path / "text.txt"), "--vocab_size", "4000", "--vocab_file", str(path)]
+        subprocess.run(command(*line), check=True, capture_output=True)
+        found.append(path.read_text(encoding="utf-8").split("\n")[:-1])
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == len(set(found[0])) == 4000
+    assert sum(len(token) == 1 for token in found[0]) == vocabulary.MOST_CHARACTERS
 
 
 def test_a_language_that_is_not_known(text, vocab, tmp_path, capsys):

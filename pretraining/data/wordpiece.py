@@ -105,6 +105,11 @@ def is_punctuation(character: str) -> bool:
     return unicodedata.category(character).startswith("P")
 
 
+def split_punctuation(word: str) -> list[str]:
+    """The parts of a word; each punctuation character is one of its own."""
+    return "".join(f" {character} " if is_punctuation(character) else character for character in word).split()
+
+
 def _is_deleted(character: str) -> bool:
     return character == "\ufffd" or (unicodedata.category(character) in ("Cc", "Cf") and character not in "\t\n\r")
 
@@ -183,7 +188,7 @@ class _WordTable(dict):
             return _ASCII_WORD.findall(text.lower() if self.vocabulary.do_lower_case else text)
         kept = (character for character in text if not _is_deleted(character))
         spaced = "".join(f" {character} " if is_cjk(character) else character for character in kept)
-        return [part for word in spaced.split() for part in self._split_punctuation(self._normalise(word))]
+        return [part for word in spaced.split() for part in split_punctuation(self._normalise(word))]
 
     def _normalise(self, word: str) -> str:
         """Lower case in the context of the whole word (a Greek sigma at its end), then without accents."""
@@ -191,10 +196,6 @@ class _WordTable(dict):
             return word
         decomposed = unicodedata.normalize("NFD", word.lower())
         return "".join(character for character in decomposed if unicodedata.category(character) != "Mn")
-
-    @staticmethod
-    def _split_punctuation(word: str) -> list[str]:
-        return "".join(f" {character} " if is_punctuation(character) else character for character in word).split()
 
     def _pieces(self, word: str) -> list[int]:
         """Greedy longest match first; one [UNK] for a word that cannot be made of pieces."""
