@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from pretraining.batches import Rows, flat_micro_batches
-from pretraining.costs import batch_flops
 from pretraining.dataset import Limits, ShardReader, open_shards
 from pretraining.kernels_cpu import CpuKernels
 from pretraining.lamb import Lamb, global_norm
@@ -55,55 +54,92 @@ def load_rows(input_dir: str | None, count: int, config: BertConfig, seq_len: in
     )
 
 
-class Ours:
-    """The engine's own model, kernels and optimizer."""
-
-    name = "ours"
-
-    def __init__(self, config: BertConfig, rows: Rows, micro_batch_size: int, data_type: str):
-        self.rows = rows
-        self.kernels = CpuKernels(DTYPES[data_type])
-        self.model = BertForPreTraining(config, self.kernels)
-        initialise(self.model, 1)
-        self.batches = list(flat_micro_batches(rows, micro_batch_size))
-        self.flops = sum(batch_flops(config, batch) for batch in self.batches)
-        named = list(self.model.named_parameters())
-        groups = [[p for n, p in named if decays(n)], [p for n, p in named if not decays(n)]]
-        self.optimizer = Lamb([{"params": groups[0]}, {"params": groups[1], "weight_decay": 0.0}], lr=1e-4)
-        self._steps = 0
-
-    def forward_backward(self) -> float:
-        """All micro-batches of one step; the step's loss."""
-        self._steps += 1
-        self.kernels.reseed(42, self._steps, 0)
-        loss = 0.0
-        for batch in self.batches:
-            sums = self.model(batch)
-            part = sums[0] / self.rows.num_masked + sums[1] / self.rows.num_sequences
-            part.backward()
-            loss += part.item()
-        return loss
-
-    def step(self) -> float:
-        loss = self.forward_backward()
-        self.optimizer.step(global_norm([p.grad for p in self.model.parameters()]))
-        self.optimizer.zero_grad()
-        return loss
-
-
-class HuggingFace:
-    """transformers' BertForPreTraining in the usual loop: padded batches, head over every position.
+class Side:
+    """One side of a comparison: a model and its loop over the optimizer steps cut from `rows`, each step's rows new.
 
     The optimizer is the engine's LAMB on both sides: the comparison is of the network and of the loop.
     """
 
+    name: str
+
+    def __init__(self, rows: Rows, micro_batch_size: int, micro_steps: int):
+        size = micro_batch_size * micro_steps
+        cut = [rows.take(slice(first, first + size)) for first in range(0, len(rows), size)]
+        self.steps = [(step, self.micro_batches(step, micro_batch_size)) for step in cut]
+        self.done = 0
+
+    def micro_batches(self, rows: Rows, size: int) -> list:
+        raise NotImplementedError
+
+    def forward_backward(self, rows: Rows, micro_batches: list) -> float:
+        """Gradients of one step; its loss."""
+        raise NotImplementedError
+
+    def warm_up(self) -> None:
+        """One micro-batch and an update, so that moments and gradients have their memory."""
+        rows, micro_batches = self.steps[0]
+        self.forward_backward(rows, micro_batches[:1])
+        self.update()
+
+    def step(self) -> float:
+        loss = self.forward_backward(*self.steps[self.done % len(self.steps)])
+        self.update()
+        self.done += 1
+        return loss
+
+    def update(self) -> None:
+        self.optimizer.step(global_norm([p.grad for p in self.model.parameters()]))
+        self.optimizer.zero_grad()
+
+
+class Ours(Side):
+    """The engine's own model and kernels: no padding, head on masked positions."""
+
+    name = "ours"
+
+    def __init__(self, config: BertConfig, rows: Rows, micro_batch_size: int, micro_steps: int, data_type: str):
+        super().__init__(rows, micro_batch_size, micro_steps)
+        self.kernels = CpuKernels(DTYPES[data_type])
+        self.model = BertForPreTraining(config, self.kernels)
+        initialise(self.model, 1)
+        named = list(self.model.named_parameters())
+        groups = [[p for n, p in named if decays(n)], [p for n, p in named if not decays(n)]]
+        self.optimizer = Lamb([{"params": groups[0]}, {"params": groups[1], "weight_decay": 0.0}], lr=1e-4)
+
+    def micro_batches(self, rows: Rows, size: int) -> list:
+        return list(flat_micro_batches(rows, size))
+
+    def forward_backward(self, rows: Rows, micro_batches: list) -> float:
+        self.kernels.reseed(42, self.done, 0)
+        loss = 0.0
+        for batch in micro_batches:
+            sums = self.model(batch)
+            part = sums[0] / rows.num_masked + sums[1] / rows.num_sequences
+            part.backward()
+            loss += part.item()
+        return loss
+
+
+class HuggingFace(Side):
+    """transformers' BertForPreTraining in the usual loop: padded batches, head over every position."""
+
     name = "Hugging Face"
 
-    def __init__(self, config: BertConfig, rows: Rows, micro_batch_size: int, data_type: str):
+    def __init__(
+        self,
+        config: BertConfig,
+        rows: Rows,
+        micro_batch_size: int,
+        micro_steps: int,
+        data_type: str,
+        attention: str = "sdpa",
+    ):
         import transformers
 
+        super().__init__(rows, micro_batch_size, micro_steps)
         transformers.logging.set_verbosity_error()
-        self.model = transformers.BertForPreTraining(transformers.BertConfig(**config.to_hugging_face()))
+        settings = transformers.BertConfig(**config.to_hugging_face(), attn_implementation=attention)
+        self.model = transformers.BertForPreTraining(settings)
         own = BertForPreTraining(config, CpuKernels())
         initialise(own, 1)
         weights = {
@@ -113,37 +149,34 @@ class HuggingFace:
         self.model.tie_weights()
         self.model.train()
         self.data_type = data_type
+        self.optimizer = Lamb(self.model.parameters(), lr=1e-4)
+
+    def micro_batches(self, rows: Rows, size: int) -> list:
         labels = np.full(rows.input_ids.shape, -100)
         row, column = np.nonzero(rows.masked_positions)
         labels[row, rows.masked_positions[row, column]] = rows.masked_ids[row, column]
-        self.batches = [
+        columns = {
+            "input_ids": rows.input_ids,
+            "attention_mask": rows.sequence_ids,
+            "token_type_ids": rows.segment_ids,
+            "labels": labels,
+            "next_sentence_label": rows.next_sentence_labels,
+        }
+        return [
             {
-                name: torch.from_numpy(np.array(values[start : start + micro_batch_size], dtype=np.int64))
-                for name, values in (
-                    ("input_ids", rows.input_ids),
-                    ("attention_mask", rows.sequence_ids),
-                    ("token_type_ids", rows.segment_ids),
-                    ("labels", labels),
-                    ("next_sentence_label", rows.next_sentence_labels),
-                )
+                name: torch.from_numpy(np.array(values[first : first + size], np.int64))
+                for name, values in columns.items()
             }
-            for start in range(0, len(rows), micro_batch_size)
+            for first in range(0, len(rows), size)
         ]
-        self.optimizer = Lamb(self.model.parameters(), lr=1e-4)
 
-    def forward_backward(self) -> float:
+    def forward_backward(self, rows: Rows, micro_batches: list) -> float:
         loss = 0.0
-        for batch in self.batches:
+        for batch in micro_batches:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.data_type == "bf16"):
-                part = self.model(**batch).loss / len(self.batches)
+                part = self.model(**batch).loss / len(micro_batches)
             part.backward()
             loss += part.item()
-        return loss
-
-    def step(self) -> float:
-        loss = self.forward_backward()
-        self.optimizer.step(global_norm([p.grad for p in self.model.parameters()]))
-        self.optimizer.zero_grad()
         return loss
 
 
@@ -151,19 +184,16 @@ def losses_without_dropout(config: BertConfig, rows: Rows, data_type: str) -> tu
     """The loss of the same rows and weights on both sides, dropout off."""
     off = dataclasses.replace(config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     # One micro-batch: the usual loop takes the mean of micro-batch means, which is another number.
-    sides = [side(off, rows, len(rows), data_type) for side in (Ours, HuggingFace)]
+    ours, peer = (side(off, rows, len(rows), 1, data_type) for side in (Ours, HuggingFace))
     with torch.no_grad():
-        ours = sides[0].model(sides[0].batches[0])
-        loss = float(ours[0] / rows.num_masked + ours[1] / rows.num_sequences)
+        sums = ours.model(ours.steps[0][1][0])
+        loss = float(sums[0] / rows.num_masked + sums[1] / rows.num_sequences)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=data_type == "bf16"):
-            return loss, float(sides[1].model(**sides[1].batches[0]).loss)
+            return loss, float(peer.model(**peer.steps[0][1][0]).loss)
 
 
-def interleaved(functions: dict, repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
+def interleaved(functions: dict, repeats: int) -> dict[str, list[float]]:
     """Wall times (s) of each function, taken in turn."""
-    for function in functions.values():
-        for _ in range(warm_up):
-            function()
     times = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():

@@ -30,15 +30,13 @@ def main() -> None:
     lamb = Lamb([{"params": groups[0]}, {"params": groups[1], "weight_decay": 0.0}], lr=1e-4)
     adamw = torch.optim.AdamW(copies, lr=1e-4, fused=True)
     norm = global_norm([p.grad for _, p in named])
-    times = interleaved(
-        {
-            "LAMB": lambda: lamb.step(norm),
-            "fused AdamW": adamw.step,
-            "global norm": lambda: global_norm([p.grad for p in copies]),
-        },
-        args.repeats,
-        warm_up=2,
-    )
+    functions = {
+        "LAMB": lambda: lamb.step(norm),
+        "fused AdamW": adamw.step,
+        "global norm": lambda: global_norm([p.grad for p in copies]),
+    }
+    interleaved(functions, 2)  # warm-up
+    times = interleaved(functions, args.repeats)
     print(machine())
     print(f"{sum(p.numel() for _, p in named) / 1e6:.1f} M parameters in {len(named)} tensors")
     for name, values in times.items():

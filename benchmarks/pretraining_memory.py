@@ -18,16 +18,16 @@ SIDES = {"ours": Ours, "peer": HuggingFace}
 
 
 def measure(args) -> None:
-    """Peak resident bytes of two micro-batches and a step, less what the process held before the model."""
+    """Peak resident bytes of three steps of two micro-batches, less what the process held before the model."""
     config = config_of(args.size)
-    rows = load_rows(args.input_dir, 2 * args.micro_batch, config, args.seq_len, 20 if args.seq_len <= 128 else 80)
+    rows = load_rows(args.input_dir, 6 * args.micro_batch, config, args.seq_len, 20 if args.seq_len <= 128 else 80)
     import transformers  # noqa: F401  on both sides, so that its own memory counts on none
 
     torch.mm(torch.ones(512, 512, dtype=torch.bfloat16), torch.ones(512, 512, dtype=torch.bfloat16))
     if args.side == "ours":
         keep_freed_memory()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    side = SIDES[args.side](config, rows, args.micro_batch, args.data_type)
+    side = SIDES[args.side](config, rows, args.micro_batch, 2, args.data_type)
     for _ in range(3):
         side.step()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

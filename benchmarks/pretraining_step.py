@@ -5,6 +5,7 @@ python benchmarks/pretraining_step.py --size base --seq_len 128 --micro_batch 16
 
 import argparse
 import statistics
+from dataclasses import replace
 
 from pretraining_common import (
     HuggingFace,
@@ -19,6 +20,7 @@ from pretraining_common import (
 
 from central.runtime.device import open_device
 from central.runtime.rank import Rank
+from pretraining.costs import batch_flops
 
 
 def main() -> None:
@@ -29,36 +31,51 @@ def main() -> None:
     parser.add_argument("--micro_steps", type=int, default=16, help="micro-batches of an optimizer step")
     parser.add_argument("--data_types", nargs="+", default=["bf16", "fp32"], choices=["bf16", "fp32"])
     parser.add_argument("--input_dir", help="folder of training shards (default: random tokens, 90 %% filled)")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peer_attention", default="sdpa", choices=["sdpa", "eager"], help="Hugging Face's attention")
+    parser.add_argument("--repeats", type=int, default=5, help="optimizer steps of each side, each over new rows")
     args = parser.parse_args()
+    device = open_device("cpu", "eager", "fp32", Rank())  # what the engine sets up for a CPU, for both sides
     config = config_of(args.size)
     masked = 20 if args.seq_len <= 128 else 80
-    rows = load_rows(args.input_dir, args.micro_batch * args.micro_steps, config, args.seq_len, masked)
+    size = args.micro_batch * args.micro_steps
+    rows = load_rows(args.input_dir, size * args.repeats, config, args.seq_len, masked)
     print(machine())
     fill = rows.num_tokens / rows.input_ids.size
     print(
         f"{args.size}, rows of {args.seq_len} filled to {fill:.2f}, {args.micro_steps} x {args.micro_batch} rows a step"
     )
-    sides = {}
+    sides, losses = {}, {}
     for data_type in args.data_types:
-        few = rows.take(slice(0, min(len(rows), args.micro_batch)))
+        few = rows.take(slice(0, args.micro_batch))
         ours, peer = losses_without_dropout(config, few, data_type)
         print(f"{data_type}: loss without dropout {ours:.6f} ours, {peer:.6f} Hugging Face")
-        for side in (Ours, HuggingFace):
-            sides[side.name, data_type] = side(config, rows, args.micro_batch, data_type)
-    times = interleaved({name: side.step for name, side in sides.items()}, args.repeats)
+        shared = config, rows, args.micro_batch, args.micro_steps, data_type
+        sides[Ours.name, data_type] = Ours(*shared)
+        sides[HuggingFace.name, data_type] = HuggingFace(*shared, attention=args.peer_attention)
+    for name, side in sides.items():
+        side.warm_up()
+        losses[name] = []
+    times = interleaved(
+        {name: (lambda s=side, n=name: losses[n].append(s.step())) for name, side in sides.items()}, args.repeats
+    )
     medians = {name: statistics.median(values) for name, values in times.items()}
     for (name, data_type), values in times.items():
-        line = f"{name} {data_type}: {spread(values)}, {len(rows) / medians[name, data_type]:.2f} sequences/s"
+        line = f"{name} {data_type}: {spread(values)}, {size / medians[name, data_type]:.2f} sequences/s"
         if name == Ours.name:
-            device = open_device("cpu", "eager", data_type, Rank())
-            speed, peak = sides[name, data_type].flops / medians[name, data_type], device.matrix_peak()
+            batches = [batch for _, step in sides[name, data_type].steps for batch in step]
+            flops = sum(batch_flops(config, batch) for batch in batches)
+            speed, peak = flops / sum(values), replace(device, data_type=data_type).matrix_peak()
             line += f", {speed / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s = {speed / peak:.0%}"
         print(line)
+        print("  losses of the steps, with dropout: " + " ".join(f"{loss:.3f}" for loss in losses[name, data_type]))
     for data_type in args.data_types:
         for other in args.data_types:
-            ratio = medians[HuggingFace.name, other] / medians[Ours.name, data_type]
-            print(f"ours {data_type} is {ratio:.2f} times Hugging Face {other}")
+            ours, peer = times[Ours.name, data_type], times[HuggingFace.name, other]
+            ratios = [b / a for a, b in zip(ours, peer, strict=True)]
+            print(
+                f"ours {data_type} is {statistics.median(ratios):.2f} times Hugging Face {other} "
+                f"({min(ratios):.2f} to {max(ratios):.2f})"
+            )
 
 
 if __name__ == "__main__":
