@@ -148,6 +148,12 @@ def test_regrouping_by_length_keeps_every_row(rows):
     torch.testing.assert_close(total, model(flat_micro_batch(rows)).detach())
 
 
+def test_the_longest_rows_come_first(rows):
+    """The first micro-batch takes the most memory, and all later ones fit into what it leaves."""
+    lengths = [length for batch in flat_micro_batches(rows, 3) for length in batch.lengths]
+    assert sorted(lengths, reverse=True) == lengths and sum(lengths) == rows.num_tokens
+
+
 def packed(rows: Rows, groups: list[list[int]]) -> Rows:
     """The rows put together several to a packed row, written out one token at a time."""
     seq_len = max(sum(np.count_nonzero(rows.sequence_ids[i]) for i in group) for group in groups)
