@@ -285,6 +285,37 @@ def test_killed_at_random_moments_while_its_workers_live_on(text, vocab, tmp_pat
     assert not list(out.rglob("*.tmp"))
 
 
+def test_workers_end_with_their_parent(text, vocab, tmp_path):
+    write_text(text, 3000)
+    run = subprocess.Popen(
+        command(*words(text, vocab, tmp_path / "out", "--num_processes", "2")),
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    until(lambda: len(running_in_group(run.pid)) >= 3)
+    run.kill()
+    run.wait()
+    until(lambda: not running_in_group(run.pid))
+
+
+def running_in_group(group: int) -> list[int]:
+    """Processes of a process group that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = path.read_text().rpartition(") ")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+def until(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.05)
+
+
 @pytest.mark.mpi
 def test_under_mpirun_the_ranks_share_the_work(mpirun, text, vocab, tmp_path):
     pytest.importorskip("mpi4py")

@@ -81,7 +81,9 @@ def test_shards_are_even_and_drawn_by_the_seed(tmp_path):
 
 def test_the_number_of_shards():
     assert choose_num_shards(0, 1000, 100) == 1
-    assert choose_num_shards(0, 10**6, 40_000_000) == 10
+    assert choose_num_shards(0, 1000, 1_000_000) == 4
+    assert choose_num_shards(0, 10**6, 40_000_000) == 32
+    assert choose_num_shards(0, 10**6, 400_000_000) == 100
     assert choose_num_shards(64, 9, 1000) == 4
     assert choose_num_shards(3, 1, 10) == 1
     with pytest.raises(BadRequest, match="--num_shards 2: too few .* at least 10"):

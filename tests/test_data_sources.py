@@ -78,6 +78,35 @@ def test_a_hub_dataset_from_a_local_folder(tmp_path):
         read([], TextSettings(), dataset=HubDataset(str(tmp_path / "absent"), None, "train", "text"))
 
 
+def test_a_dataset_saved_to_disk(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": ["One. Two.", "Three."]}).save_to_disk(tmp_path / "saved")
+    found, _ = read([], TextSettings(), dataset=HubDataset(str(tmp_path / "saved"), None, "train", "text"))
+    assert found == [["One.", "Two."], ["Three."]]
+
+
+def test_a_damaged_dataset_is_one_line(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    path = tmp_path / "train.parquet"
+    datasets.Dataset.from_dict({"text": [f"sentence {number}." for number in range(10_000)]}).to_parquet(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000] + b"\0" * (len(whole) - 2000) + whole[-1000:])
+    with pytest.raises(BadRequest, match="--dataset .* cannot be read"):
+        read([], TextSettings(), dataset=HubDataset(str(tmp_path), None, "train", "text"))
+
+
+@pytest.mark.parametrize("data", [b"PAR1" + b"a" * 100, b"%PDF-1.7 text", b"PK\x03\x04text"])
+def test_files_of_other_formats_are_refused_or_left_out_of_a_folder(tmp_path, capsys, data):
+    (tmp_path / "a.txt").write_bytes(data)
+    (tmp_path / "b.txt").write_text("one.\n")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "index").write_text("two.\n")
+    with pytest.raises(BadRequest, match=r"a\.txt: a "):
+        find_sources([str(tmp_path / "a.txt")], False)
+    assert read([tmp_path])[0] == [["one."]]
+    assert "a.txt: a " in capsys.readouterr().out
+
+
 def test_bytes_that_are_not_utf8(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one.\ntw\xffo.\n\nth\xe2\x28ree.\n")
     found, notes = read([tmp_path])

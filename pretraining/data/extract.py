@@ -5,9 +5,9 @@ from pathlib import Path
 
 from pretraining.data.claims import claim_folder, describe_sources, show_notes
 from pretraining.data.documents import TextSettings, canonical_text
-from pretraining.data.hdf5 import write_synced
+from pretraining.data.hdf5 import check_space, write_synced
 from pretraining.data.progress import Progress
-from pretraining.data.sources import Batch, HubDataset, Source, batches
+from pretraining.data.sources import Batch, HubDataset, Source, batches, text_bytes
 from pretraining.data.workers import Workers
 
 
@@ -17,6 +17,8 @@ def extract(
     """Write one file a batch; files that are there are not made again."""
     description = {"sources": describe_sources(tuple(sources)), "dataset": repr(dataset), "text": repr(text)}
     claim_folder(folder, description, ours=False)
+    there = sum(path.stat().st_size for path in folder.glob("text_*.txt"))
+    check_space(folder, "text files", max(0.0, text_bytes(sources) - there))
     progress = Progress("extracting", sum(source.size for source in sources), "MB", 1e6)
 
     def tasks() -> Iterator[tuple]:

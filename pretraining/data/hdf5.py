@@ -5,6 +5,7 @@ stream is made byte plane by byte plane: of a 4-byte id two planes are zero and 
 so it is stored as it is. That is several times faster than zlib over all of it, and no larger.
 """
 
+import io
 import os
 import shutil
 import zlib
@@ -92,6 +93,13 @@ def replace_synced(unfinished: Path, path: Path) -> None:
     with open(unfinished, "rb") as file:
         os.fsync(file.fileno())
     os.replace(unfinished, path)
+
+
+def array_bytes(array: np.ndarray) -> bytes:
+    """The content of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from central.runtime.exits import BadRequest
-from pretraining.data.claims import RECORD, claim_folder, describe_sources, remove_unfinished, show_notes
+from pretraining.data.claims import RECORD, claim_folder, describe_sources, show_notes
 from pretraining.data.documents import TextSettings
-from pretraining.data.hdf5 import write_synced
+from pretraining.data.hdf5 import array_bytes, check_space, remove_unfinished, write_synced
 from pretraining.data.progress import Progress
 from pretraining.data.shards import (
     FORMAT,
@@ -26,7 +25,7 @@ from pretraining.data.shards import (
     draw_shards,
     write_shard,
 )
-from pretraining.data.sources import HubDataset, Source, batches
+from pretraining.data.sources import HubDataset, Source, batches, text_bytes
 from pretraining.data.tokens import Part, PartSummary, summary, tokenize_batch
 from pretraining.data.wordpiece import Vocabulary, read_vocabulary
 from pretraining.data.workers import Workers
@@ -34,7 +33,6 @@ from pretraining.data.workers import Workers
 SPECIAL_TOKENS_PER_SEQUENCE = 3  # [CLS] and two [SEP]
 BYTES_PER_POSITION = 2.0  # of an HDF5 file, for each of sequences x max_seq_length; measured 1.8 to 1.97
 TOKEN_BYTES = 0.6  # of the token store, for each byte of English text; two bytes an id
-PACKED_TEXT = 3.5  # bytes of text in a byte of a compressed file
 SEQUENCE_SHARE = 0.7  # of its length that a sequence uses up: a random second half gives its sentences back
 
 
@@ -131,7 +129,7 @@ def tokenize(request: Request, workers: Workers, need_tokens: bool = False) -> C
     if (folder / "complete.json").exists() and not need_tokens:
         parts = _stored_parts(folder)
     else:
-        _check_space(folder, "tokens", _tokens_size(request))
+        check_space(folder, "tokens", _tokens_size(request))
         parts = _tokenize(request, workers)
         write_synced(folder / "complete.json", json.dumps({"parts": len(parts)}).encode())
     show_notes([note for part in parts for note in part.notes], folder)
@@ -210,7 +208,7 @@ def write_hdf5(request: Request, corpus: Corpus, workers: Workers) -> None:
     if unfinished:
         if not all(Part(folder, part.number).is_done for part in corpus.parts):
             raise TokensGone(f"{folder}: the tokens were removed after the last run; run `prepare.py shard` again")
-        _check_space(request.output_dir, "HDF5 files", _hdf5_size(request, corpus))
+        check_space(request.output_dir, "HDF5 files", _hdf5_size(request, corpus))
     progress = Progress("writing", len(unfinished), "shards")
     tasks = ((shard, folder, request.outputs(shard), settings, common) for shard in unfinished)
     for number, _ in enumerate(workers.map(write_shard, tasks), 1):
@@ -219,7 +217,7 @@ def write_hdf5(request: Request, corpus: Corpus, workers: Workers) -> None:
     counts = sum(np.load(counts_file(folder, shard.name)) for shard in shards if shard.split == TRAINING)
     for corpus_folder in request.corpus_folders:
         _write_vocabulary(corpus_folder, request.vocabulary)
-        np.save(corpus_folder / "token_counts.npy", counts.astype(np.int64))
+        write_synced(corpus_folder / "token_counts.npy", array_bytes(counts.astype(np.int64)))
         print(corpus_folder)
     if not request.keep_tokens:
         for part in corpus.parts:
@@ -264,19 +262,9 @@ def _check_outputs(request: Request, shards: list[Shard], common: dict[str, obje
         raise BadRequest(problems)
 
 
-def _check_space(folder: Path, what: str, needed: float) -> None:
-    """Say how much will be written; BadRequest when it does not fit."""
-    free = shutil.disk_usage(folder).free
-    print(f"{what}: about {needed / 1e9:.3g} GB to write, {free / 1e9:.3g} GB free")
-    if needed > free:
-        raise BadRequest(f"{folder}: {what} need about {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free")
-
-
 def _tokens_size(request: Request) -> float:
     """Bytes that the token store will take, from the size of the files."""
-    growth = dict.fromkeys((".gz", ".bz2"), PACKED_TEXT)
-    text = sum(source.size * growth.get(Path(source.path).suffix, 1.0) for source in request.sources)
-    return text * TOKEN_BYTES * request.vocabulary.id_type(0).itemsize / 2
+    return text_bytes(request.sources) * TOKEN_BYTES * request.vocabulary.id_type(0).itemsize / 2
 
 
 def _hdf5_size(request: Request, corpus: Corpus) -> float:

@@ -1,6 +1,5 @@
 """Which document goes to which shard, and a shard's way from stored tokens to HDF5 files of all phases."""
 
-import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import h5py
 import numpy as np
 
 from central.runtime.exits import BadRequest
-from pretraining.data.hdf5 import rows_per_chunk, write_rows, write_synced
+from pretraining.data.hdf5 import array_bytes, rows_per_chunk, write_rows, write_synced
 from pretraining.data.instances import Documents, Pairs, make_pairs
 from pretraining.data.masking import MaskSettings, mask_rows, token_rows
 from pretraining.data.tokens import SENTENCE_TYPE, Part, PartSummary
@@ -18,6 +17,8 @@ from pretraining.data.wordpiece import Vocabulary, read_vocabulary
 
 FORMAT = "bert-hdf5-1"
 TOKENS_PER_SHARD = 4_000_000  # about 16 MiB of English
+SHARDS_TO_SHARE = 32  # of a smaller corpus: so many that the cores of a machine end at about the same time
+LEAST_TOKENS_PER_SHARD = 250_000  # below that, opening files costs more than even work saves
 MOST_TOKENS_PER_SHARD = 100_000_000  # what a shard in memory may cost
 GROUP_PARTS = 4096  # parts (16 GiB of text) whose documents are shuffled together: bounds memory for any corpus
 BLOCK_CHUNKS = 4  # HDF5 chunks made at once
@@ -65,7 +66,8 @@ class Shard:
 
 def choose_num_shards(asked: int, documents: int, tokens: int) -> int:
     """The number asked for, else by size; at least two documents each, so that a pair can come from two documents."""
-    num_shards = asked or max(1, round(tokens / TOKENS_PER_SHARD))
+    to_share = min(SHARDS_TO_SHARE, round(tokens / LEAST_TOKENS_PER_SHARD))
+    num_shards = asked or max(1, to_share, round(tokens / TOKENS_PER_SHARD))
     least = -(-tokens // MOST_TOKENS_PER_SHARD)
     if num_shards < least:
         raise BadRequest(f"--num_shards {num_shards}: too few for {tokens} tokens in 1 GB of memory; at least {least}")
@@ -132,9 +134,7 @@ def write_shard(
     vocabulary = read_vocabulary(settings.vocab_file, settings.do_lower_case)
     documents = _read_documents(shard, tokens_folder, vocabulary)
     counts = np.bincount(documents.tokens, minlength=len(vocabulary))
-    buffer = io.BytesIO()
-    np.save(buffer, counts)
-    write_synced(counts_file(tokens_folder, shard.name), buffer.getvalue())
+    write_synced(counts_file(tokens_folder, shard.name), array_bytes(counts))
     written = 0
     for phase, path in zip(settings.phases, outputs, strict=True):
         if not path.exists():

@@ -17,12 +17,24 @@ from central.runtime.exits import BadRequest
 
 BATCH_BYTES = 4 << 20
 READ_BYTES = 1 << 18
+PACKED_TEXT = 3.5  # bytes of text in a byte of a compressed file
 LONGEST_DOCUMENT = 32 << 20  # bytes; a longer one is cut, so that memory stays bounded
 
 TEXT, BOOK, JSONL, DUMP = "text", "book", "jsonl", "dump"
 # After which bytes a record of each kind ends: a blank line, the file, a line, a page.
 _RECORD_ENDS = {TEXT: (b"\n\n", b"\n\r\n"), BOOK: (), JSONL: (b"\n",), DUMP: (b"</page>",)}
 _OPENERS = {".gz": gzip.open, ".bz2": bz2.open}
+# First bytes of files that people give for text: what to do instead.
+_NOT_TEXT = {
+    b"PAR1": "a Parquet file; give its folder as --dataset",
+    b"ARROW1": "an Arrow file; give its folder as --dataset",
+    b"%PDF": "a PDF file; convert it to text first",
+    b"PK\x03\x04": "a zip archive; unpack it first",
+    b"7z\xbc\xaf": "a 7z archive; unpack it first",
+    b"\xfd7zXZ": "an xz file; unpack it first",
+    b"(\xb5/\xfd": "a zstd file; unpack it first",
+    b"\x89HDF\r\n": "an HDF5 file, which is what this program makes",
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,7 @@ def find_sources(inputs: list[str], one_document_per_file: bool) -> list[Source]
     problems, sources = [], []
     for given in map(Path, inputs):
         if given.is_dir():
-            files = sorted(p for p in given.rglob("*") if p.is_file() and not p.name.startswith("."))
+            files = sorted(p for p in given.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(given)))
             if not files:
                 problems.append(f"--input {given}: the folder has no file in it")
         elif given.is_file():
@@ -86,12 +98,27 @@ def find_sources(inputs: list[str], one_document_per_file: bool) -> list[Source]
                 sources.append(Source(str(file), _kind(file, one_document_per_file), file.stat().st_size))
             except OSError as error:
                 problems.append(f"--input {file}: cannot be read ({error.strerror or error})")
+            except ValueError as error:
+                if given.is_file():
+                    problems.append(f"--input {file}: {error}")
+                else:
+                    print(f"note: {file}: {error}; left out")
     if problems:
         raise BadRequest(problems)
     return sources
 
 
+def text_bytes(sources: tuple[Source, ...] | list[Source]) -> float:
+    """About how many bytes of text the files hold once unpacked."""
+    return sum(s.size * (PACKED_TEXT if Path(s.path).suffix in _OPENERS else 1.0) for s in sources)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _kind(path: Path, one_document_per_file: bool) -> str:
+    """What a file holds, by its name and first bytes; ValueError for formats that are no text."""
     if ".jsonl" in path.suffixes or ".json" in path.suffixes:
         return JSONL
     try:
@@ -99,6 +126,9 @@ def _kind(path: Path, one_document_per_file: bool) -> str:
             head = file.read(1024)
     except (EOFError, zlib.error, gzip.BadGzipFile):
         head = b""
+    for beginning, remedy in _NOT_TEXT.items():
+        if head.startswith(beginning):
+            raise ValueError(remedy)
     if head.lstrip(b"\xef\xbb\xbf \r\n").startswith((b"<mediawiki", b"<?xml")) and b"<mediawiki" in head:
         return DUMP
     return BOOK if one_document_per_file else TEXT
@@ -179,9 +209,8 @@ def _cut_inside(buffer: bytearray) -> int:
 
 def _dataset_pieces(dataset: HubDataset) -> Iterator[Piece]:
     """Rows as JSON lines, so that they take the way of any JSONL file."""
-    rows = _load_dataset(dataset)
     lines, size, first = [], 0, 1
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(_dataset_rows(dataset), 1):
         if dataset.text_column not in row:
             columns = ", ".join(row)
             raise BadRequest(f"--text_column {dataset.text_column}: data set {dataset.name} has the columns {columns}")
@@ -194,12 +223,16 @@ def _dataset_pieces(dataset: HubDataset) -> Iterator[Piece]:
         yield Piece(dataset.name, JSONL, first, b"".join(lines))
 
 
-def _load_dataset(dataset: HubDataset):
+def _dataset_rows(dataset: HubDataset) -> Iterator[dict]:
     try:
         import datasets
     except ImportError as error:
         raise BadRequest("--dataset: pip install datasets") from error
     try:
-        return datasets.load_dataset(dataset.name, dataset.config, split=dataset.split, streaming=True)
-    except (OSError, ValueError) as error:  # not found, no network, no such configuration or split
-        raise BadRequest(f"--dataset {dataset.name}: cannot be read ({str(error).splitlines()[0]})") from error
+        if (Path(dataset.name) / "state.json").is_file():  # what Dataset.save_to_disk leaves
+            yield from datasets.load_from_disk(dataset.name)
+        else:
+            yield from datasets.load_dataset(dataset.name, dataset.config, split=dataset.split, streaming=True)
+    except (OSError, ValueError) as error:  # not found, no network, no such configuration or split, damaged
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadRequest(f"--dataset {dataset.name}: cannot be read ({reason})") from error

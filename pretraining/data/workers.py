@@ -1,10 +1,13 @@
 """The same work in one process, in several, or over the ranks of an MPI job."""
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import wait as wait_for_end
 from typing import Any
 
 from central.runtime import rank as ranks
@@ -35,7 +38,10 @@ class Workers:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         except BrokenProcessPool as error:
-            raise RuntimeError("a worker process was killed; run the same command again to go on") from error
+            raise SystemExit(
+                "error: a worker process was killed, perhaps for lack of memory: run the same command again to go on, "
+                "with fewer --num_processes if it was memory"
+            ) from error
         finally:
             for future in running:
                 future.cancel()
@@ -57,7 +63,17 @@ def workers(num_processes: int) -> Iterator[Workers | None]:
             yield Workers(executor, world_size - 1) if executor is not None else None
     elif num_processes > 1:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(num_processes, mp_context=context) as executor:
+        with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_end_with_parent) as executor:
             yield Workers(executor, num_processes)
     else:
         yield Workers(None, 1)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed ends too, wherever it is: nothing else would tell it."""
+
+    def watch() -> None:
+        wait_for_end([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
