@@ -136,6 +136,7 @@ FAULTS = {
         ("torch.hpu.synchronize()", False, 1, 0),
         ("step(mark=False); step(mark=False); htcore.mark_step()", False, 0, 3),
         ("batch = torch.ones(2, 3).int(); model(batch.hpu()); model(batch.hpu()); htcore.mark_step()", True, 0, 1),
+        ("batch = torch.ones(2, 3).int().hpu(); model(batch).cpu(); model(batch); htcore.mark_step()", True, 1, 1),
     ],
     "eager": [
         ("step(rows=5)", True, 0, 0),
