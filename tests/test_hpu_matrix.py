@@ -27,8 +27,10 @@ TASKS, MODES, TYPES, RANKS = (
 )
 STEPS, SAVE, LOG, KILLED = 16, 4, 2, 15  # the kill comes after the checkpoint of step 12 and the report of step 14
 ACCUMULATION = 2
-# fp32: the same sums in another order. bf16: the CPU computed in fp32.
-TOLERANCE = {"fp32": 1e-4, "bf16": 0.02}
+# Of a loss from the CPU's in fp32. Fine-tuning writes four digits; pre-training all, so that there fp32 is seen to be
+# fp32 (the same sums in another order), and bf16 bf16.
+TOLERANCE = {"fp32": 1e-4, "bf16": 2e-3}
+ROUNDING = 1e-6
 GLUE = ROOT / "transformers/examples/pytorch/text-classification/run_glue.py"
 QA = ROOT / "transformers/examples/pytorch/question-answering/run_qa.py"
 TABLE = ROOT / ".cache" / "hpu_matrix.tsv"
@@ -231,6 +233,8 @@ def check_run(tmp_path, tasks, on_cpu, name, mode, data_type, ranks) -> dict[str
         differences.append(abs(found[step][-1] / loss - 1))
         assert found[step][-1] == pytest.approx(loss, rel=TOLERANCE[data_type]), (step, found, expected)
         assert len(set(found[step])) == 1, "a step that came again after the kill had another loss"
+    if task.pretrains:
+        assert (max(differences) > ROUNDING) == (data_type == "bf16"), differences
     check_reports(gaudi.reports(), mode, ranks)
     return table_row(gaudi.reports(), max(differences))
 
