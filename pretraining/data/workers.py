@@ -64,6 +64,8 @@ def workers(num_processes: int) -> Iterator[Workers | None]:
     elif num_processes > 1:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_end_with_parent) as executor:
+            for _ in range(num_processes):  # they start now, while this process reads the first batch
+                executor.submit(os.getpid)
             yield Workers(executor, num_processes)
     else:
         yield Workers(None, 1)
