@@ -307,11 +307,13 @@ def test_the_callers_search_path_and_meeting_point_are_kept(capsys, monkeypatch)
 
 def test_what_other_hosts_get():
     environ = {"LD_LIBRARY_PATH": "/l", "HOME": "/h", "HCCL_COMM_ID": "x", "PT_HPU_A": "1", "SECRET": "s"}
+    environ |= {"HCCL_OVER_OFI": "1", "HABANA_VISIBLE_MODULES": "0,1"}
     variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "PYTHONPATH": "/r", "OMP_NUM_THREADS": "2"}
     found = dict(environment.forwarded_variables(environ, variables, "hosta"))
     assert found == {
         **{"LD_LIBRARY_PATH": "/l", "HCCL_COMM_ID": "x", "PT_HPU_A": "1", "PYTHONPATH": "/r"},
         **{"OMP_NUM_THREADS": "2", "MASTER_ADDR": "hosta", "MASTER_PORT": "1"},
+        **{"HCCL_OVER_OFI": "1", "HABANA_VISIBLE_MODULES": "0,1"},
     }
 
 
