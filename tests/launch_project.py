@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -47,9 +48,16 @@ def run(argv, **environ):
 
 
 def start(argv, project, ranks, **environ):
-    """Start it and wait until its ranks run."""
+    """Start it as a terminal does, where Ctrl-C counts, and wait until its ranks run.
+
+    Tests in the background of a script are started with SIGINT ignored, which the launcher would respect.
+    """
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(argv, env={**os.environ, **environ}, cwd="/", text=True, **pipes)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(argv, env={**os.environ, **environ}, cwd="/", text=True, **pipes)
+    finally:
+        signal.signal(signal.SIGINT, before)
     wait_until(lambda: len(list(checkpoints(project).glob("phase1_rank*.json"))) == ranks or process.poll() is not None)
     assert process.poll() is None, process.communicate()
     return process
