@@ -18,9 +18,8 @@ _COMMENT = re.compile(r"<!--(?:(?!<!--|-->).)*-->", re.DOTALL)
 _REFERENCE = re.compile(r"<ref\b[^<>]*?/>|<ref\b[^<>]*>(?:(?!</?ref\b).)*</ref\s*>", re.DOTALL | re.IGNORECASE)
 _INNERMOST_TEMPLATE = re.compile(r"\{\{[^{}]*\}\}")
 DEEPEST_TEMPLATE = 40
-MOST_UNCLOSED = (
-    1000  # brackets of a kind, or tags; the parser's time grows with their square, and such a page is damaged
-)
+# Brackets of a kind, or tags: the parser's time grows with their square, and a page with more is damaged.
+MOST_UNCLOSED = 1000
 _OPENING_TAG = re.compile(r"<(?!br\b|hr\b)[a-z][^<>]*(?<!/)>", re.IGNORECASE)
 # Elements whose content is no text of the article.
 _DROPPED_TAGS = frozenset(
