@@ -1,7 +1,7 @@
 """The GLUE tasks: their columns, labels, metrics and the format the GLUE server takes. Pure functions."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,59 +9,30 @@ import numpy as np
 from central.runtime.exits import BadRequest
 from central.runtime.finetuning_data import Table, listed
 
-
-def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
-    return float(np.mean(predicted == labels))
+CORRELATIONS = ("matthews_correlation", "pearson", "spearmanr")
 
 
-def f1(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of class 1; 0 where there is nothing to find and nothing found."""
-    hits = np.sum((predicted == 1) & (labels == 1))
-    return float(2 * hits / max(1, np.sum(predicted == 1) + np.sum(labels == 1)))
+def metric(name: str, predicted: np.ndarray, labels: np.ndarray) -> float:
+    """One metric of predictions [N] against labels [N]; a correlation is 0 where one side is constant."""
+    from scipy import stats  # both take a second to import, which the start of a training need not wait for
+    from sklearn import metrics
 
-
-def matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Matthews correlation for any number of classes (Gorodkin 2004); 0 where one side is constant."""
-    classes = np.arange(max(predicted.max(), labels.max()) + 1)
-    said = (predicted[:, None] == classes).astype(np.float64)
-    true = (labels[:, None] == classes).astype(np.float64)
-    return _correlation(said, true)
-
-
-def pearson(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Pearson correlation; 0 where one side is constant."""
-    return _correlation(predicted[:, None].astype(np.float64), labels[:, None].astype(np.float64))
-
-
-def spearman(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Pearson correlation of the ranks, ties sharing their mean rank."""
-    return pearson(_ranks(predicted), _ranks(labels))
-
-
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-    scale = math.sqrt((x * x).sum() * (y * y).sum())
-    return float((x * y).sum() / scale) if scale > 0 else 0.0
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[where]
-
-
-def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Mean F1 of the classes that occur on either side."""
-    return float(np.mean([f1(predicted == c, labels == c) for c in np.union1d(predicted, labels)]))
-
-
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "macro_f1": macro_f1,
-    "matthews_correlation": matthews,
-    "pearson": pearson,
-    "spearmanr": spearman,
-}
+    if name in CORRELATIONS and not (np.ptp(predicted) and np.ptp(labels)):
+        return 0.0
+    match name:
+        case "accuracy":
+            value = metrics.accuracy_score(labels, predicted)
+        case "f1":  # of class 1
+            value = metrics.f1_score(labels, predicted, zero_division=0)
+        case "macro_f1":
+            value = metrics.f1_score(labels, predicted, average="macro", zero_division=0)
+        case "matthews_correlation":
+            value = metrics.matthews_corrcoef(labels, predicted)
+        case "pearson":
+            value = stats.pearsonr(predicted, labels).statistic
+        case "spearmanr":
+            value = stats.spearmanr(predicted, labels).statistic
+    return float(value)
 
 
 @dataclass(frozen=True)
@@ -232,7 +203,7 @@ def scores(task: Task, outputs: np.ndarray, labels: np.ndarray) -> dict[str, flo
     A classification also gets `majority_class`: the accuracy of always answering the commonest label.
     """
     predicted = outputs.reshape(-1) if task.is_regression else outputs.argmax(axis=-1)
-    result = {name: METRICS[name](predicted, labels) for name in task.metrics}
+    result = {name: metric(name, predicted, labels) for name in task.metrics}
     if task.is_regression:
         return result
     result["majority_class"] = float(np.bincount(labels).max() / len(labels))
