@@ -95,7 +95,15 @@ def test_a_gaudi_that_is_not_there_is_said():
 
 
 @pytest.mark.parametrize(
-    "name", ["_clip_grad_norm", "_get_grad_norm", "_build_accelerator_args", "_get_eval_sampler", "training_step"]
+    "name",
+    [
+        "_clip_grad_norm",
+        "_get_grad_norm",
+        "_build_accelerator_args",
+        "_get_eval_sampler",
+        "_save_rng_state",
+        "training_step",
+    ],
 )
 def test_the_private_methods_overridden_exist_with_the_same_arguments(name):
     mine, theirs = (inspect.signature(getattr(cls, name)).parameters for cls in (FineTuningTrainer, Trainer))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from central.runtime import exits
+from central.runtime import exits, output_folder
 
 pytest_plugins = ("finetuning_fixtures",)
 
@@ -534,6 +534,38 @@ def test_two_ranks_resume_amid_a_later_epoch(tiny_model, pairs, tmp_path, mpirun
         assert done.returncode == 0, done.stderr
     expected, found = (load_file(folder / "model.safetensors") for folder in (whole, parts))
     assert all((expected[name] == found[name]).all() for name in expected)
+
+
+DIES_WHILE_SAVING = f"""
+import os, runpy, signal, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from central.runtime import rank
+here = rank.from_environment()
+rank.export(here)
+from transformers import Trainer
+
+def die(trainer, folder):
+    time.sleep(2)  # rank 0 has long written its own state
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if here.rank == 1:
+    Trainer._save_rng_state = die
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.mpi
+def test_a_checkpoint_that_lacks_the_state_of_a_rank_is_none(tiny_model, pairs, tmp_path, mpirun, own_port):
+    """Rank 1 is killed before it has saved its random numbers: the folder must not pass as complete."""
+    out = tmp_path / "o"
+    python, *rest = command("run_glue", *glue_words(tiny_model, pairs, out, "--max_steps=4", "--save_steps=2"))
+    ranks = [mpirun, "--allow-run-as-root", "--bind-to", "none", "--oversubscribe", "-n", "2"]
+    done = subprocess.run([*ranks, python, "-c", DIES_WHILE_SAVING, *rest], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert (out / "checkpoint-2/rng_state_0.pth").exists(), done.stderr
+    assert output_folder.newest_trainer_checkpoint(out) is None
 
 
 @pytest.mark.mpi

@@ -39,7 +39,8 @@ class FineTuningTrainer(Trainer):
             betas = (training.adam_beta1, training.adam_beta2)
             adam = {"lr": training.learning_rate, "betas": betas, "eps": training.adam_epsilon}
             kwargs["optimizer_cls_and_kwargs"] = (hpu.fused_adamw(), adam)
-        kwargs["callbacks"] = [*kwargs.get("callbacks", ()), StopBetweenSteps(stop)]
+        self._stopping = StopBetweenSteps(stop)
+        kwargs["callbacks"] = [*kwargs.get("callbacks", ()), self._stopping]
         if self.on_hpu:
             kwargs["callbacks"].append(MarkSteps())
             static_attention.exchange(kwargs["model"])
@@ -139,6 +140,13 @@ class FineTuningTrainer(Trainer):
             self._clipper = hpu.fused_clip_norm()(model.parameters(), self.args.max_grad_norm)
         return self._clipper.clip_norm(model.parameters())
 
+    # ---- checkpoints
+
+    def _save_rng_state(self, output_dir):
+        """`trainer_state.json`, which rank 0 writes next, means that the state of every rank is there."""
+        super()._save_rng_state(output_dir)
+        self._stopping.meet()
+
     # ---- divergence
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -188,19 +196,27 @@ class StopBetweenSteps(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.stopped:
-            if dist.is_initialized():
-                dist.barrier(group=self._group)
+            self.meet()
             raise Preempted(f"stopped after step {state.global_step}, saved: continue with --resume_from_checkpoint")
+
+    def meet(self) -> None:
+        """Wait for all ranks; their devices go on."""
+        if dist.is_initialized():
+            dist.barrier(group=self._hosts())
 
     def _agreed(self) -> bool:
         """Whether any rank was asked to stop: a host-side exchange that never touches the device."""
         if not dist.is_initialized():
             return self.stop.requested
+        asked = torch.tensor(int(self.stop.requested))
+        dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._hosts())
+        return bool(asked)
+
+    def _hosts(self):
+        """The ranks' group on their hosts, made at its first use, which is the same step of all ranks."""
         if self._group is None:
             self._group = dist.new_group(backend="gloo")
-        asked = torch.tensor(int(self.stop.requested))
-        dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
-        return bool(asked)
+        return self._group
 
 
 class MarkSteps(TrainerCallback):
