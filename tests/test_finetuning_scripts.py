@@ -232,6 +232,21 @@ def test_other_labels_and_single_sentences(tiny_model, tmp_path):
     assert json.loads((tmp_path / "o" / "config.json").read_text())["label2id"] == {"bad": 0, "good": 1}
 
 
+def test_a_model_that_names_no_labels_predicts_their_numbers(tiny_model, tmp_path, capsys):
+    unlabelled, named, numbered = tmp_path / "test.jsonl", tmp_path / "named.csv", tmp_path / "numbered.csv"
+    unlabelled.write_text("".join(json.dumps({"text": f"film {i}"}) + "\n" for i in range(3)))
+    named.write_text("text,label\na film,good\n")
+    numbered.write_text("text,label\na film,1\na book,0\n")
+    words = [f"--model_name_or_path={tiny_model}", f"--output_dir={tmp_path / 'o'}"]
+    assert run("run_glue", *words, "--do_predict", f"--test_file={unlabelled}") == 0
+    header, *lines = (tmp_path / "o" / "predict_results_text-classification.txt").read_text().splitlines()
+    assert header == "index\tprediction" and len(lines) == 3
+    assert {line.split("\t")[1] for line in lines} <= {"LABEL_0", "LABEL_1"}
+    assert run("run_glue", *words, "--do_eval", f"--validation_file={numbered}") == 0
+    assert run("run_glue", *words, "--do_eval", f"--validation_file={named}") == exits.BAD_REQUEST
+    assert "label is not one of LABEL_0, LABEL_1, nor the number of one: " in capsys.readouterr().err
+
+
 def test_squad_learns_and_writes_its_answers(tiny_model, squad_file, tmp_path):
     out = tmp_path / "squad"
     words = qa_words(tiny_model, squad_file, out, "--do_train", "--do_eval", "--num_train_epochs=25")

@@ -103,13 +103,12 @@ def load_data(this: Run, model_name: str) -> Data:
     return Data(data.task_name or "text-classification", task, tables, labels)
 
 
-def _labels_of_model(this: Run, name: str) -> tuple[str, ...] | None:
-    """Label names in the order of a fine-tuned model's outputs, of a regression none; None where it names no labels."""
+def _labels_of_model(this: Run, name: str) -> tuple[str, ...]:
+    """Label names in the order of a model's outputs, LABEL_0 and so on where it has no others; of a regression none."""
     config = finetuning_models.load_config(this.request.model, name)
-    if config.problem_type == "regression":
+    if config.problem_type == "regression" or config.num_labels == 1:
         return ()
-    names = tuple(str(config.id2label[i]) for i in range(config.num_labels))
-    return None if names == tuple(f"LABEL_{i}" for i in range(len(names))) else names
+    return tuple(str(config.id2label[i]) for i in range(config.num_labels))
 
 
 def build_model(this: Run, data: Data, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
