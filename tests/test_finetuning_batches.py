@@ -1,14 +1,28 @@
-"""Batches by length: a pure function of seed and epoch, equal cost for all ranks; the collator; cached features."""
+"""Random batches in parts by length: the order, the parts, their gradients; the collator; cached features."""
 
 import copy
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, TrainingArguments
 
 from central.runtime.features import Features, Ragged, cache_file, cached, tokenizer_key
-from central.runtime.length_batches import Collator, LengthBatches, buckets_of, epoch_order
+from central.runtime.finetuning_arguments import ReferenceFlags
+from central.runtime.length_batches import (
+    Collator,
+    LengthBatches,
+    PartsCollator,
+    buckets_of,
+    epoch_order,
+    one_part,
+    parts_of_rows,
+    parts_of_tokens,
+)
+from central.runtime.rank import StopRequest
+from central.runtime.trainer import FineTuningTrainer
 
 pytest_plugins = ("finetuning_fixtures",)
 
@@ -34,25 +48,75 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert order(1, 0) != order(1, 1) and order(1, 0) != order(2, 0)
 
 
-def test_little_is_padded_and_the_batches_have_no_trend():
-    batches = LENGTHS[epoch_order(LENGTHS, 16, 3, 0)[:1984]].reshape(-1, 16)
-    assert batches.max(1).sum() * 16 < 1.06 * batches.sum()
-    assert abs(np.corrcoef(np.arange(len(batches)), batches.mean(1))[0, 1]) < 0.4
-
-
-def test_neighbours_change_from_epoch_to_epoch():
-    def partners(epoch):
-        batches = epoch_order(LENGTHS, 16, 3, epoch)[:1984].reshape(-1, 16)
-        return {frozenset((a, b)) for batch in batches for a in batch for b in batch if a < b}
-
-    first, second = partners(0), partners(1)
-    assert len(first & second) < 0.3 * len(first)
+def test_a_batch_is_a_random_sample():
+    """Its mean length varies as that of random examples: with a deviation smaller by the root of their number."""
+    means = LENGTHS[epoch_order(LENGTHS, 16, 3, 0)[:1984]].reshape(-1, 16).mean(1)
+    assert means.std() == pytest.approx(LENGTHS.std() / 4, rel=0.25)  # 124 batches: 6 % is one standard error
+    assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.4
 
 
 def test_ranks_of_a_step_get_batches_of_equal_cost():
     order = epoch_order(LENGTHS, 32, 5, 0, ranks=2)[:1984]
     steps = LENGTHS[order].reshape(-1, 2, 16)  # what accelerate deals to the ranks in turn
-    assert np.abs(steps[:, 0].sum(1) - steps[:, 1].sum(1)).max() < 16 * 4
+    difference = np.abs(steps[:, 0].sum(1) - steps[:, 1].sum(1))
+    assert difference.max() < 128 and difference.mean() < 0.06 * LENGTHS.mean() * 16
+
+
+@settings(max_examples=80, deadline=None)
+@given(lengths=st.lists(st.integers(1, 600), min_size=1, max_size=70), tokens=st.integers(1, 2000))
+def test_parts_hold_each_row_once_and_so_many_tokens(lengths, tokens):
+    lengths = sorted(lengths)
+    parts = parts_of_tokens(lengths, tokens)
+    assert [row for part in parts for row in range(len(lengths))[part]] == list(range(len(lengths)))
+    for part, following in zip(parts, [*parts[1:], None]):
+        rows = lengths[part]
+        assert rows and (len(rows) == 1 or len(rows) * rows[-1] <= tokens)
+        assert following is None or (len(rows) + 1) * lengths[following.start] > tokens  # no part could be longer
+    assert [len(lengths[part]) for part in parts_of_rows(lengths, 8)[:-1]] == [8] * ((len(lengths) - 1) // 8)
+
+
+def test_little_is_padded():
+    batches = LENGTHS[epoch_order(LENGTHS, 32, 3, 0)[:1984]].reshape(-1, 32)
+    computed = sum(len(batch[part]) * batch[part].max() for batch in batches for part in parts_of_tokens(batch))
+    assert batches.sum() < computed < 1.2 * batches.sum()
+    assert batches.max(1).sum() * 32 > 1.7 * batches.sum()  # computed in one part
+
+
+@pytest.mark.parametrize("head", [AutoModelForSequenceClassification, AutoModelForQuestionAnswering])
+def test_the_gradients_of_parts_add_up_to_those_of_the_batch(tiny_model, tiny_tokenizer, tmp_path, head):
+    rng = np.random.default_rng(5)
+    rows = []
+    for length in sorted(rng.integers(4, 60, 11)):
+        answer = rng.integers(0, length, 2)
+        targets = {"labels": rng.integers(0, 2)}
+        if head is AutoModelForQuestionAnswering:
+            targets = {"start_positions": answer.min(), "end_positions": answer.max()}
+        rows.append({"input_ids": rng.integers(5, 60, length), **targets})
+    found = []
+    for cut in (one_part, lambda lengths: parts_of_tokens(lengths, 100)):
+        model = head.from_pretrained(tiny_model, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        for parameter, values in model.named_parameters():  # the same new head each time
+            if not parameter.startswith("bert."):
+                torch.nn.init.constant_(values, 0.1) if values.ndim == 1 else torch.nn.init.eye_(values)
+        trainer = FineTuningTrainer(
+            model=model,
+            args=TrainingArguments(output_dir=str(tmp_path / "o"), use_cpu=True, report_to=[]),
+            processing_class=tiny_tokenizer,
+            flags=ReferenceFlags(),
+            pad_to_max_length=False,
+            max_seq_length=64,
+            stop=StopRequest(),
+        )
+        batch = PartsCollator(trainer.data_collator, cut)(rows)
+        assert len(batch["parts"]) == 1 if cut is one_part else len(batch["parts"]) > 3
+        trainer.current_gradient_accumulation_steps = 1  # as the loop around a step sets it
+        loss = trainer.training_step(model, batch)
+        found.append((loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    (whole_loss, whole), (parts_loss, parts) = found
+    torch.testing.assert_close(parts_loss, whole_loss)
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-6)
 
 
 def features(lengths):

@@ -163,7 +163,7 @@ def test_stsb_is_a_regression_also_when_evaluated_and_predicted_alone(tiny_model
     scores = {"good": "4.500", "film": "2.5", "bad": "0.5"}
     rows = [(str(i), f"w{i % 60} {word}", "the film", scores[word]) for i, word in enumerate([*scores] * 20)]
     data = glue_folder(tmp_path / "STS-B", header, {"train": rows, "dev": rows[:21], "test": [r[:3] for r in rows[:9]]})
-    words = task_words(tiny_model, "STS-B", data, tmp_path / "o", "--do_train", "--do_eval", "--num_train_epochs=12")
+    words = task_words(tiny_model, "STS-B", data, tmp_path / "o", "--do_train", "--do_eval", "--num_train_epochs=24")
     assert run("run_glue", *words) == 0
     found = results(tmp_path / "o")
     assert found["eval_pearson"] > 0.9 and found["eval_spearmanr"] > 0.8 and "eval_majority_class" not in found

@@ -15,6 +15,7 @@ import pretraining_helpers
 import pytest
 from emulated_gaudi import ROOT, Gaudi, free_port
 
+from central.runtime.length_batches import HPU_ROWS
 from central.runtime.reports import read_log
 
 pytest_plugins = ("finetuning_fixtures",)
@@ -27,6 +28,7 @@ TASKS, MODES, TYPES, RANKS = (
 )
 STEPS, SAVE, LOG, KILLED = 16, 4, 2, 15  # the kill comes after the checkpoint of step 12 and the report of step 14
 ACCUMULATION = 2
+TUNING_BATCH = 32  # of an optimizer step of fine-tuning: two parts a micro-batch on one rank, one on two
 # Of a loss from the CPU's in fp32. Fine-tuning writes four digits; pre-training all, so that there fp32 is seen to be
 # fp32 (the same sums in another order), and bf16 bf16.
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-3}
@@ -68,8 +70,12 @@ class Task:
             batch = [f"--train_batch_size={8 // ranks}"]
         else:
             folders = [f"--output_dir={out}", f"--cache_dir={out.parent / 'cache'}"]
-            batch = [f"--per_device_train_batch_size={8 // ranks // ACCUMULATION}"]
+            batch = [f"--per_device_train_batch_size={TUNING_BATCH // ranks // ACCUMULATION}"]
         return [str(self.script), *self.words, *folders, *batch, *more]
+
+    def micro_steps(self, ranks: int) -> int:
+        """Forwards and backwards of an optimizer step: one a micro-batch, or one for each of its parts."""
+        return ACCUMULATION * (1 if self.pretrains else TUNING_BATCH // ranks // ACCUMULATION // HPU_ROWS)
 
     def losses(self, out: Path) -> dict[int, list[float]]:
         """Losses by step of the task, all that were written: twice for a step that came again after the kill."""
@@ -111,16 +117,15 @@ def tasks(tmp_path_factory, tiny_model, pairs, squad_file) -> dict[str, Task]:
         *(f"--model_name_or_path={model}", "--do_train", "--do_eval", "--learning_rate=1e-3", *counts),
         *(f"--logging_steps={LOG}", f"--save_steps={SAVE}", "--per_device_eval_batch_size=8", "--report_to=none"),
     ]
-    splits = {"train": "train", "validation": "dev", "test": "test"}
-    files = [f"--{split}_file={pairs / name}.tsv" for split, name in splits.items()]
+    training_pairs = folder / "train.tsv"
+    training_pairs.write_text("".join(["Quality\t#1 String\t#2 String\n", *short_and_long_pairs(64)]))
+    files = [f"--train_file={training_pairs}", f"--validation_file={pairs}/dev.tsv", f"--test_file={pairs}/test.tsv"]
     glue = ["--task_name=MRPC", "--do_predict", *files]
     questions = folder / "train.json"
-    questions.write_text(json.dumps({"version": "1.1", "data": [{"title": "N", "paragraphs": short_paragraphs(32)}]}))
-    # The loss of a span is a softmax over all positions of a batch, padding too: both devices must pad alike.
-    squad = [
-        *(f"--train_file={questions}", f"--validation_file={squad_file}", "--pad_to_max_length"),
-        *("--max_seq_length=64", "--doc_stride=16"),
-    ]
+    questions.write_text(
+        json.dumps({"version": "1.1", "data": [{"title": "N", "paragraphs": short_and_long_paragraphs(32)}]})
+    )
+    squad = [f"--train_file={questions}", f"--validation_file={squad_file}", "--max_seq_length=64", "--doc_stride=16"]
     return {
         "phase1": Task(phase(1, 16, 3), pretraining_helpers.SCRIPT),
         "phase2": Task([*phase(2, 32, 5), "--phase2", "--resume_from_checkpoint"], pretraining_helpers.SCRIPT),
@@ -129,11 +134,20 @@ def tasks(tmp_path_factory, tiny_model, pairs, squad_file) -> dict[str, Task]:
     }
 
 
-def short_paragraphs(count: int) -> list[dict]:
-    """One window each, whole batches: on hpu the last batch would be filled up, on the cpu it would be a small one."""
+# Examples of two lengths, so that all shapes come in the first steps. Their number makes whole batches: on hpu the last
+# one would be filled up, on the cpu it would be a small one.
+
+
+def short_and_long_pairs(count: int) -> list[str]:
+    """Lines of MRPC's file of 8 and 25 tokens."""
+    return [f"{i % 3 % 2}\t{'good ' * (3, 20)[i % 2]}\tw{i % 60} film\n" for i in range(count)]
+
+
+def short_and_long_paragraphs(count: int) -> list[dict]:
+    """Paragraphs of one window each, of 15 and 52 tokens with their question."""
     paragraphs = []
     for i in range(count):
-        context = " ".join(f"w{(i + j) % 60}" for j in range(3 + 5 * (i % 8))) + " normandy in france ."
+        context = " ".join(f"w{(i + j) % 60}" for j in range((3, 40)[i % 2])) + " normandy in france ."
         answers = [{"text": "normandy", "answer_start": context.index("normandy")}]
         paragraphs.append(
             {"context": context, "qas": [{"id": f"q{i}", "question": "where is it ?", "answers": answers}]}
@@ -235,8 +249,8 @@ def check_run(tmp_path, tasks, on_cpu, name, mode, data_type, ranks) -> dict[str
         assert len(set(found[step])) == 1, "a step that came again after the kill had another loss"
     if task.pretrains:
         assert (max(differences) > ROUNDING) == (data_type == "bf16"), differences
-    check_reports(gaudi.reports(), mode, ranks)
-    return table_row(gaudi.reports(), max(differences))
+    check_reports(gaudi.reports(), mode, ranks, task.micro_steps(ranks))
+    return table_row(gaudi.reports(), max(differences), task.micro_steps(ranks))
 
 
 def looks_at_buckets(sync: dict) -> bool:
@@ -244,13 +258,13 @@ def looks_at_buckets(sync: dict) -> bool:
     return sync["optimizer_step"] == 1 and sync["what"] == "copy to cpu" and sync["count"] == 2
 
 
-def table_row(reports: list[dict], difference: float) -> dict[str, str]:
+def table_row(reports: list[dict], difference: float, of_a_step: int) -> dict[str, str]:
     """What the processes of one run did, all together."""
     micro_steps = sum(report["micro_steps"] for report in reports)
     marks = sum(report["mark_steps"] for report in reports)
     inside = between = 0
     for sync in (sync for report in reports for sync in report["synced"]):
-        inside += sync["count"] * (sync["micro_step"] != ACCUMULATION * sync["optimizer_step"])
+        inside += sync["count"] * (sync["micro_step"] != of_a_step * sync["optimizer_step"])
         between += sync["count"] * (sync["optimizer_step"] % LOG != 0 and not looks_at_buckets(sync))
     return {
         "recompilations after warm-up": str(sum(report["recompilations"] for report in reports)),
@@ -270,17 +284,20 @@ def write_row(run: str, row: dict[str, str]) -> None:
     TABLE.write_text("\n".join(["\t".join(["run", *row]), *sorted(lines)]) + "\n")
 
 
-def check_reports(reports: list[dict], mode: str, ranks: int) -> None:
-    """No recompilation after warm-up, no wait inside a step or between reports, marks where they belong."""
+def check_reports(reports: list[dict], mode: str, ranks: int, of_a_step: int) -> None:
+    """No recompilation after warm-up, no wait inside a step or between reports, marks where they belong.
+
+    `of_a_step` is the number of micro-steps of an optimizer step.
+    """
     assert len(reports) == 2 * ranks
     assert sorted(report["module_id"] for report in reports) == sorted([*range(ranks)] * 2)
     for report in reports:
         assert report["recompilations"] == 0, report["recompiled"]
         assert report["missing_mark_steps"] == []
         assert report["saved_device_tensors"] == 0
-        assert report["micro_steps"] == ACCUMULATION * report["optimizer_steps"]
+        assert report["micro_steps"] == of_a_step * report["optimizer_steps"]
         assert (report["mark_steps"] > 2 * report["micro_steps"]) == (mode == "lazy")
         for sync in report["synced"]:
             assert sync["optimizer_step"] % LOG == 0 or (ranks > 1 and looks_at_buckets(sync)), sync
-            assert sync["micro_step"] == ACCUMULATION * sync["optimizer_step"], sync
+            assert sync["micro_step"] == of_a_step * sync["optimizer_step"], sync
     assert all(report["pending_operations"] == 0 for report in reports[ranks:])

@@ -36,7 +36,7 @@ RENAMED = {
     "jit_mode_eval": None,
     "use_ipex": None,
     "use_mps_device": None,
-    "group_by_length": None,  # batches are formed by length anyhow
+    "group_by_length": None,  # batches are computed in parts by length anyhow
     "use_fast_tokenizer": None,
     "preprocessing_num_workers": None,  # the tokenizer uses the cores that are there
     "hmp_opt_level": None,
@@ -77,7 +77,9 @@ class DataArguments:
     train_file: str | None = field(default=None, metadata={"help": "tsv, csv, json, jsonl, parquet, or gz of these"})
     validation_file: str | None = field(default=None, metadata={"help": "as --train_file"})
     test_file: str | None = field(default=None, metadata={"help": "as --train_file"})
-    pad_to_max_length: bool = field(default=False, metadata={"help": "pad all to --max_seq_length, random batches"})
+    pad_to_max_length: bool = field(
+        default=False, metadata={"help": "pad all to --max_seq_length, compute whole batches"}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "train on the first N only"})
     max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate the first N only"})
     max_predict_samples: int | None = field(default=None, metadata={"help": "predict the first N only"})

@@ -85,7 +85,7 @@ def _settings(run: Run) -> dict:
         "schedule": f"{getattr(training.lr_scheduler_type, 'value', training.lr_scheduler_type)}, "
         f"{training.warmup_steps:g} warm-up",
         "precision": "bfloat16 autocast" if training.bf16 else "float32",
-        "padding": "to max_seq_length" if data.pad_to_max_length else "batches by length",
+        "padding": "to max_seq_length" if data.pad_to_max_length else "in parts of a batch, by length",
         "seed": training.seed,
     }
 

@@ -1,8 +1,9 @@
-"""The Trainer of both fine-tuning scripts: Hugging Face's, with batches by length, Gaudi's kernels and exact stops.
+"""The Trainer of both fine-tuning scripts: Hugging Face's, with batches in parts, Gaudi's kernels and exact stops.
 
 Private methods of transformers 5.23's Trainer are overridden here and nowhere else; tests check their signatures.
 """
 
+import contextlib
 import math
 from dataclasses import replace
 
@@ -18,7 +19,15 @@ from central.runtime.dropout import DropoutBits
 from central.runtime.exits import Diverged, Preempted
 from central.runtime.features import Features
 from central.runtime.finetuning_arguments import ReferenceFlags
-from central.runtime.length_batches import Collator, LengthBatches, buckets_of
+from central.runtime.length_batches import (
+    Collator,
+    LengthBatches,
+    PartsCollator,
+    buckets_of,
+    one_part,
+    parts_of_rows,
+    parts_of_tokens,
+)
 from central.runtime.rank import StopRequest
 
 
@@ -35,6 +44,8 @@ class FineTuningTrainer(Trainer):
         buckets = (max_seq_length,) if pad_to_max_length else buckets_of(max_seq_length) if self.on_hpu else ()
         multiple = 8 if training.device.type == "cuda" else 1  # tensor cores take multiples of 8
         kwargs["data_collator"] = Collator(tokenizer.pad_token_id, tokenizer.padding_side, buckets, multiple)
+        cut = {"cpu": parts_of_tokens, "hpu": parts_of_rows}.get(training.device.type, one_part)
+        self._training_collator = PartsCollator(kwargs["data_collator"], cut if self.by_length else one_part)
         if self.on_hpu and flags.use_fused_adam:
             betas = (training.adam_beta1, training.adam_beta2)
             adam = {"lr": training.learning_rate, "betas": betas, "eps": training.adam_epsilon}
@@ -49,6 +60,7 @@ class FineTuningTrainer(Trainer):
         super().__init__(*args, **kwargs)
         # BERT's loss is a mean over its own batch: it takes **kwargs and passes over `num_items_in_batch`.
         self.model_accepts_loss_kwargs = False
+        self._share = 1.0  # of the part at hand in its batch
         self._clipper = None
         self._last_norm = None  # of the gradient, or the first that was not finite; on the device
         self._good_steps = None  # before that one
@@ -56,7 +68,7 @@ class FineTuningTrainer(Trainer):
     # ---- batches
 
     def _lengths(self, dataset: Features) -> np.ndarray:
-        """What batches are formed by: with --pad_to_max_length all examples cost the same."""
+        """What examples cost: with --pad_to_max_length all the same."""
         return dataset.lengths if self.by_length else np.zeros(len(dataset), np.int64)
 
     def _get_train_sampler(self, train_dataset: Features | None = None):
@@ -66,6 +78,13 @@ class FineTuningTrainer(Trainer):
         batch_size = self.args.train_batch_size * ranks
         self._train_order = LengthBatches(self._lengths(dataset), batch_size, seed, ranks, fill=self.on_hpu)
         return self._train_order
+
+    def get_train_dataloader(self):
+        whole, self.data_collator = self.data_collator, self._training_collator
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = whole
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
         """Amid an epoch that several ranks resume, the sampler is too deep in wrappers for the epoch to reach it."""
@@ -99,11 +118,29 @@ class FineTuningTrainer(Trainer):
 
     # ---- loss
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Forward and backward of a batch, part by part; returns the batch's mean loss."""
+        parts, loss = inputs["parts"], 0.0
+        rows = [len(part["input_ids"]) for part in parts]
+        for number, part in enumerate(parts, 1):
+            self._share = rows[number - 1] / sum(rows)
+            # The gradients are exchanged once, after the last part.
+            with contextlib.nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
+                loss += super().training_step(model, part, num_items_in_batch)
+            if self.on_hpu:
+                hpu.mark_step()
+        self._share = 1.0
+        return loss
+
+    def floating_point_ops(self, inputs):
+        return sum(super(FineTuningTrainer, self).floating_point_ops(part) for part in inputs["parts"])
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's own loss; that of a span is made anew, as the model's depends on the padding of its batch."""
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if "start_positions" in inputs:
             loss = span_loss(outputs, inputs)
+        loss = loss * self._share
         return (loss, outputs) if return_outputs else loss
 
     # ---- Gaudi
@@ -120,12 +157,6 @@ class FineTuningTrainer(Trainer):
         if self.on_hpu:
             optimizer.register_state_dict_post_hook(_on_host)
         return optimizer
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.on_hpu:
-            hpu.mark_step()
-        return loss
 
     def prediction_step(self, *args, **kwargs):
         outputs = super().prediction_step(*args, **kwargs)
