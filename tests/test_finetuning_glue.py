@@ -32,7 +32,7 @@ def f1_of(chosen, predicted, labels):
 
 
 def correlation_of(x, y):
-    x, y = x - np.mean(x), y - np.mean(y)
+    x, y = x - np.mean(x, axis=0), y - np.mean(y, axis=0)
     return (x * y).sum() / math.sqrt((x * x).sum() * (y * y).sum())
 
 
@@ -58,6 +58,12 @@ def test_more_classes(predicted, labels):
     classes = sorted({*predicted.tolist(), *labels.tolist()})
     expected = sum(f1_of(each, predicted, labels) for each in classes) / len(classes)
     assert found("macro_f1", predicted, labels) == pytest.approx(expected)
+    if np.ptp(predicted) and np.ptp(labels):  # Matthews's for any number of classes (Gorodkin 2004)
+        one_hot = [(side[:, None] == np.arange(4)).astype(float) for side in (predicted, labels)]
+        expected = correlation_of(*one_hot)
+        assert found("matthews_correlation", predicted, labels) == pytest.approx(expected, abs=1e-12)
+    else:
+        assert found("matthews_correlation", predicted, labels) == 0
 
 
 @settings(max_examples=80, deadline=None)

@@ -30,8 +30,9 @@ def epoch_order(
     whole = len(order) // batch_size * batch_size
     batches, rest = order[:whole].reshape(-1, batch_size), order[whole:]
     batches = np.take_along_axis(batches, np.argsort(lengths[batches], axis=1, kind="stable"), axis=1)
-    batches = batches.reshape(-1, batch_size // ranks, ranks).swapaxes(1, 2)
-    return np.concatenate([batches.ravel(), rest[np.argsort(lengths[rest], kind="stable")]])
+    dealt = batches.reshape(-1, batch_size // ranks, ranks)
+    dealt[:, 1::2] = dealt[:, 1::2, ::-1].copy()  # to and fro, so that no rank has the longer one of every turn
+    return np.concatenate([dealt.swapaxes(1, 2).ravel(), rest[np.argsort(lengths[rest], kind="stable")]])
 
 
 def parts_of_tokens(lengths: Sequence[int], tokens: int = CPU_TOKENS) -> list[slice]:
