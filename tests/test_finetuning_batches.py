@@ -1,6 +1,7 @@
 """Random batches in parts by length: the order, the parts, their gradients; the collator; cached features."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -16,10 +17,10 @@ from central.runtime.length_batches import (
     LengthBatches,
     PartsCollator,
     buckets_of,
+    cheapest_parts,
     epoch_order,
     one_part,
     parts_of_rows,
-    parts_of_tokens,
 )
 from central.runtime.rank import StopRequest
 from central.runtime.trainer import FineTuningTrainer
@@ -61,22 +62,33 @@ def test_ranks_of_a_step_get_batches_of_equal_cost():
     assert np.abs(steps[:, 0].sum(1) - steps[:, 1].sum(1)).max() < 16 * 4
 
 
-@settings(max_examples=80, deadline=None)
-@given(lengths=st.lists(st.integers(1, 600), min_size=1, max_size=70), tokens=st.integers(1, 2000))
-def test_parts_hold_each_row_once_and_so_many_tokens(lengths, tokens):
+@settings(max_examples=100, deadline=None)
+@given(lengths=st.lists(st.integers(1, 600), min_size=1, max_size=9), cost=st.integers(0, 1000))
+def test_parts_cost_least(lengths, cost):
+    """Against every way to cut so few rows."""
     lengths = sorted(lengths)
-    parts = parts_of_tokens(lengths, tokens)
-    assert [row for part in parts for row in range(len(lengths))[part]] == list(range(len(lengths)))
-    for part, following in zip(parts, [*parts[1:], None]):
-        rows = lengths[part]
-        assert rows and (len(rows) == 1 or len(rows) * rows[-1] <= tokens)
-        assert following is None or (len(rows) + 1) * lengths[following.start] > tokens  # no part could be longer
+    count = len(lengths)
+
+    def total(parts: list[slice]) -> int:
+        return sum(len(lengths[part]) * max(lengths[part]) + cost for part in parts)
+
+    every_way = itertools.chain.from_iterable(itertools.combinations(range(1, count), n) for n in range(count))
+    least = min(total([slice(*ends) for ends in itertools.pairwise((0, *cuts, count))]) for cuts in every_way)
+    assert total(cheapest_parts(lengths, cost)) == least
+
+
+@given(lengths=st.lists(st.integers(1, 600), min_size=1, max_size=70))
+def test_parts_hold_each_row_once(lengths):
+    lengths = sorted(lengths)
+    for parts in (cheapest_parts(lengths), parts_of_rows(lengths, 8), one_part(lengths)):
+        assert [row for part in parts for row in range(len(lengths))[part]] == list(range(len(lengths)))
+        assert all(lengths[part] for part in parts)
     assert [len(lengths[part]) for part in parts_of_rows(lengths, 8)[:-1]] == [8] * ((len(lengths) - 1) // 8)
 
 
 def test_little_is_padded():
     batches = LENGTHS[epoch_order(LENGTHS, 32, 3, 0)[:1984]].reshape(-1, 32)
-    computed = sum(len(batch[part]) * batch[part].max() for batch in batches for part in parts_of_tokens(batch))
+    computed = sum(len(batch[part]) * batch[part].max() for batch in batches for part in cheapest_parts(batch))
     assert batches.sum() < computed < 1.2 * batches.sum()
     assert batches.max(1).sum() * 32 > 1.7 * batches.sum()  # computed in one part
 
@@ -92,7 +104,7 @@ def test_the_gradients_of_parts_add_up_to_those_of_the_batch(tiny_model, tiny_to
             targets = {"start_positions": answer.min(), "end_positions": answer.max()}
         rows.append({"input_ids": rng.integers(5, 60, length), **targets})
     found = []
-    for cut in (one_part, lambda lengths: parts_of_tokens(lengths, 100)):
+    for cut in (one_part, lambda lengths: cheapest_parts(lengths, 10)):
         model = head.from_pretrained(tiny_model, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         for parameter, values in model.named_parameters():  # the same new head each time
             if not parameter.startswith("bert."):

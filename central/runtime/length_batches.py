@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-CPU_TOKENS = 512  # of a part, padding included: enough for the CPU's matrix kernels, few enough to pad little
+CPU_PART = 128  # tokens: as much as a part costs beside its tokens (Python, small kernels, gradients added up)
 HPU_ROWS = 8  # of a part: one shape for each bucket
 
 
@@ -35,13 +35,21 @@ def epoch_order(
     return np.concatenate([dealt.swapaxes(1, 2).ravel(), rest[np.argsort(lengths[rest], kind="stable")]])
 
 
-def parts_of_tokens(lengths: Sequence[int], tokens: int = CPU_TOKENS) -> list[slice]:
-    """Parts of rows in ascending order of length, of at most `tokens` tokens each, or of one row."""
-    cuts = [0]
-    for row, length in enumerate(lengths):
-        if row > cuts[-1] and (row + 1 - cuts[-1]) * length > tokens:
-            cuts.append(row)
-    return [slice(begin, end) for begin, end in zip(cuts, [*cuts[1:], len(lengths)])]
+def cheapest_parts(lengths: Sequence[int], cost: int = CPU_PART) -> list[slice]:
+    """Parts of rows in ascending order of length that cost least in all; a part costs its tokens, padded, and `cost`.
+
+    The best cut before row n is the best of the best cuts before some row m, and rows m to n as one part.
+    """
+    least, last_cut = [0], []
+    for end, longest in enumerate(lengths, start=1):
+        total, begin = min((least[begin] + (end - begin) * longest + cost, begin) for begin in range(end))
+        least.append(total)
+        last_cut.append(begin)
+    parts, end = [], len(lengths)
+    while end:
+        parts.append(slice(last_cut[end - 1], end))
+        end = last_cut[end - 1]
+    return parts[::-1]
 
 
 def parts_of_rows(lengths: Sequence[int], rows: int = HPU_ROWS) -> list[slice]:

@@ -24,9 +24,9 @@ from central.runtime.length_batches import (
     LengthBatches,
     PartsCollator,
     buckets_of,
+    cheapest_parts,
     one_part,
     parts_of_rows,
-    parts_of_tokens,
 )
 from central.runtime.rank import StopRequest
 
@@ -44,7 +44,7 @@ class FineTuningTrainer(Trainer):
         buckets = (max_seq_length,) if pad_to_max_length else buckets_of(max_seq_length) if self.on_hpu else ()
         multiple = 8 if training.device.type == "cuda" else 1  # tensor cores take multiples of 8
         kwargs["data_collator"] = Collator(tokenizer.pad_token_id, tokenizer.padding_side, buckets, multiple)
-        cut = {"cpu": parts_of_tokens, "hpu": parts_of_rows}.get(training.device.type, one_part)
+        cut = {"cpu": cheapest_parts, "hpu": parts_of_rows}.get(training.device.type, one_part)
         self._training_collator = PartsCollator(kwargs["data_collator"], cut if self.by_length else one_part)
         if self.on_hpu and flags.use_fused_adam:
             betas = (training.adam_beta1, training.adam_beta2)
