@@ -179,6 +179,7 @@ class Run:
             notes.append("no vocab.txt beside the shards and no --vocab_file: checkpoints get no tokenizer")
         if settings.bf16_exchange and rank.world_size > 1 and self.device.type == "hpu":
             notes.append("gradients are exchanged in bf16, as asked")
+        notes += self.device.remarks()
         self._record("PARAMETER", {"settings": settings.to_json(), "world_size": rank.world_size})
         self._record("PARAMETER", {"SEED": settings.seed, "batch_size_per_pu": settings.micro_batch_size})
         self._record("PARAMETER", {"matrix_peak_flops": self._peak})

@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import pytest
@@ -358,6 +360,14 @@ def test_products_of_ever_new_shapes_do_not_fill_the_memory():
     script = SHAPES.format(root=str(ROOT))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment(), check=True)
     assert int(done.stdout) < 400 << 20
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads the flags of x86")
+def test_bf16_on_a_cpu_without_its_instructions_is_remarked_on():
+    flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
+    remarks = {data_type: open_device("cpu", "eager", data_type, Rank()).remarks() for data_type in ("fp32", "bf16")}
+    assert remarks["fp32"] == []
+    assert len(remarks["bf16"]) == ("avx512bw" not in flags)  # or AVX2 with VNNI for bf16, which few have
 
 
 def test_a_utilisation_above_the_measured_peak_is_said_once(corpora, tmp_path, monkeypatch, capsys):

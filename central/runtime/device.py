@@ -25,6 +25,7 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # rank 0 may be writing or compiling
 PEAK_SIZES = {"cpu": (1536,), "cuda": (1024, 8192), "hpu": (1024, 8192)}  # sides of the square matrices timed
 PEAK_PATIENCE = 0.01  # s: a device that takes longer for one product is not asked for a larger one
 PEAK_REPEATS = 5
+PEAK_SECONDS = 0.5  # of one size: bf16 on a CPU without its instructions takes as long for one product
 KERNELS_KEPT = 256  # a micro-batch needs a dozen, and five for every different length of a sequence in it
 CGROUPS = (  # folder, its limit, what counts against it, and how files that the kernel would drop are named
     ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
@@ -53,6 +54,12 @@ class Device:
     def checks_every_step(self) -> bool:
         """Whether reading a number from the device after each step costs nothing."""
         return self.type == "cpu"
+
+    def remarks(self) -> list[str]:
+        """What the user should know of this choice, a line each."""
+        if self.type == "cpu" and self.data_type == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return ["this CPU has no instructions for bf16, in which it is several times slower than in fp32"]
+        return []
 
     def autocast(self):
         """Context for forward and loss; backward and optimizer stay outside."""
@@ -100,13 +107,17 @@ class Device:
         with torch.no_grad():
             for size in PEAK_SIZES[self.type]:
                 a = torch.ones(size, size, device=self.device, dtype=self.dtype)
+                end = time.perf_counter() + PEAK_SECONDS
                 for repeat in range(PEAK_REPEATS):
                     self.synchronize()
                     start = time.perf_counter()
                     torch.mm(a, a)
                     self.synchronize()
+                    now = time.perf_counter()
                     if repeat:  # the first one warms up
-                        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+                        best = max(best, 2 * size**3 / (now - start))
+                        if now > end:
+                            break
                 if 2 * size**3 / best > PEAK_PATIENCE:
                     break  # an emulated card, or one that is shared
         return best

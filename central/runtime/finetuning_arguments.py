@@ -9,7 +9,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -151,6 +151,9 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
     problems += _problems(data, training, flags)
     if problems:
         raise BadRequest(problems)
+    if rank.is_main:
+        for remark in replace(device, data_type="bf16" if training.bf16 else "fp32").remarks():
+            print(remark, flush=True)
     return Request(model, data, training, flags)
 
 
