@@ -1,16 +1,20 @@
 """An emulated Gaudi server for tests: processes that see tests/hpu_emulator, their cards and their reports."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+RUN_SECONDS = 300  # of one run, on a loaded machine
 ROOT = Path(__file__).resolve().parents[1]
 EMULATOR = ROOT / "tests" / "hpu_emulator"
 
@@ -25,6 +29,26 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def where_it_hangs(process: subprocess.Popen) -> str:
+    """End a run that takes too long; tells its processes, what each waits for, and Python's stacks in them."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    lines = [f"not over after {RUN_SECONDS} s:"]
+    for each in (psutil.Process(process.pid), *below):
+        with contextlib.suppress(psutil.Error, OSError):
+            waits_for = Path(f"/proc/{each.pid}/wchan").read_text()
+            lines.append(
+                f"{each.pid} of {each.ppid()} {each.status()} in {waits_for}: {' '.join(each.cmdline())[:200]}"
+            )
+            if "python" in Path(each.exe()).name:
+                each.send_signal(signal.SIGABRT)  # PYTHONFAULTHANDLER writes the stacks of all its threads
+    psutil.wait_procs(below, timeout=5)
+    for each in (*below, process):
+        with contextlib.suppress(psutil.Error):
+            each.kill()
+    out, err = process.communicate()
+    return "\n".join([*lines, "standard output:", out[-2000:], "standard error:", err[-6000:]])
 
 
 class Gaudi:
@@ -59,9 +83,14 @@ class Gaudi:
             if shutil.which("mpirun") is None:
                 pytest.skip("no mpirun on the PATH")
             command = ["mpirun", "-n", str(ranks), "--bind-to", "none", "--oversubscribe", *command]
-        return subprocess.run(
-            command, env=self.environment(**variables), cwd=self.folder, capture_output=True, text=True, timeout=300
-        )
+        environ = self.environment(PYTHONFAULTHANDLER="1", **variables)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, env=environ, cwd=self.folder, text=True, **pipes) as process:
+            try:
+                out, err = process.communicate(timeout=RUN_SECONDS)
+            except subprocess.TimeoutExpired:
+                raise AssertionError(where_it_hangs(process)) from None
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def python(self, code: str, ranks: int = 1, mode: str = "eager", **variables: str | None) -> str:
         """Standard output of a program that must succeed."""
