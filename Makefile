@@ -37,7 +37,7 @@ demo: setup
 	@unset OMP_NUM_THREADS; $(BIN)/python demo/run.py
 
 test: $(VENV)/.dev
-	$(PYTEST) -n 2 --dist loadscope -m "$(FAST)"
+	$(PYTEST) -n 2 --dist loadscope --no-loadscope-reorder -m "$(FAST)"
 
 test-slow: $(VENV)/.dev
 	$(PYTEST) -m "slow and not fresh"

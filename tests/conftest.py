@@ -24,6 +24,14 @@ LAUNCHER_NAMES = (
 )
 
 
+# Files of minutes: begun first, so that at the end no worker is left alone with one.
+LONGEST = ("test_pretraining_script", "test_hpu_matrix", "test_finetuning_scripts")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: (*LONGEST, item.path.stem).index(item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The project's folder."""

@@ -177,7 +177,9 @@ def numbered_labels(table: Table, task: Task) -> np.ndarray | None:
             bad.append(f"{table.where(row)}: {value!r}")
         numbers.append(number)
     if bad:
-        known = "a number" if task.is_regression else f"one of {', '.join(task.labels)}, nor the number of one"
+        known = "a number" if task.is_regression else f"one of {', '.join(task.labels)}"
+        if not all(label.isdecimal() for label in task.labels):
+            known += ", nor the number of one"
         raise BadRequest(f"label is not {known}: {listed(bad)}")
     return np.array(numbers, np.float32 if task.is_regression else np.int64)
 
