@@ -32,6 +32,13 @@ def test_dropout_drops_its_share_scales_the_rest_and_sends_gradients_the_same_wa
     assert by_row.std() < 0.02 and by_column.std() < 0.02  # no stripes
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_probabilities_finer_than_the_bits(dtype):
+    x = torch.ones(400, 100, dtype=dtype)
+    assert (Dropout.apply(DropoutBits(1), x, 1e-12) == 0).sum() < 5
+    assert (Dropout.apply(DropoutBits(1), x, 1 - 1e-12) == 0).sum() > 39995
+
+
 def test_masks_are_a_function_of_the_seeds():
     x = torch.ones(64, 64)
     bits = DropoutBits()

@@ -40,7 +40,8 @@ class DropoutBits:
         words = -(-like.numel() * width // 64)
         raw = torch.from_numpy(self._stream.random_raw(words).view(np.int64))
         bits = raw.view(_integers(like))[: like.numel()].view(like.shape)
-        last_dropped = torch.iinfo(bits.dtype).min + round(p * 2**width) - 1
+        count = min(max(round(p * 2**width), 1), 2**width - 1)  # of the values that mean "dropped"
+        last_dropped = torch.iinfo(bits.dtype).min + count - 1
         return bits.clamp_(last_dropped, last_dropped + 1).neg_().add_(last_dropped)
 
 
