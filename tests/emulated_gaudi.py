@@ -47,7 +47,11 @@ def where_it_hangs(process: subprocess.Popen) -> str:
     for each in (*below, process):
         with contextlib.suppress(psutil.Error):
             each.kill()
-    out, err = process.communicate()
+    try:
+        out, err = process.communicate(timeout=5)
+    except subprocess.TimeoutExpired as read:
+        lines.append("a process whose parent had ended keeps the output open")
+        out, err = ((text or b"").decode() for text in (read.output, read.stderr))
     return "\n".join([*lines, "standard output:", out[-2000:], "standard error:", err[-6000:]])
 
 
