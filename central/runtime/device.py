@@ -57,7 +57,8 @@ class Device:
 
     def remarks(self) -> list[str]:
         """What the user should know of this choice, a line each."""
-        if self.type == "cpu" and self.data_type == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        asks = self.type == "cpu" and self.data_type == "bf16" and torch.backends.mkldnn.is_available()
+        if asks and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # torch has this operation only with oneDNN
             return ["this CPU has no instructions for bf16, in which it is several times slower than in fp32"]
         return []
 
