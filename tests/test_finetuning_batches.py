@@ -234,8 +234,8 @@ def test_a_training_ends_where_hugging_faces_own_does(tiny_model, tiny_tokenizer
             return loss, model.eval()(asked).logits
 
     their_loss, theirs = trained(Theirs, data_collator=Collator(tiny_tokenizer.pad_token_id))
-    words = {"flags": ReferenceFlags(), "pad_to_max_length": False, "max_seq_length": 64, "stop": StopRequest()}
-    loss, ours = trained(FineTuningTrainer, **words)
+    own = {"flags": ReferenceFlags(), "pad_to_max_length": False, "max_seq_length": 64, "stop": StopRequest()}
+    loss, ours = trained(FineTuningTrainer, **own)
     assert loss == pytest.approx(their_loss, rel=1e-4)
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
     assert loss < 0.68  # something was learnt

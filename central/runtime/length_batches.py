@@ -38,18 +38,13 @@ def epoch_order(
 def cheapest_parts(lengths: Sequence[int], cost: int = CPU_PART) -> list[slice]:
     """Parts of rows in ascending order of length that cost least in all; a part costs its tokens, padded, and `cost`.
 
-    The best cut before row n is the best of the best cuts before some row m, and rows m to n as one part.
+    The cheapest parts of the rows before `end` are those of the rows before some `begin`, and the others as one part.
     """
-    least, last_cut = [0], []
+    cheapest = [(0, [])]  # cost and parts of the rows before each one
     for end, longest in enumerate(lengths, start=1):
-        total, begin = min((least[begin] + (end - begin) * longest + cost, begin) for begin in range(end))
-        least.append(total)
-        last_cut.append(begin)
-    parts, end = [], len(lengths)
-    while end:
-        parts.append(slice(last_cut[end - 1], end))
-        end = last_cut[end - 1]
-    return parts[::-1]
+        total, begin = min((cheapest[begin][0] + (end - begin) * longest + cost, begin) for begin in range(end))
+        cheapest.append((total, [*cheapest[begin][1], slice(begin, end)]))
+    return cheapest[-1][1]
 
 
 def parts_of_rows(lengths: Sequence[int], rows: int = HPU_ROWS) -> list[slice]:
