@@ -9,6 +9,8 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    ModernBertConfig,
+    ModernBertModel,
     RobertaConfig,
     RobertaForQuestionAnswering,
 )
@@ -148,3 +150,14 @@ def test_a_causal_model_stays_causal():
         torch.manual_seed(0)
         hidden.append(model.transformer(torch.tensor([[1, 2, last]])).last_hidden_state[0, 0])
     torch.testing.assert_close(*hidden)
+
+
+def test_a_window_of_attention_stays_one():
+    """Its mask differs from query to query. Dropout is there and drops next to nothing."""
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    options = {"local_attention": 4, "attention_dropout": 2e-9, "pad_token_id": 0, "intermediate_size": 64}
+    model = ModernBertModel(ModernBertConfig(**sizes, **options))
+    ids = torch.randint(2, 50, (2, 24), generator=torch.Generator().manual_seed(0))
+    expected = model.eval()(ids, torch.ones_like(ids))[0]
+    exchange(model)
+    torch.testing.assert_close(model.train()(ids, torch.ones_like(ids))[0], expected, rtol=1e-3, atol=1e-4)

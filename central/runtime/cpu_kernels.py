@@ -38,7 +38,8 @@ class Attention:
         self.bits = bits
 
     def __call__(self, module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
-        is_plain = query.shape == key.shape and not module.is_causal and kwargs.get("position_bias") is None
+        one_mask = kwargs.get("position_bias") is None and kwargs.get("sliding_window") is None  # for all queries
+        is_plain = query.shape == key.shape and not module.is_causal and one_mask
         if not dropout or not is_plain:  # without dropout torch's own kernel is the fastest
             return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
