@@ -32,13 +32,14 @@ class Summary:
     best_seed: int
 
 
-def read_runs(folder: Path, seeds: list[int] | None) -> dict[int, dict[str, float] | None]:
-    """Seed -> scores of its run, None where the run left no results; of these seeds, else of all that are there.
+def read_runs(folder: Path, seeds: list[int], failed: list[int]) -> dict[int, dict[str, float] | None]:
+    """Seed -> scores of its run, None where it failed or left no results; of these seeds, else of all that are there.
 
     Raises BadRequest for a folder without runs.
     """
     if seeds:
-        return {seed: _scores(folder / f"seed_{seed}" / "all_results.json") for seed in seeds}
+        files = {seed: folder / f"seed_{seed}" / "all_results.json" for seed in seeds}
+        return {seed: None if seed in failed else _scores(file) for seed, file in files.items()}
     runs = {}
     for path in folder.glob("seed_*"):
         match = re.fullmatch(r"seed_(\d+)", path.name)  # not seed_42.1, which an earlier run became
@@ -106,10 +107,15 @@ def draw(runs: dict[int, dict[str, float] | None], summaries: list[Summary], fil
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder with seed_<number>/")
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="runs to sum up; unset: all that are there")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", metavar="N", default=[], help="runs to sum up; unset: all that are there"
+    )
+    parser.add_argument(
+        "--failed", type=int, nargs="+", metavar="N", default=[], help="those of --seeds that left earlier scores only"
+    )
     arguments = parser.parse_args(argv)
     folder = arguments.output_dir
-    runs = read_runs(folder, arguments.seeds)
+    runs = read_runs(folder, arguments.seeds, arguments.failed)
     summaries = summarise(runs)
     failed = [seed for seed, scores in runs.items() if scores is None]
     if not summaries:

@@ -56,6 +56,14 @@ def test_seeds_of_earlier_requests_are_left_out(runs):
     assert report["scores"][0]["best"] == 0.74
 
 
+def test_scores_that_an_earlier_request_left_are_not_those_of_a_failed_run(runs):
+    done = summary(runs, "--seeds", "42", "43", "45", "--failed", "45")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((runs / "seeds.json").read_text())
+    assert report["failed"] == [45] and report["runs"]["45"] is None and report["scores"][0]["best"] == 0.74
+    assert "failed: seed 45" in done.stdout
+
+
 def test_a_folder_without_runs_or_without_scores(tmp_path):
     assert summary(tmp_path).returncode == 2
     (tmp_path / "seed_1").mkdir()

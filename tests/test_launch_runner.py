@@ -219,3 +219,15 @@ def test_runs_of_other_seeds_go_on_after_a_failure_but_not_after_a_refusal(tmp_p
     plan = Plan(tuple(Command(words, (), "seed") for words in argv), keep_going=True)
     assert supervise.run(plan) == status
     assert sorted(path.name for path in tmp_path.iterdir()) == expected
+
+
+def test_the_summary_of_several_seeds_is_told_which_failed(tmp_path):
+    program = "import sys; sys.exit(int(sys.argv[1]))"
+    summary = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(' '.join(sys.argv[2:]))"
+    commands = [Command((sys.executable, "-c", program, str(code)), (), f"seed {7 + code}") for code in (0, 1, 3)]
+    told = tmp_path / "told"
+    last = Command((sys.executable, "-c", summary, str(told)), (), "summary")
+    assert supervise.run(Plan((*commands, last), keep_going=True)) == 1
+    assert told.read_text() == "--failed 8 10"
+    assert supervise.run(Plan((commands[0], last), keep_going=True)) == 0
+    assert told.read_text() == ""

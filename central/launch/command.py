@@ -14,7 +14,7 @@ class Command(Value):
 
 
 class Plan(Value):
-    """Commands in the order they run. `keep_going`: one that fails does not stop those behind it."""
+    """Commands in the order they run. `keep_going`: one that fails does not stop the others; the last sums them up."""
 
     commands: tuple[Command, ...]
     notes: tuple[str, ...] = ()

@@ -26,10 +26,18 @@ def run(plan, *, log_path=None, max_restarts=0, grace=GRACE, lost_host=lambda: N
     statuses = []
     with StopSignals() as stop, open(log_path, "ab", buffering=0) if log_path else nullcontext() as log:
         for command in plan.commands:
+            if plan.keep_going and command is plan.commands[-1]:
+                command = command.replace(argv=(*command.argv, *_failed_words(plan.commands, statuses)))
             statuses.append(_run_with_restarts(command, stop, log, max_restarts, grace, lost_host))
             if statuses[-1] == BAD_REQUEST or statuses[-1] != DONE and (stop.count or not plan.keep_going):
                 break
     return next((status for status in statuses if status != DONE), DONE)
+
+
+def _failed_words(commands, statuses) -> list[str]:
+    """For the summary: the seeds whose runs failed, in whose folders an earlier request may have left scores."""
+    failed = [command.name.removeprefix("seed ") for command, status in zip(commands, statuses) if status != DONE]
+    return ["--failed", *failed] if failed else []
 
 
 class StopSignals:
