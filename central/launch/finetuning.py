@@ -43,6 +43,7 @@ class Settings(Common):
     do_eval: bool = option(SAVING, switch, False, "evaluate after training")
     logging_steps: int = option(SAVING, count, 1, "optimizer steps between reports", "-l")
     save_steps: int | None = option(SAVING, count, None, "optimizer steps between checkpoints", "-st")
+    resume_from_checkpoint: bool = option(SAVING, switch, False, "go on from the newest checkpoint in --output_dir")
 
     @property
     def results_dir(self):
@@ -126,6 +127,7 @@ def _run_words(settings, root, device, mode, seed, output_dir):
         f"--logging_steps={settings.logging_steps}",
         f"--seed={seed}",
         *["--overwrite_output_dir", "--do_train"],
+        *(["--resume_from_checkpoint=True"] if settings.resume_from_checkpoint else []),
         *(["--do_eval"] if settings.do_eval else []),
         *(["--do_predict"] if settings.test_file else []),
         f"--model_name_or_path={model.pretrained if model else settings.model_name_or_path}",
