@@ -3,6 +3,7 @@
 import gzip
 import json
 import socket
+from random import Random
 
 import datasets
 import pytest
@@ -75,6 +76,8 @@ def test_mrpc_as_distributed(shared_data):
 BROKEN = {
     "row.tsv": ("a\tlabel\nx\t1\ny\n\nz\t0\t9\n", ["row.tsv: line 3 has 1 fields; line 5 has 3 fields", "names 2"]),
     "row.csv": ('a,label\n"x\ny",1\nz\n', ["line 4 has 1 fields"]),
+    "quote.csv": ('a,label\nx,1\n"y,1\nz,0\n', ["row that begins in line 3", "mend its quotes"]),
+    "header.csv": ("a,label\n", ["no rows"]),
     "names.tsv": ("a\ta\nx\ty\n", ["line 1", "distinct"]),
     "empty.csv": ("", ["line 1"]),
     "empty.jsonl": ("\n", ["no rows"]),
@@ -95,6 +98,24 @@ def test_a_broken_file_is_named_with_the_line(tmp_path, name):
     assert str(tmp_path) in str(error.value)
     for part in said:
         assert part in str(error.value)
+
+
+def test_a_damaged_gz_is_refused_wherever_it_is_damaged(tmp_path):
+    whole = gzip.compress(FILES["t.tsv"].encode() * 20)
+    path, random = tmp_path / "t.tsv.gz", Random(5)
+    for damaged in (whole[:-9], *(_with_flipped_bit(whole, random) for _ in range(200))):
+        path.write_bytes(damaged)
+        try:
+            table = read_table(path)
+        except BadRequest as error:
+            assert str(path) in str(error)
+        else:
+            assert len(table) == 59  # the flipped bit was one of the header's, such as the time
+
+
+def _with_flipped_bit(data: bytes, random: Random) -> bytes:
+    place = random.randrange(2, len(data))
+    return data[:place] + bytes([data[place] ^ 1 << random.randrange(8)]) + data[place + 1 :]
 
 
 def test_another_encoding_is_named_with_the_line(tmp_path):

@@ -140,6 +140,38 @@ def test_the_task_of_other_data_is_read_off_it():
         glue_tasks.infer_task(table(text=["x"]), (), None, None)
 
 
+def test_labels_around_blanks_and_labels_that_are_none():
+    padded = table(text=list("abcd"), label=["pos ", " neg", "neg", "pos"])
+    task = glue_tasks.infer_task(padded, (), None, None)
+    assert task.labels == ("neg", "pos")
+    assert glue_tasks.numbered_labels(padded, task).tolist() == [1, 0, 0, 1]
+    for missing in ("", " ", None, float("nan")):
+        with_gap = table(text=list("abc"), label=["pos", missing, "neg"])
+        task = glue_tasks.infer_task(with_gap, (), None, None)
+        assert task.labels == ("neg", "pos")
+        with pytest.raises(BadRequest, match="label is not one of neg, pos.*f.tsv, row 2: "):
+            glue_tasks.numbered_labels(with_gap, task)
+    with pytest.raises(BadRequest, match="f.tsv: every label is 'pos'"):
+        glue_tasks.infer_task(table(text=["x", "y"], label=["pos", "pos"]), (), None, None)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.permutations(glue_tasks.TASKS["mnli"].labels))
+def test_labels_of_a_model_are_known_by_their_names(theirs):
+    labels = glue_tasks.TASKS["mnli"].labels
+    for known in (theirs, [name.upper() for name in theirs]):
+        assert [theirs[i] for i in glue_tasks.order_in_model(labels, known)] == list(labels)
+    for unknown in ((), ("LABEL_0", "LABEL_1", "LABEL_2"), theirs[:2]):
+        assert glue_tasks.order_in_model(labels, unknown) == [0, 1, 2]
+
+
+def test_a_task_of_glue_on_columns_of_other_names():
+    task = glue_tasks.of_columns(glue_tasks.TASKS["mrpc"], ["left", "right"], "same")
+    assert (task.sentence1, task.sentence2, task.label_columns) == (("left",), ("right",), ("same",))
+    assert task.labels == glue_tasks.TASKS["mrpc"].labels
+    assert glue_tasks.of_columns(task, [], None) == task
+
+
 def test_a_model_knows_the_labels_of_data_without_them():
     assert glue_tasks.infer_task(table(text=["x"]), (), None, ("no", "yes")).labels == ("no", "yes")
     graded = glue_tasks.infer_task(table(text=["x"], label=["3"]), (), None, ())
@@ -197,3 +229,9 @@ def test_text_must_be_there():
 )
 def test_the_format_of_the_glue_server(task, outputs, lines):
     assert glue_tasks.server_lines(glue_tasks.TASKS[task], np.array(outputs)) == ["index\tprediction", *lines]
+
+
+def test_other_regressions_have_no_bounds():
+    task = glue_tasks.infer_task(table(text=["x", "y"], label=["70.5", "-3"]), (), None, None)
+    found = glue_tasks.server_lines(task, np.array([[70.25], [-3.0]], np.float32))
+    assert found == ["index\tprediction", "0\t70.25", "1\t-3.0"]

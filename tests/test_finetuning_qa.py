@@ -53,6 +53,23 @@ def test_nested_and_flat_files_give_the_same_questions():
     assert qa_examples.questions_of(flat(is_impossible=True))[0].answers == ()
 
 
+@pytest.mark.parametrize(
+    ("said", "answers"), [("False", 1), ("0", 1), ("", 1), (None, 1), ("true", 0), (1, 0), ("1", 0)]
+)
+def test_a_table_says_in_text_whether_a_question_is_impossible(said, answers):
+    assert len(qa_examples.questions_of(flat(is_impossible=said))[0].answers) == answers
+
+
+def test_ids_may_be_0_and_may_be_absent():
+    assert qa_examples.questions_of(flat(id=0))[0].id == "0"
+    paragraph = {"context": CONTEXT, "qas": [{"question": "Where?"}, {"question": "Who?"}]}
+    article = {"title": "N", "paragraphs": [paragraph]}
+    nested = Table({name: [value] for name, value in article.items()}, "f.json", "0" * 64)
+    assert [q.id for q in qa_examples.questions_of(nested)] == [
+        f"f.json, article 'N', paragraph 1, question {n}" for n in (1, 2)
+    ]
+
+
 def test_real_files(shared_data):
     questions = qa_examples.questions_of(read_table(shared_data / "squad" / "squad-mini-dev.json"))
     assert len(questions) == 922 and sum(len(q.answers) for q in questions) == 2779

@@ -11,7 +11,8 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,17 @@ LISTED = 3  # rows that an error lists by number before it only counts
 
 @dataclass(frozen=True)
 class Table:
-    """One split: columns of equal length, and where they came from."""
+    """One split: columns of equal length, and where they came from. Raises BadRequest for one without rows."""
 
     columns: dict[str, list]
     source: str  # the file, or the Hub's name of it
     sha256: str  # of the file's bytes, or the Hub's fingerprint of the split
     lines: Sequence[int] | None = None  # line of each row in the file, where a row is a line
     skipped: int = 0  # broken rows left out because the official script leaves them out
+
+    def __post_init__(self):
+        if not len(self):
+            raise BadRequest(f"{self.source}: holds no rows")
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
@@ -94,7 +99,7 @@ def read_table(path: str | Path, header: Sequence[str] | None = None, skip_broke
         columns, lines, skipped = _delimited(path, text, kind.lower() == ".csv", header, skip_broken_rows)
         return Table(columns, str(path), digest, lines, skipped)
     rows, lines = _json_rows(path, text, kind.lower() != ".json")
-    return Table(_columns_of(path, rows), str(path), digest, lines)
+    return Table(_columns_of(rows), str(path), digest, lines)
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -103,7 +108,7 @@ def _bytes_of(path: Path) -> bytes:
         return gzip.decompress(data) if path.suffix == ".gz" else data
     except FileNotFoundError:
         raise BadRequest(f"{path}: no such file") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise BadRequest(f"{path}: cannot be read ({error})") from None
 
 
@@ -118,9 +123,7 @@ def _text_of(path: Path, data: bytes) -> str:
 def _delimited(path, text, is_csv, header, skip_broken_rows) -> tuple[dict[str, list], list[int], int]:
     """Columns, the line of each row and the number of rows skipped."""
     if is_csv:
-        csv.field_size_limit(2**31 - 1)
-        reader = csv.reader(io.StringIO(text, newline=""))
-        numbered = ((reader.line_num, row) for row in reader)
+        numbered = _csv_rows(path, text)
     else:  # quotes in GLUE's files are text, and some stand alone
         numbered = ((number, line.rstrip("\r").split("\t")) for number, line in enumerate(text.split("\n"), 1))
     numbered = ((number, row) for number, row in numbered if row not in ([], [""]))
@@ -140,6 +143,19 @@ def _delimited(path, text, is_csv, header, skip_broken_rows) -> tuple[dict[str, 
     if broken and not skip_broken_rows:
         raise BadRequest(f"{path}: {listed(broken)}, where the first line names {len(names)}: mend or remove them")
     return {name: [row[i] for row in good] for i, name in enumerate(names)}, lines, len(broken)
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Rows with the line each one ends in. A quote that is never closed would swallow the rest of the file."""
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    begin = 1
+    try:
+        for row in reader:
+            begin = reader.line_num + 1
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise BadRequest(f"{path}, row that begins in line {begin}: not CSV ({error}): mend its quotes") from None
 
 
 def _json_rows(path: Path, text: str, one_a_line: bool) -> tuple[list[dict], list[int] | None]:
@@ -173,10 +189,8 @@ def _is_json_object(text: str) -> bool:
         return False
 
 
-def _columns_of(path: Path, rows: list[dict]) -> dict[str, list]:
+def _columns_of(rows: list[dict]) -> dict[str, list]:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    if not rows:
-        raise BadRequest(f"{path}: holds no rows")
     return {name: [row.get(name) for row in rows] for name in names}
 
 

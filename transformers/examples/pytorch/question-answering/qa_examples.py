@@ -54,8 +54,8 @@ def _nested(table: Table) -> list[Question]:
         try:
             for number, paragraph in enumerate(paragraphs, 1):
                 where = f"{table.source}, article {title!r}, paragraph {number}"
-                rows = [{"context": paragraph["context"], **row} for row in paragraph["qas"]]
-                questions += [_question(row, where) for row in rows]
+                for count, row in enumerate(paragraph["qas"], 1):
+                    questions.append(_question({"context": paragraph["context"], **row}, f"{where}, question {count}"))
         except (KeyError, TypeError) as error:
             raise BadRequest(f"{where}: not in SQuAD's form ({error!r})") from None
     return questions
@@ -65,19 +65,29 @@ def _question(row: dict, where: str) -> Question:
     """One question from a row with `answers` as SQuAD, the Hub or a JSON text in a CSV have them."""
     try:
         context, text = row["context"], row["question"]
-        answers = [] if row.get("is_impossible") else _answers(row.get("answers") or [])
+        answers = [] if _truth(row.get("is_impossible")) else _answers(row.get("answers") or [])
     except (KeyError, TypeError, ValueError) as error:
         raise BadRequest(f"{where}: not in SQuAD's form ({error!r})") from None
     if not all(isinstance(each, str) for each in (context, text, *(answer for answer, _ in answers))):
         raise BadRequest(f"{where}: question, context and answers must be text")
     return Question(
-        id=str(row.get("id") or where),
+        id=where if row.get("id") in (None, "") else str(row["id"]),
         text=text.lstrip(),  # some begin with a dozen spaces, which are tokens to some tokenizers
         context=context,
         answers=tuple(answer for answer, _ in answers),
         starts=tuple(start for _, start in answers),
         where=where,
     )
+
+
+def _truth(value) -> bool:
+    """A yes or no as JSON has it, or as text in a table; none is no. Raises ValueError for anything else."""
+    text = str(value).strip().lower()
+    if text in ("true", "1"):
+        return True
+    if text in ("false", "0", "none", "nan", ""):
+        return False
+    raise ValueError(f"is_impossible is {value!r}, neither true nor false")
 
 
 def _answers(answers) -> list[tuple[str, int]]:

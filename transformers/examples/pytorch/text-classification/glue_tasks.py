@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,6 +47,7 @@ class Task:
     server_uses_names: bool = False
     header: tuple[str, ...] | None = None  # of train and dev files that have no line of names
     skip_broken_rows: bool = False
+    bounds: tuple[float, float] | None = None  # of the values of a regression, as the server takes them
 
     @property
     def is_regression(self) -> bool:
@@ -74,6 +75,7 @@ TASKS = {
         sentence2=("sentence2",),
         label_columns=("label", "score"),
         metrics=("pearson", "spearmanr"),
+        bounds=(0.0, 5.0),
     ),
     "qqp": Task(
         sentence1=("question1",),
@@ -111,7 +113,7 @@ def infer_task(
     text = list(text_columns) or (pair if len(pair) == 2 else names[:2])
     if not text:
         raise BadRequest(f"{table.source}: no text column among {', '.join(table.columns)}: --text_column_names")
-    values = [str(value) for value in table.columns.get(label_column, ()) if value is not None]
+    values = [str(value).strip() for value in table.columns.get(label_column, ()) if not _is_missing(value)]
     if known_labels is None and not values:
         raise BadRequest(
             f"{table.source}: no column {label_column!r} among {', '.join(table.columns)}: --label_column_name"
@@ -119,6 +121,8 @@ def infer_task(
     if known_labels is None:
         is_regression = _are_numbers(values) and not all(float(value).is_integer() for value in values)
         known_labels = () if is_regression else _sorted_labels(values)
+        if len(known_labels) == 1:
+            raise BadRequest(f"{table.source}: every label is {known_labels[0]!r}: there is nothing to tell apart")
     return Task(
         sentence1=(text[0],),
         sentence2=tuple(text[1:2]),
@@ -127,6 +131,24 @@ def infer_task(
         metrics=("accuracy", "macro_f1") if known_labels else ("pearson", "spearmanr"),
         server_uses_names=True,
     )
+
+
+def of_columns(task: Task, text_columns: Sequence[str], label_column: str | None) -> Task:
+    """A task of GLUE on a file whose columns have other names."""
+    if text_columns:
+        task = replace(task, sentence1=(text_columns[0],), sentence2=tuple(text_columns[1:2]))
+    return replace(task, label_columns=(label_column,)) if label_column else task
+
+
+def order_in_model(labels: Sequence[str], known: Sequence[str]) -> list[int]:
+    """The number that a model gives to each label: its own where it knows them by name, else that of the task."""
+    names = [name.lower() for name in known]  # models on the Hub often shout theirs
+    wanted = [label.lower() for label in labels]
+    return [names.index(label) for label in wanted] if sorted(names) == sorted(wanted) else list(range(len(wanted)))
+
+
+def _is_missing(value) -> bool:
+    return value is None or value != value or str(value).strip() == ""  # a number that is none is not itself
 
 
 def _are_numbers(values: Sequence[str]) -> bool:
@@ -168,11 +190,11 @@ def numbered_labels(table: Table, task: Task) -> np.ndarray | None:
     """
     column = find_column(table, task.label_columns)
     values = table.columns[column] if column else ()
-    if all(value in (None, "", -1, "-1") for value in values):
+    if all(_is_missing(value) or value in (-1, "-1") for value in values):
         return None
     numbers, bad = [], []
     for row, value in enumerate(values):
-        number = _label_number(value, task)
+        number = None if _is_missing(value) else _label_number(value, task)
         if number is None:
             bad.append(f"{table.where(row)}: {value!r}")
         numbers.append(number)
@@ -215,7 +237,8 @@ def scores(task: Task, outputs: np.ndarray, labels: np.ndarray) -> dict[str, flo
 def server_lines(task: Task, outputs: np.ndarray) -> list[str]:
     """Predictions as the GLUE server reads them: a header, then index and prediction between tabs."""
     if task.is_regression:
-        predictions = [f"{value:.3f}" for value in np.clip(outputs.reshape(-1), 0, 5)]
+        values = outputs.reshape(-1)
+        predictions = [f"{value:.3f}" for value in values.clip(*task.bounds)] if task.bounds else map(str, values)
     elif task.server_uses_names:
         predictions = [task.labels[i] for i in outputs.argmax(axis=-1)]
     else:

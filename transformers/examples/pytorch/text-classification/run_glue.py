@@ -6,7 +6,7 @@ mpirun -n 2 python run_glue.py ...
 """
 
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
@@ -19,6 +19,7 @@ import glue_tasks
 import numpy as np
 from glue_tasks import TASKS, Task
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import EvalPrediction
 
 from central.runtime import finetuning_models, finetuning_run
 from central.runtime.exits import DONE, BadRequest, run
@@ -47,7 +48,17 @@ class Data:
     name: str  # of the task, or "text-classification"
     task: Task
     tables: dict[str, Table]
-    labels: dict[str, np.ndarray | None]
+    labels: dict[str, np.ndarray | None]  # numbered as the task does
+    order: np.ndarray  # the number that the model gives to each of the task's labels
+
+    def of_task(self, logits: np.ndarray) -> np.ndarray:
+        """Logits [N, classes] in the order of the task's labels."""
+        return logits if self.task.is_regression else logits[:, self.order]
+
+    def scores(self, found: EvalPrediction) -> dict[str, float]:
+        """Metrics of the task; the trainer has logits and labels in the model's order."""
+        labels = found.label_ids if self.task.is_regression else np.argsort(self.order)[found.label_ids]
+        return glue_tasks.scores(self.task, self.of_task(found.predictions), labels)
 
 
 def parse_args(argv: list[str]) -> Request:
@@ -90,17 +101,19 @@ def load_data(this: Run, model_name: str) -> Data:
     for table in tables.values():
         if table.skipped:
             this.say(f"{table.source}: {table.skipped} broken rows skipped")
-    known = None if training.do_train else _labels_of_model(this, model_name)
+    columns = [name.strip() for name in data.text_column_names.split(",")] if data.text_column_names else []
+    known = _labels_of_model(this, model_name)
     if task is None:
-        columns = data.text_column_names.split(",") if data.text_column_names else ()
-        task = glue_tasks.infer_task(next(iter(tables.values())), columns, data.label_column_name, known)
-    elif known and set(known) == set(task.labels):
-        task = replace(task, labels=known)  # a model trained elsewhere may number them in another order
+        labels = None if training.do_train else known
+        task = glue_tasks.infer_task(next(iter(tables.values())), columns, data.label_column_name, labels)
+    else:
+        task = glue_tasks.of_columns(task, columns, data.label_column_name)
     labels = {split: glue_tasks.numbered_labels(table, task) for split, table in tables.items()}
     missing = [tables[split].source for split in labels if labels[split] is None and not split.startswith("test")]
     if missing:
         raise BadRequest([f"{source}: has no labels (column {' or '.join(task.label_columns)})" for source in missing])
-    return Data(data.task_name or "text-classification", task, tables, labels)
+    order = np.array(glue_tasks.order_in_model(task.labels, known), np.int64)
+    return Data(data.task_name or "text-classification", task, tables, labels, order)
 
 
 def _labels_of_model(this: Run, name: str) -> tuple[str, ...]:
@@ -113,7 +126,7 @@ def _labels_of_model(this: Run, name: str) -> tuple[str, ...]:
 
 def build_model(this: Run, data: Data, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model with a head of one output per label, and its tokenizer."""
-    args, labels = this.request.model, data.task.labels
+    args, labels = this.request.model, [data.task.labels[i] for i in np.argsort(data.order)]
     config = finetuning_models.load_config(
         args,
         name,
@@ -145,7 +158,8 @@ def tokenise(this: Run, data: Data, split: str, tokenizer: PreTrainedTokenizerBa
     columns = [glue_tasks.find_column(table, names) for names in (task.sentence1, task.sentence2)]
     features = finetuning_run.tokenised(this, table, tokenizer, make, columns=columns, max_length=max_length)
     if data.labels[split] is not None:
-        features.inputs["labels"] = data.labels[split]
+        labels = data.labels[split]
+        features.inputs["labels"] = labels if data.task.is_regression else data.order[labels]
     return features
 
 
@@ -173,7 +187,7 @@ def predict(this: Run, data: Data, trainer: FineTuningTrainer, features: dict[st
             output = trainer.predict(features[split], metric_key_prefix="predict")
             metrics |= _named({**output.metrics, "predict_samples": len(features[split])}, split)
             name = f"{data.name}-mm" if split.endswith("mismatched") else data.name
-            lines = glue_tasks.server_lines(data.task, output.predictions)
+            lines = glue_tasks.server_lines(data.task, data.of_task(output.predictions))
             if trainer.is_world_process_zero():
                 (this.output_dir / f"predict_results_{name}.txt").write_text("\n".join(lines) + "\n")
     finetuning_run.report(trainer, "predict", metrics)
@@ -198,7 +212,7 @@ def main(argv: list[str]) -> int:
         processing_class=tokenizer,
         train_dataset=features.get("train"),
         eval_dataset=features.get("validation"),
-        compute_metrics=lambda found: glue_tasks.scores(data.task, found.predictions, found.label_ids),
+        compute_metrics=data.scores,
         flags=request.flags,
         pad_to_max_length=request.data.pad_to_max_length,
         max_seq_length=request.data.max_seq_length,
