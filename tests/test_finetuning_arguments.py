@@ -32,12 +32,12 @@ def test_the_words_of_the_reference_for_cpu():
 
 
 def test_what_is_taken_in_another_way_is_said_once():
-    _, _, notes = modernise(
+    _, flags, notes = modernise(
         ["--num_train_epochs=", "--save_steps=", "--use_fused_adam", "--hmp_opt_level=O1", "--logging_dir", "x"]
     )
     assert len(notes) == 3
     assert notes[0] == "--num_train_epochs, --save_steps: empty, taken as the default"
-    assert notes[1] == "--hmp_opt_level, --logging_dir: accepted, no effect here"
+    assert notes[1] == "--hmp_opt_level: accepted, no effect here" and flags.logging_dir == "x"
     assert "torch's fused AdamW" in notes[2]
     _, flags, notes = modernise(
         ["--use_habana", "--use_fused_adam", "--hmp", "--hmp_bf16=a.txt", "--hmp_fp32", "b.txt"]
@@ -56,6 +56,11 @@ def test_what_is_taken_in_another_way_is_said_once():
         (["--resume_from_checkpoint", "--seed=3"], "seed", 3),
         (["--resume_from_checkpoint", "o/checkpoint-3"], "resume_from_checkpoint", "o/checkpoint-3"),
         (["--no_cuda", "False"], "seed", 42),
+        (["--adafactor"], "optim", "adafactor"),
+        (["--adafactor", "--seed=3"], "seed", 3),
+        (["--push_to_hub_model_id=me/mine"], "hub_model_id", "me/mine"),
+        (["--trust_remote_code", "True", "--seed=3"], "seed", 3),
+        (["--past_index=-1", "--dispatch_batches", "False"], "seed", 42),
     ],
 )
 def test_names_of_older_versions(old, name, value):
@@ -78,6 +83,8 @@ def test_all_problems_are_told_at_once():
         ["--fp16"],
         ["--max_train_samples=0"],
         ["--num_train_epochs=-1"],
+        ["--prediction_loss_only"],
+        ["--eval_do_concat_batches=False"],
     ):
         with pytest.raises((BadRequest, SystemExit)):
             understood("--no_cuda", *words)
@@ -101,6 +108,7 @@ def test_a_gaudi_that_is_not_there_is_said():
         "_get_grad_norm",
         "_build_accelerator_args",
         "_get_eval_sampler",
+        "_init_training_state",
         "_save_rng_state",
         "training_step",
     ],
@@ -109,7 +117,17 @@ def test_the_private_methods_overridden_exist_with_the_same_arguments(name):
     mine, theirs = (inspect.signature(getattr(cls, name)).parameters for cls in (FineTuningTrainer, Trainer))
     assert list(mine) == list(theirs)
     assert hasattr(Trainer, "_maybe_log_save_evaluate") and hasattr(Trainer, "_get_train_sampler")
-    assert "epoch" in inspect.signature(Trainer._run_epoch).parameters
+    for name, used in (
+        ("_run_epoch", ["epoch", "trial", "ignore_keys_for_eval"]),
+        ("_get_dataloader", ["is_training"]),
+        ("_maybe_log_save_evaluate", ["tr_loss", "grad_norm", "model", "trial"]),
+        ("_finalize_training", ["trial"]),
+        ("_evaluate", ["trial", "ignore_keys_for_eval"]),
+        ("_determine_best_metric", ["metrics", "trial"]),
+        ("_save_checkpoint", ["model", "trial"]),
+    ):
+        there = list(inspect.signature(getattr(Trainer, name)).parameters)
+        assert [each for each in there if each in used] == used
 
 
 # ---- output folder

@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from central.runtime.rank import Rank
 
 DDP_BUCKET_MB = 230  # the reference's: one exchange for BERT-base, a few for BERT-large
 
-# Names of older transformers that live on under another name: the value is taken over as it is.
+# Names of older transformers that live on under another name, with their value or (NAME=VALUE) one of ours, or not.
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "warmup_ratio": "warmup_steps",  # a value below 1 is a share of all steps
@@ -31,7 +32,6 @@ RENAMED = {
     "half_precision_backend": None,
     "fp16_backend": None,
     "fp16_opt_level": None,
-    "logging_dir": None,
     "save_safetensors": None,
     "jit_mode_eval": None,
     "use_ipex": None,
@@ -41,12 +41,31 @@ RENAMED = {
     "preprocessing_num_workers": None,  # the tokenizer uses the cores that are there
     "hmp_opt_level": None,
     "hmp_verbose": None,
+    "adafactor": "optim=adafactor",
+    "push_to_hub_model_id": "hub_model_id",
+    "push_to_hub_token": "hub_token",
+    "use_auth_token": "token",
+    "trust_remote_code": None,  # code of a model is never run
+    "push_to_hub_organization": None,
+    "include_inputs_for_metrics": None,
+    "include_tokens_per_second": None,
+    "past_index": None,
+    "torchdynamo": None,
+    "ray_scope": None,
+    "dispatch_batches": None,
+    "split_batches": None,
+    "sharded_ddp": None,
+    "mp_parameters": None,
+    "tpu_num_cores": None,
+    "tpu_metrics_debug": None,
+    "fsdp_min_num_params": None,
+    "use_legacy_prediction_loop": None,
 }
 
 
 @dataclass(frozen=True)
 class ReferenceFlags:
-    """Switches of the reference that have no field in TrainingArguments."""
+    """Words of the reference that have no field in TrainingArguments."""
 
     no_cuda: bool = False
     use_habana: bool = False
@@ -57,6 +76,7 @@ class ReferenceFlags:
     overwrite_output_dir: bool = False
     hmp_bf16: str = ""  # read by central.runtime.environment, before torch was imported
     hmp_fp32: str = ""
+    logging_dir: str = ""  # transformers takes it from the environment
 
 
 @dataclass
@@ -147,6 +167,8 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
             raise BadRequest(said.getvalue().strip().rsplit("error: ", 1)[-1]) from None
         except (ValueError, ImportError) as error:
             raise BadRequest(str(error)) from None
+    if flags.logging_dir:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = flags.logging_dir
     problems = [f"unknown argument {word!r}: see --help" for word in rest]
     problems += _problems(data, training, flags)
     if problems:
@@ -207,11 +229,14 @@ def _rename(words: Sequence[str]) -> tuple[list[str], list[str]]:
         value_of_dropped = False
         if name not in RENAMED:
             kept.append(word)
-        elif RENAMED[name]:
+        elif RENAMED[name] and "=" not in RENAMED[name]:
             kept.append(f"--{RENAMED[name]}{equals}{value}")
         else:
-            dropped.append(f"--{name}")
             value_of_dropped = not equals
+            if RENAMED[name]:
+                kept.append(f"--{RENAMED[name]}")
+            else:
+                dropped.append(f"--{name}")
     return kept, dropped
 
 
@@ -247,6 +272,10 @@ def _problems(data: DataArguments, training: TrainingArguments, flags: Reference
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(training, name) < 1:
             problems.append(f"--{name} {getattr(training, name)}: must be at least 1")
+    if training.prediction_loss_only:
+        problems.append("--prediction_loss_only: scores and predictions need the model's outputs: leave it out")
+    if not training.eval_do_concat_batches:
+        problems.append("--eval_do_concat_batches False: scores need the outputs in one piece: leave it out")
     if training.fp16:
         problems.append("--fp16: half precision here is bfloat16: use --bf16, or --hmp on hpu")
     if training.max_steps == 0 or (training.max_steps < 0 and training.num_train_epochs <= 0):

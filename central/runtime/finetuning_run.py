@@ -29,7 +29,9 @@ class Run:
 
     @property
     def resumes(self) -> bool:
-        return self.request.training.resume_from_checkpoint not in (None, "", "False", "false")
+        """Whether the run goes on in its output folder; a checkpoint that lies elsewhere is only read."""
+        wanted = self.request.training.resume_from_checkpoint not in (None, "", "False", "false")
+        return wanted and (self.checkpoint is None or output_folder.lies_in(self.checkpoint, self.output_dir))
 
     def say(self, line: str) -> None:
         """One line for the user, from rank 0."""

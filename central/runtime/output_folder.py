@@ -57,7 +57,7 @@ def refuse_use(output_dir: Path, overwrite: bool, sources: dict[str, str | None]
             f"--output_dir {output_dir}: is in use: continue there with --resume_from_checkpoint, rename it with "
             "--overwrite_output_dir, or name another folder"
         )
-    inside = [f"{flag} {path}" for flag, path in sources.items() if path and _lies_in(Path(path), output_dir)]
+    inside = [f"{flag} {path}" for flag, path in sources.items() if path and lies_in(Path(path), output_dir)]
     if inside:
         raise BadRequest(
             f"{', '.join(inside)}: lies in --output_dir, which would be renamed: name another output folder"
@@ -79,5 +79,6 @@ def _in_use(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def _lies_in(path: Path, folder: Path) -> bool:
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether a path that exists is the folder or in it, through whatever links."""
     return path.exists() and path.resolve().is_relative_to(folder.resolve())

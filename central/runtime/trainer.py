@@ -55,7 +55,8 @@ class FineTuningTrainer(Trainer):
         if self.on_hpu:
             kwargs["callbacks"].append(MarkSteps())
             static_attention.exchange(kwargs["model"])
-        if training.device.type == "cpu" and not training.torch_compile:
+        # What is computed twice needs the same masks twice, which checkpointing does for torch's own only.
+        if training.device.type == "cpu" and not (training.torch_compile or training.gradient_checkpointing):
             kwargs["callbacks"].append(ReseedDropout(cpu_kernels.exchange(kwargs["model"])))
         super().__init__(*args, **kwargs)
         # BERT's loss is a mean over its own batch: it takes **kwargs and passes over `num_items_in_batch`.
@@ -86,9 +87,19 @@ class FineTuningTrainer(Trainer):
         finally:
             self.data_collator = whole
 
+    def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
+        """--dataloader_drop_last is about training: an evaluation counts every example."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def _run_epoch(self, *args, epoch: int, **kwargs):
         """Amid an epoch that several ranks resume, the sampler is too deep in wrappers for the epoch to reach it."""
         self._train_order.set_epoch(epoch)
+        self._evaluate_what_was_cut_short(kwargs["trial"], kwargs["ignore_keys_for_eval"])
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _evaluation_order(self, dataset: Features) -> np.ndarray:
@@ -178,6 +189,28 @@ class FineTuningTrainer(Trainer):
         super()._save_rng_state(output_dir)
         self._stopping.meet()
 
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ):
+        """Whether the run that is resumed was stopped amid an evaluation stands in its state: it was still wanted."""
+        begin = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        control = self.state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+        is_owed = control.get("should_evaluate") and self.args.eval_strategy != "no"
+        self._cut_short_at = resume_from_checkpoint if is_owed else None
+        return begin
+
+    def _evaluate_what_was_cut_short(self, trial, ignore_keys=None) -> None:
+        """So that the best checkpoint of a resumed run is that of a run without interruption."""
+        checkpoint, self._cut_short_at = self._cut_short_at, None
+        if checkpoint and self._determine_best_metric(metrics=self._evaluate(trial, ignore_keys), trial=trial):
+            self.state.best_model_checkpoint = checkpoint
+
+    def _finalize_training(self, trial, *args, **kwargs):
+        self._evaluate_what_was_cut_short(trial)
+        return super()._finalize_training(trial, *args, **kwargs)
+
     # ---- divergence
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -193,10 +226,14 @@ class FineTuningTrainer(Trainer):
             self._refuse_divergence()
         return norm
 
-    def _maybe_log_save_evaluate(self, *args, **kwargs):
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
         if self.control.should_log or self.control.should_save or self.control.should_evaluate:
             self._refuse_divergence()  # hpu, cuda: the host waits for the device here anyway
-        return super()._maybe_log_save_evaluate(*args, **kwargs)
+        try:
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        except Preempted:  # amid an evaluation
+            self._stopping.stopped = self.control.should_training_stop = True
+            self._save_checkpoint(model, trial)
 
     def _refuse_divergence(self) -> None:
         """Raises Diverged before a non-finite update reaches a checkpoint."""
@@ -217,11 +254,21 @@ class StopBetweenSteps(TrainerCallback):
         self._group = None
 
     def on_step_end(self, args, state, control, **kwargs):
+        if not float(state.epoch).is_integer():  # else the end of the epoch comes next
+            self._stop_training(state, control)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.stopped:  # amid the epoch: nothing of its end is due
+            control.should_save = control.should_evaluate = False
+        else:
+            self._stop_training(state, control)
+
+    def _stop_training(self, state, control) -> None:
         if state.global_step < state.max_steps and self._agreed():
             self.stopped = control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
 
     def on_prediction_step(self, args, state, control, **kwargs):
+        """An evaluation amid a training is made up for by the run that resumes it."""
         if self._agreed():
             raise Preempted("stopped during evaluation; the checkpoints of the training before it are complete")
 
