@@ -6,6 +6,7 @@ Nothing happens at import, and nothing here is asked for by name elsewhere: a sc
 import contextlib
 import ctypes
 import os
+import socket
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +22,7 @@ from central.runtime.rank import Rank
 
 BACKENDS = {"hpu": "hccl", "cuda": "nccl", "cpu": "gloo"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LOOPBACK = "127.0.0.1"
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # rank 0 may be writing or compiling while the others wait
 PEAK_SIZES = {"cpu": (1536,), "cuda": (1024, 8192), "hpu": (1024, 8192)}  # sides of the square matrices timed
 PEAK_PATIENCE = 0.01  # s: a device that takes longer for one product is not asked for a larger one
@@ -157,13 +159,36 @@ def init_process_group(device: Device, rank: Rank) -> None:
     ranks.export(rank)
     if device.type == "hpu":
         hpu.initialize_hccl(rank)
-    if device.backend == "gloo" and os.environ["MASTER_ADDR"] in ("localhost", "127.0.0.1"):
+    on_one_server = os.environ["MASTER_ADDR"] in ("localhost", LOOPBACK)
+    if device.backend == "gloo" and on_one_server:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name that resolves to nothing must not matter
+    # torchrun holds the store itself. Gaudi's hccl has only ever been seen with the store that torch makes.
+    own_store = on_one_server and device.type != "hpu" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        dist.init_process_group(device.backend, rank=rank.rank, world_size=rank.world_size, timeout=COLLECTIVE_TIMEOUT)
-    except dist.DistNetworkError as error:
+        dist.init_process_group(
+            device.backend,
+            rank=rank.rank,
+            world_size=rank.world_size,
+            timeout=COLLECTIVE_TIMEOUT,
+            store=_loopback_store(rank, int(os.environ["MASTER_PORT"])) if own_store else None,
+        )
+    except (dist.DistNetworkError, OSError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise BadRequest(f"ranks cannot meet at {place} ({error}): set MASTER_PORT to a free port") from error
+
+
+def _loopback_store(rank: Rank, port: int) -> dist.TCPStore:
+    """Where the ranks of one server meet. torch's own would listen to the whole network."""
+    listener = socket.create_server((LOOPBACK, port), backlog=rank.world_size) if rank.is_main else None
+    return dist.TCPStore(
+        LOOPBACK,
+        port,
+        rank.world_size,
+        is_master=rank.is_main,
+        timeout=COLLECTIVE_TIMEOUT,
+        master_listen_fd=listener.detach() if listener else None,
+        wait_for_workers=False,
+    )
 
 
 def keep_freed_memory() -> None:

@@ -1,0 +1,67 @@
+"""Ranks of one server meet on loopback: nothing of them listens to the network."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Two ranks that have met; each prints the addresses (hexadecimal, as the kernel writes them) on which it listens.
+PROGRAM = """
+import os, re, sys
+sys.path.insert(0, sys.argv[1])
+import torch, torch.distributed as dist
+from central.runtime import rank as ranks
+from central.runtime.device import init_process_group, open_device
+rank = ranks.from_environment()
+init_process_group(open_device("cpu", "eager", "fp32", rank), rank)
+total = torch.ones(1)
+dist.all_reduce(total)
+mine = set()
+for fd in os.listdir("/proc/self/fd"):
+    try:
+        mine.add(os.readlink(f"/proc/self/fd/{fd}"))
+    except OSError:  # that of the listing itself
+        continue
+for table in ("tcp", "tcp6"):
+    for line in open(f"/proc/self/net/{table}").read().splitlines()[1:]:
+        words = line.split()
+        if words[3] == "0A" and f"socket:[{words[9]}]" in mine:
+            print("listens", words[1].partition(":")[0])
+print("total", int(total))
+dist.barrier()
+"""
+
+
+def start(rank, port, **environ):
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environ = {**os.environ, **{name: str(value) for name, value in names.items()}, **environ}
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, str(ROOT)], env=environ, **pipes)
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_ranks_listen_on_loopback_only(port):
+    ranks = [start(rank, port) for rank in (0, 1)]
+    said = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    addresses = {line.split()[1] for out, _ in said for line in out.splitlines() if line.startswith("listens")}
+    assert all("total 2" in out for out, _ in said)
+    assert addresses == {"0100007F"}  # 127.0.0.1
+
+
+def test_a_port_that_is_taken_is_named(port):
+    with socket.create_server(("127.0.0.1", port)):
+        rank = start(0, port)
+        _, err = rank.communicate(timeout=120)
+    assert rank.returncode == 1 and f"ranks cannot meet at localhost:{port}" in err and "set MASTER_PORT" in err
