@@ -8,6 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
+import numpy as np
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -19,10 +22,13 @@ def copy_project(folder) -> Path:
     (project / "pretraining").mkdir()
     for config in (ROOT / "pretraining").glob("*.json"):
         shutil.copy(config, project / "pretraining")
+    (project / "pretraining" / "data").mkdir()
+    shutil.copy(ROOT / "pretraining" / "data" / "row_lengths.py", project / "pretraining" / "data")
     shutil.copy(ROOT / "tests" / "launch_child.py", project / "pretraining" / "run_pretraining.py")
     for phase in (1, 2):
         (folder / f"phase {phase}").mkdir()
-        (folder / f"phase {phase}" / "corpus_training_0.hdf5").touch()
+        with h5py.File(folder / f"phase {phase}" / "corpus_training_0.hdf5", "w") as file:
+            file["input_ids"] = np.zeros((2, (128, 512)[phase - 1]), np.int32)
     return project
 
 

@@ -12,6 +12,7 @@ from central.launch.topology import Topology, cores_per_rank, this_machine
 
 DRY = ["--dry_run", "--mpi", "openmpi4", "--node_topology", "2x28"]
 PRETRAINING = "pretraining --model_name_or_path base --data_type fp32 --data_dir /a /b --accumulate_gradients".split()
+FINETUNING = "finetuning --model_name_or_path base".split()
 
 
 def lines(capsys, *words):
@@ -235,6 +236,11 @@ def test_slurm_node_lists(text, nodes):
     assert hosts.expand_nodelist(text) == nodes
 
 
+def test_a_node_list_cut_short_is_refused(capsys, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2")
+    assert "SLURM_JOB_NODELIST=n[1-2 has brackets" in refused(capsys, *PRETRAINING, "--world_size", "16")
+
+
 def test_a_slurm_allocation_uses_its_nodes_and_no_ssh(capsys, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_NODELIST", "g[1-2]")
     (line, _) = lines(capsys, *PRETRAINING, "--device", "hpu", "--world_size", "16")
@@ -333,6 +339,39 @@ def test_lazy_is_never_left_unset_on_hpu(capsys, monkeypatch):
     assert "PT_HPU_LAZY_MODE=0" in out and "PT_HPU_LAZY_MODE=1 is set" in err
 
 
+def test_op_lists_of_the_user(capsys, monkeypatch, root):
+    monkeypatch.setenv("PT_HPU_AUTOCAST_FP32_OPS_LIST", "/mine.txt")
+    words = [*FINETUNING, "--data_type", "bf16", "--device", "hpu", *DRY]
+    assert command_line.main([*words, "--", "--hmp_bf16=/b.txt"]) == 0
+    out, err = capsys.readouterr()
+    ours = f"{root}/ops_fp32_bert.txt"
+    assert " PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST=/b.txt " in f" {out}" and out.endswith("--hmp_bf16=/b.txt\n")
+    assert f"PT_HPU_AUTOCAST_FP32_OPS_LIST=/mine.txt is set, but this run takes {ours}" in err
+    assert command_line.main([*words, "--", "--hmp_fp32", "/mine.txt"]) == 0
+    out, err = capsys.readouterr()
+    assert "PT_HPU_AUTOCAST_FP32_OPS_LIST=/mine.txt " in out and "is set, but" not in err
+
+
+def test_settings_of_the_hub_reach_every_host_and_no_token_does(capsys, monkeypatch):
+    for name in ("HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN", "ENABLE_CONSOLE"):
+        monkeypatch.setenv(name, "value")
+    monkeypatch.setenv("MULTI_HLS_IPS", "10.0.0.1,10.0.0.2")
+    (line,) = lines(capsys, *FINETUNING, "--data_type=fp32", "--world_size", "16", "--process_per_node", "8")
+    assert "-x HF_HUB_OFFLINE=value" in line and "-x HF_HOME=value" in line and "-x ENABLE_CONSOLE=value" in line
+    assert "HF_TOKEN" not in line
+
+
+def test_a_step_to_resume_is_a_wish_to_resume(capsys):
+    one, _ = lines(capsys, *PRETRAINING, "--device", "cpu", "--resume_step", "5", "None")
+    assert "--resume_from_checkpoint" in one and "--resume_step 5" in one
+
+
+def test_local_files_come_together(capsys):
+    words = [*FINETUNING, "--data_type=fp32", "--device=cpu"]
+    assert "--test_file needs --train_file" in refused(capsys, *words, "--test_file", "t.tsv")
+    assert "--do_eval needs --validation_file" in refused(capsys, *words, "--train_file", "t.tsv", "--do_eval")
+
+
 def test_hcl_configuration():
     assert hcl.configuration(Layout(8, 8), {}) == {"HCL_PORT": 53432, "HCL_COUNT": 8}
     many = hcl.configuration(Layout(4, 2, ("a", "b")), {"HCL_PORT": "5"})
@@ -346,6 +385,11 @@ def test_hcl_configuration_is_written_on_request_only(tmp_path):
     assert not file.exists()
     hcl.write_where_asked(Layout(8, 8), "hpu", {"HCL_CONFIG_PATH": str(file)})
     assert "HCL_COUNT" in file.read_text()
+    file.unlink()
+    for bad in ({"HCL_CONFIG_PATH": str(file), "HCL_PORT": "abc"}, {"HCL_CONFIG_PATH": str(tmp_path / "no" / "f")}):
+        with pytest.raises(BadRequest, match="HCL_PORT=abc is no port|HCL_CONFIG_PATH=.*/no/f cannot be written"):
+            hcl.write_where_asked(Layout(8, 8), "hpu", bad)
+    assert not file.exists()
 
 
 # Whose fault it was

@@ -121,7 +121,7 @@ def test_all_complaints_at_once_with_the_nearest_word():
     assert "unknown flag --modle; did you mean --mode?" in found
     assert "--data_type bf61: expected one of fp32, bf16; did you mean bf16?" in found
     assert "--max_steps ten: expected a whole number from 1" in found
-    assert "--warmup 1.5: expected a number from 0 to 1" in found
+    assert "--warmup 1.5: expected a number from 0, below 1" in found
     assert "--model_name_or_path is required" in found
 
 
@@ -297,6 +297,47 @@ def test_a_record_names_local_models_and_data_from_any_folder(monkeypatch, tmp_p
     assert recorded("out", "out") == (str(tmp_path / "out"), str(tmp_path / "out"))
     assert recorded("base", "mrpc") == ("base", "mrpc")
     assert recorded("some/hub-id", "imdb") == ("some/hub-id", "imdb")
+
+
+def test_a_record_keeps_0_finds_paths_from_anywhere_and_tells_no_secret(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vocab.txt").touch()
+    (tmp_path / "mrpc").mkdir()
+    from central.launch.command import Command, Plan
+
+    passed = ["--vocab_file=vocab.txt", "--eval_dir", "./mrpc", "--task", "mrpc", "--hub_token", "hf_SECRET"]
+    passed += ["--token=hf_SECRET", "--tokenizer_name=t", "--use_auth_token"]
+    settings = parse(pretraining, *PRETRAINING, "--seed", "0", "--", *passed)
+    plan = Plan((Command(("python", "x.py", *passed), (), "one"),))
+    made = json.loads(json.dumps(record.run_record("pretraining", settings, plan, {}, "now")))
+    assert "SECRET" not in json.dumps(made)
+    assert made["record"]["commands"] == [
+        "python x.py --vocab_file=vocab.txt --eval_dir ./mrpc --task mrpc --tokenizer_name=t"
+    ]
+    request = record.read_request(made, "run.json")
+    assert parse(pretraining, *request.words).seed == 0
+    assert list(request.script_args) == [
+        *(f"--vocab_file={tmp_path / 'vocab.txt'}", "--eval_dir", str(tmp_path / "mrpc")),
+        *("--task", "mrpc", "--tokenizer_name=t"),
+    ]
+
+
+@pytest.mark.parametrize(("option", "value"), [("--seed", "-1"), ("--warmup", "1.0")])
+def test_a_value_that_the_script_would_refuse_is_refused_before(option, value):
+    with pytest.raises(BadRequest, match="a whole number from 0|a number from 0, below 1"):
+        parse(pretraining, *PRETRAINING, option, *[value] * (2 if option == "--warmup" else 1))
+
+
+def test_variables_of_a_file_count_where_neither_the_caller_nor_the_run_sets_them(root, tmp_path, monkeypatch):
+    pytest.importorskip("yaml")
+    variables = "env_variables: {MASTER_PORT: 5555, PT_HPU_LAZY_MODE: 1, ENABLE_CONSOLE: true, HABANA_LOGS: }\n"
+    (tmp_path / "f.yaml").write_text(YAML + "mode: eager\n" + variables)
+    status, out, err, _ = runner(root, tmp_path / "f.yaml", *DRY, "--device", "hpu")
+    assert status == 0, err
+    assert "MASTER_PORT=5555 " in out and "PT_HPU_LAZY_MODE=0 " in out and "PT_HPU_LAZY_MODE=1 is set" in err
+    assert "ENABLE_CONSOLE=true " in out and "HABANA_LOGS" not in out
+    monkeypatch.setenv("MASTER_PORT", "6666")
+    assert "MASTER_PORT=6666 " in runner(root, tmp_path / "f.yaml", *DRY)[1]
 
 
 def test_records_of_earlier_runs_are_kept(tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import socket
 import sys
 
+import h5py
 import pytest
 from launch_project import copy_project, left_running, run, words
 
@@ -61,6 +62,20 @@ def test_checkpoints_of_another_run_are_told_before_anything_changes(project):
     assert status == 2 and "holds ckpt_12: give --resume_from_checkpoint" in err and "another --output_dir" in err
     assert list((project.parent / "out put" / "results").iterdir()) == [checkpoint.parent]
     assert run(words(project, "--resume_from_checkpoint"))[0] == 0
+
+
+def test_data_of_phase_2_are_looked_at_before_phase_1_begins(project):
+    shard = project.parent / "phase 2" / "corpus_training_0.hdf5"
+    status, _, err, _ = run(words(project, "--max_seq_length", "128", "256"))
+    assert status == 2 and f"{shard}: rows of 512 tokens are longer than --max_seq_length 256" in err
+    for content in (shard.read_bytes()[:900], b"", b"no HDF5 at all"):
+        shard.write_bytes(content)
+        status, _, err, _ = run(words(project))
+        assert status == 2 and f"--data_dir, phase 2: {shard}: not a whole HDF5 file" in err
+    with h5py.File(shard, "w") as file:
+        file["other"] = [1]
+    assert run(words(project))[0] == 2
+    assert not (project.parent / "out put").exists()
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,22 @@ def test_a_run_repeats_itself_from_its_record(project):
     assert facts(project, 2, 0)["argv"] == first
 
 
+def test_two_runs_do_not_write_into_one_folder(project):
+    request = words(project, steps=400)
+    process = start(request, project, ranks=1)
+    status, _, err, _ = run(request)
+    assert status == 2
+    assert f"another run (process {process.pid} on {os.uname().nodename}) writes there" in err
+    results = checkpoints(project).parent
+    assert [path.name for path in results.glob("run.json*")] == ["run.json"]
+    other = project.parent / "elsewhere"
+    assert run(words(project, "--output_dir", str(other)))[0] == 0
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    wait_until(lambda: not left_running(project))
+    assert run(words(project))[0] == 0  # the lock went with its holder
+
+
 @pytest.mark.parametrize(("status", "expected"), [(1, ["one", "two"]), (2, ["one"])])
 def test_runs_of_other_seeds_go_on_after_a_failure_but_not_after_a_refusal(tmp_path, status, expected):
     program = "import pathlib, sys; pathlib.Path(sys.argv[1]).touch(); sys.exit(int(sys.argv[2]))"

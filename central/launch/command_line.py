@@ -25,9 +25,9 @@ def main(words, file_variables=None) -> int:
 
     `file_variables` are variables of a settings file: they count where the caller has not set them.
     """
-    environ = {**(file_variables or {}), **os.environ}
+    from_file = {name: value for name, value in (file_variables or {}).items() if name not in os.environ}
     try:
-        return _main(list(words), environ, tuple((file_variables or {}).items()))
+        return _main(list(words), {**from_file, **os.environ}, tuple(from_file.items()))
     except BadRequest as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
@@ -78,10 +78,12 @@ def _run(name, settings, place, plan):
     """Leave a record, and run the commands."""
     import time
 
-    from central.launch import hcl, record, remote, supervise
+    from central.launch import hcl, lock, record, remote, supervise
 
     made = record.run_record(name, settings, plan, place.environ, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     try:
+        os.makedirs(settings.results_dir, exist_ok=True)
+        lock.take(os.path.join(settings.results_dir, settings.lock_name), settings.output_dir)
         record.write(made, settings.results_dir)
     except OSError as error:
         raise BadRequest(f"--output_dir {settings.output_dir}: {error.strerror}") from None

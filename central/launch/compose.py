@@ -1,5 +1,7 @@
 """From settings to commands: values in, values out."""
 
+import os
+
 from central.launch import environment, mpi
 from central.launch.command import Command, Plan
 from central.launch.devices import Devices
@@ -47,7 +49,7 @@ def compose(settings, subcommand, place) -> Plan:
     summary = subcommand.summary_words(settings, place.root)
     if summary:
         commands.append(Command((place.python, *summary), env, "summary"))
-    notes = [*subcommand.notes(settings, place.layout.world_size), *_notes(settings, place, mode)]
+    notes = [*subcommand.notes(settings, place.layout.world_size), *_notes(settings, subcommand, place, mode)]
     return Plan(tuple(commands), tuple(notes), keep_going=bool(summary))
 
 
@@ -59,14 +61,25 @@ def _variables(settings, subcommand, place, mode):
         root=place.root,
         device=place.device,
         mode=mode,
-        op_lists=[f"{place.root}/{name}" for name in subcommand.OP_LISTS] if bf16 else None,
+        op_lists=_op_lists(settings, subcommand, place) if bf16 else None,
         master_port=place.master_port,
         threads=environment.threads_per_rank(
             place.topology, place.layout.ranks_per_node, bound=place.layout.world_size > 1 and not settings.no_mpirun
         ),
         loopback=several_local_ranks,
     )
-    return {**variables, **dict(place.extra_variables)}
+    return {**dict(place.extra_variables), **variables}
+
+
+def _op_lists(settings, subcommand, place):
+    """The files of bf16 and fp32 operations: those given behind `--`, else our own."""
+    files = dict(zip(("--hmp_bf16", "--hmp_fp32"), (f"{place.root}/{name}" for name in subcommand.OP_LISTS)))
+    words = settings.script_args
+    for word, following in zip(words, (*words[1:], "")):
+        name, equals, value = word.partition("=")
+        if name in files:
+            files[name] = os.path.abspath(value if equals else following)
+    return list(files.values())
 
 
 def _launcher_words(settings, place, variables):
@@ -86,7 +99,7 @@ def _launcher_words(settings, place, variables):
     return [*mpi.one_server(place.mpirun, layout, place.topology), place.python]
 
 
-def _notes(settings, place, mode):
+def _notes(settings, subcommand, place, mode):
     """What the user should know about the choices made, one line each."""
     layout, topology = place.layout, place.topology
     if settings.mode == "lazy" and mode != "lazy":
@@ -95,6 +108,10 @@ def _notes(settings, place, mode):
         yield f"{layout.ranks_per_node} ranks of a node on its {topology.cores} cores: ranks are not bound to cores"
     if place.environ.get("MULTI_HLS_IPS") and layout.world_size > 1 and not layout.hosts:
         yield "MULTI_HLS_IPS counts with --process_per_node only: all ranks stay on this server"
+    if place.device == "hpu" and settings.data_type == "bf16":
+        for name, list_ in zip(environment.OP_LIST_VARIABLES, _op_lists(settings, subcommand, place)):
+            if place.environ.get(name, list_) != list_:
+                yield f"{name}={place.environ[name]} is set, but this run takes {list_}; yours go behind --, see README"
     lazy = "1" if mode == "lazy" else "0"
     if place.device == "hpu" and place.environ.get("PT_HPU_LAZY_MODE", lazy) != lazy:
         yield f"PT_HPU_LAZY_MODE={place.environ['PT_HPU_LAZY_MODE']} is set, but the mode of this run needs {lazy}"

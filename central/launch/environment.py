@@ -2,15 +2,18 @@
 
 from central.launch.topology import can_bind, cores_per_rank
 
-# Handed to other hosts when the caller has set them.
+# Handed to other hosts when the caller has set them. No secret: what is handed on stands in the list of processes.
 FORWARDED = (
     *("HCL_CONFIG_PATH", "MAX_WAIT_ATTEMPTS", "LOG_LEVEL_ALL", "LOG_LEVEL_SYN_API", "LD_LIBRARY_PATH"),
     *("PYTORCH_MODULES_ROOT_PATH", "BUILD_ROOT_LATEST", "PYTHONPATH", "HABANA_LOGS", "GC_KERNEL_PATH"),
     *("HCCL_BOX_SIZE", "HCCL_OVER_TCP", "HCCL_COMM_ID", "HCCL_SOCKET_IFNAME", "SOCKET_NTHREADS"),
     *("NSOCK_PERTHREAD", "HCCL_DEFAULT_NIC_COUNT"),
     *("HCCL_OVER_OFI", "HABANA_VISIBLE_MODULES", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"),
+    *("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE"),
+    *("ENABLE_CONSOLE", "LOG_LEVEL_PT_FALLBACK"),
 )
 FORWARDED_PREFIX = "PT_HPU_"
+OP_LIST_VARIABLES = ("PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST", "PT_HPU_AUTOCAST_FP32_OPS_LIST")
 OURS = ("OMP_NUM_THREADS", "BERT_LAUNCHER", "PYTHONUNBUFFERED")
 
 
@@ -29,7 +32,7 @@ def child_variables(*, environ, root, device, mode, op_lists, master_port, threa
     if device == "hpu":
         variables["PT_HPU_LAZY_MODE"] = "1" if mode == "lazy" else "0"
         if op_lists:
-            variables["PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST"], variables["PT_HPU_AUTOCAST_FP32_OPS_LIST"] = op_lists
+            variables |= zip(OP_LIST_VARIABLES, op_lists)
     if loopback:
         variables["GLOO_SOCKET_IFNAME"] = environ.get("GLOO_SOCKET_IFNAME", "lo")
     return variables

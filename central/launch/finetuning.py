@@ -2,7 +2,7 @@
 
 import os
 
-from central.launch.kinds import choice, count, epochs, integer, path, path_or, positive, switch
+from central.launch.kinds import choice, count, count_or_zero, epochs, path, path_or, positive, switch
 from central.launch.models import MODELS
 from central.launch.options import BATCHES, DATA, MODEL, REQUIRED, SAVING, SCHEDULE, Common, option
 
@@ -38,7 +38,7 @@ class Settings(Common):
     learning_rate: float = option(SCHEDULE, positive, 2e-5, "peak learning rate", "-r")
     num_train_epochs: float = option(SCHEDULE, epochs, 1, "passes over the training data", "-e")
     max_steps: int | None = option(SCHEDULE, count, None, "optimizer steps, in place of --num_train_epochs")
-    seed: int = option(SCHEDULE, integer, 42, "seed of the new layer, data order and dropout")
+    seed: int = option(SCHEDULE, count_or_zero, 42, "seed of the new layer, data order and dropout")
     seeds: int = option(SCHEDULE, count, 1, "runs with the seeds from --seed on, and a summary of their scores")
     do_eval: bool = option(SAVING, switch, False, "evaluate after training")
     logging_steps: int = option(SAVING, count, 1, "optimizer steps between reports", "-l")
@@ -48,6 +48,10 @@ class Settings(Common):
     @property
     def results_dir(self):
         return os.path.join(self.output_dir, "results")
+
+    @property
+    def lock_name(self):
+        return f".{self.task_name}.lock"  # tasks side by side share no file but the record
 
     @property
     def task_dir(self):
@@ -61,8 +65,11 @@ class Settings(Common):
 def problems(settings, world_size) -> list[str]:
     """What cannot run, without looking at any file."""
     found = []
-    if settings.validation_file and not settings.train_file:
-        found.append("--validation_file needs --train_file: local data come together")
+    for name in ("validation_file", "test_file"):
+        if getattr(settings, name) and not settings.train_file:
+            found.append(f"--{name} needs --train_file: local data come together")
+    if settings.train_file and settings.do_eval and not settings.validation_file:
+        found.append("--do_eval needs --validation_file beside --train_file: local data come together")
     if settings.seeds > 1 and not settings.do_eval:
         found.append(f"--seeds {settings.seeds} compares scores: add --do_eval")
     return found

@@ -72,6 +72,8 @@ def read_hostfile(path) -> dict[str, int]:
 def expand_nodelist(text) -> tuple[str, ...]:
     """Hosts of a SLURM node list: `gaudi[01-03,7],login` is gaudi01 gaudi02 gaudi03 gaudi7 login."""
     hosts = []
+    if text.count("[") != text.count("]"):
+        raise BadRequest(f"SLURM_JOB_NODELIST={text} has brackets that do not match: was it cut short?")
     for entry in re.findall(r"[^,\[]+(?:\[[^\]]*\][^,\[]*)*", text):
         hosts += _expand_entry(entry.strip())
     return tuple(hosts)

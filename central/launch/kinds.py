@@ -28,11 +28,6 @@ def path(word):
 
 
 @kind("N")
-def integer(word):
-    return _number(int, word, lambda value: True, "a whole number")
-
-
-@kind("N")
 def count(word):
     return _number(int, word, lambda value: value >= 1, "a whole number from 1")
 
@@ -54,7 +49,7 @@ def positive(word):
 
 @kind("X")
 def fraction(word):
-    return _number(float, word, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+    return _number(float, word, lambda value: 0 <= value < 1, "a number from 0, below 1")
 
 
 @kind("X")

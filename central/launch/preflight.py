@@ -15,6 +15,7 @@ from central.launch.remote import host_problems
 
 BYTES_PER_PARAMETER = 12  # of a checkpoint: weight and two moments, fp32
 MAX_RANKS_PER_CORE = 16  # a few on a core are a slow trial run; beyond this memory and patience end first
+READ_SECONDS = 120  # for the first bytes of all files of a phase
 SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers"),
     *("vocab_size", "max_position_embeddings", "type_vocab_size"),
@@ -35,7 +36,7 @@ def problems(settings, subcommand, place, capture_all) -> list[str]:
         *core_problems(place.layout, place.topology),
         *(mpirun_problems(place.mpirun, capture_all) if place.mpirun else []),
         *port_problems(place),
-        *look_at_data(settings, place.root),
+        *look_at_data(settings, place, capture_all),
         *output_problems(settings.output_dir),
         *host_problems(place, capture_all),
     ]
@@ -92,16 +93,19 @@ def port_problems(place):
     return [f"MASTER_PORT={port} is in use; unset it to have a free one chosen"] if port_is_taken(port) else []
 
 
-def pretraining_problems(settings, root):
-    config_file = pretraining.config_file(settings, root)
+def pretraining_problems(settings, place, capture_all):
+    config_file = pretraining.config_file(settings, place.root)
     config, fault = read_config(config_file) if config_file else ({}, "")
     found = [f"--config_file {config_file}: {fault}"] if fault else []
     for phase in settings.phases:
         folder, checkpoint = settings.data_dir[phase - 1], settings.init_checkpoint[phase - 1]
-        if folder:
-            found += [f"--data_dir, phase {phase}: {fault}" for fault in shard_faults(folder)]
-        found += missing_files({"init_checkpoint": checkpoint})
         length = settings.max_seq_length[phase - 1]
+        if folder:
+            faults = shard_faults(folder)
+            if not faults and phase != settings.phases[0]:  # the first one is looked at by the run itself, at once
+                faults = row_length_faults(folder, length, place, capture_all)
+            found += [f"--data_dir, phase {phase}: {fault}" for fault in faults]
+        found += missing_files({"init_checkpoint": checkpoint})
         if length > config.get("max_position_embeddings", length):
             found.append(f"--max_seq_length {length} is more than the positions in {config_file}")
     return found + used_folder_problems(settings) + disk_problems(settings.output_dir, config)
@@ -120,7 +124,7 @@ def used_folder_problems(settings):
     ]
 
 
-def finetuning_problems(settings, _root):
+def finetuning_problems(settings, _place, _capture_all):
     names = ("train_file", "validation_file", "test_file")
     found = missing_files({name: getattr(settings, name) for name in names})
     if settings.task_name in finetuning.QA_TASKS and settings.doc_stride >= settings.max_seq_length:
@@ -138,6 +142,20 @@ def shard_faults(folder):
     if not training_shards(folder):
         return [f"no *training*.hdf5 in {folder}; pretraining/data/prepare.py makes them"]
     return []
+
+
+def row_length_faults(folder, max_seq_length, place, capture_all):
+    """Files that are no whole shards, or of longer rows: found now, and not when phase 2 begins after days."""
+    script = os.path.join(place.root, "pretraining", "data", "row_lengths.py")
+    (answer,) = capture_all([[place.python, script, *sorted(training_shards(folder))]], timeout=READ_SECONDS)
+    lengths = json.loads(answer.stdout) if answer.status == 0 else {}
+    found = []
+    for path, length in lengths.items():
+        if isinstance(length, str):
+            found.append(f"{path}: {length}")
+        elif length > max_seq_length:
+            found.append(f"{path}: rows of {length} tokens are longer than --max_seq_length {max_seq_length}")
+    return found
 
 
 def training_shards(folder) -> list[str]:

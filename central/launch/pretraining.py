@@ -10,7 +10,6 @@ from central.launch.kinds import (
     count_or_all,
     count_or_zero,
     fraction,
-    integer,
     maybe,
     path,
     phase_number,
@@ -51,9 +50,9 @@ class Settings(Common):
     learning_rate: tuple = option(SCHEDULE, positive, (6e-3, 4e-3), "peak learning rate", "-r")
     max_steps: tuple = option(SCHEDULE, count, (7038, 1563), "optimizer steps of the schedule")
     steps_this_run: tuple = option(SCHEDULE, count_or_all, (-1, -1), "optimizer step to stop at; -1: the last")
-    warmup: tuple = option(SCHEDULE, fraction, (0.2843, 0.128), "part of the steps spent warming up, 0 to 1", "-wp")
+    warmup: tuple = option(SCHEDULE, fraction, (0.2843, 0.128), "part of the steps spent warming up, below 1", "-wp")
     phase: int | None = option(SCHEDULE, phase_number, None, "run this phase only; unset: both")
-    seed: int = option(SCHEDULE, integer, 12439, "seed of weights, data order and dropout")
+    seed: int = option(SCHEDULE, count_or_zero, 12439, "seed of weights, data order and dropout")
     save_steps: tuple = option(SAVING, count, (200, 200), "optimizer steps between checkpoints", "-st")
     resume_from_checkpoint: bool = option(SAVING, switch, False, "go on from the newest checkpoint in --output_dir")
     resume_step: tuple = option(SAVING, maybe(count_or_zero), (None, None), "step of the checkpoint to go on from")
@@ -67,6 +66,10 @@ class Settings(Common):
     @property
     def results_dir(self):
         return os.path.join(self.output_dir, "results")
+
+    @property
+    def lock_name(self):
+        return ".lock"
 
     @property
     def log_path(self):
@@ -168,7 +171,7 @@ def _start_words(settings, phase):
     checkpoint, resume_step = settings.init_checkpoint[phase - 1], settings.resume_step[phase - 1]
     if checkpoint and resume_step is None:
         resume_step = step_of(checkpoint)
-    resume = bool(checkpoint) or phase == 2 or settings.resume_from_checkpoint
+    resume = bool(checkpoint) or phase == 2 or settings.resume_from_checkpoint or resume_step is not None
     return [
         *(["--resume_from_checkpoint"] if resume else []),
         *([f"--init_checkpoint={checkpoint}"] if checkpoint else []),

@@ -6,6 +6,7 @@ training script), `env_variables` (used where the caller has not set them) and `
 
 import json
 import os
+import re
 
 from central.launch.command import shell_line
 from central.launch.kinds import path
@@ -25,21 +26,36 @@ def run_record(name, settings, plan, environ, when) -> dict:
     values = {}
     for key, option in options_of(type(settings)).items():
         value = getattr(settings, key)
-        if value not in (None, False, (None, None)):
+        if value is not None and value is not False and value != (None, None):  # 0 is a value
             values[key] = _from_anywhere(value, option.kind)
     variables = {key: environ[key] for key in sorted(environ) if key in RECORDED or key.startswith(RECORDED_PREFIX)}
     return {
         "command": name,
         **values,
-        "script_args": list(settings.script_args),
+        "script_args": [_argument_from_anywhere(word) for word in _without_secrets(settings.script_args)],
         "env_variables": variables,
-        "record": {"started": when, "commands": [shell_line(command) for command in plan.commands]},
+        "record": {"started": when, "commands": [_shell_line(command) for command in plan.commands]},
     }
+
+
+def _shell_line(command) -> str:
+    return shell_line(command.replace(argv=tuple(_without_secrets(command.argv))))
+
+
+def _without_secrets(words) -> list[str]:
+    """Words less access tokens: a record is read by many. A run repeated from it takes HF_TOKEN."""
+    kept, value_follows = [], False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        is_value = value_follows and not word.startswith("--")
+        value_follows = bool(re.fullmatch(r"--(\w+[_-])?token", name)) and not equals
+        if not is_value and not re.fullmatch(r"--(\w+[_-])?token", name):
+            kept.append(word)
+    return kept
 
 
 def write(record, results_dir):
     """Write results/run.json whole or not at all; the record of an earlier run becomes run.json.1, .2, ..."""
-    os.makedirs(results_dir, exist_ok=True)
     file_name = os.path.join(results_dir, "run.json")
     if os.path.exists(file_name):
         number = 1
@@ -76,7 +92,8 @@ def read_request(values, where) -> Request:
         words += _words(name, value)
     if problems:
         raise BadRequest(problems)
-    variables = {str(key): str(value) for key, value in (values.get("env_variables") or {}).items()}
+    variables = values.get("env_variables") or {}
+    variables = {str(key): _variable(value) for key, value in variables.items() if value is not None}
     return Request(command, tuple(words), tuple(map(str, values.get("script_args") or ())), variables)
 
 
@@ -89,12 +106,24 @@ def _misshapen(values, where):
     ]
 
 
+def _variable(value) -> str:
+    """YAML reads `true` as a truth, and the programs that read a variable know the small letters."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _words(name, value):
     if isinstance(value, bool):
         return [f"--{name}={str(value).lower()}"]
     if isinstance(value, list | tuple):
         return [f"--{name}", *(str(part) for part in value)]
     return [f"--{name}={value}"]
+
+
+def _argument_from_anywhere(word):
+    """A word of the training script: what looks like a path and is there becomes absolute."""
+    name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    is_path = ("." in value or os.sep in value) and os.path.exists(value)
+    return f"{name}{equals}{os.path.abspath(value)}" if is_path else word
 
 
 def _from_anywhere(value, kind):
