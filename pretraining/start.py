@@ -59,8 +59,8 @@ def find_start(settings: Settings) -> Start:
     if older:
         return _from_pt(settings, older)
     raise BadRequest(
-        f"{settings.output_dir}: no checkpoint for phase 2 to start from: run phase 1 first, or give --init_checkpoint. "
-        "Many servers share the folder of --output_dir"
+        f"{settings.output_dir}: no checkpoint for phase 2 to start from: run phase 1 first, or give --init_checkpoint "
+        "(many servers must share the folder of --output_dir)"
     )
 
 

@@ -228,6 +228,22 @@ def test_two_runs_do_not_write_into_one_folder(project):
     assert run(words(project))[0] == 0  # the lock went with its holder
 
 
+@pytest.mark.mpi
+def test_two_runs_that_start_together_meet_at_ports_of_their_own(tmp_path, monkeypatch):
+    """The ranks open the port some time after the launcher found it free."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    ports = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        project = copy_project(tmp_path / name)
+        process = start(words(project, "--world_size", "2", steps=400), project, ranks=2)
+        ports.append((facts(project, 1, 0)["environ"]["MASTER_PORT"], process))
+    for _, process in ports:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert len({port for port, _ in ports}) == 2
+
+
 @pytest.mark.parametrize(("status", "expected"), [(1, ["one", "two"]), (2, ["one"])])
 def test_runs_of_other_seeds_go_on_after_a_failure_but_not_after_a_refusal(tmp_path, status, expected):
     program = "import pathlib, sys; pathlib.Path(sys.argv[1]).touch(); sys.exit(int(sys.argv[2]))"

@@ -83,7 +83,7 @@ def _run(name, settings, place, plan):
     made = record.run_record(name, settings, plan, place.environ, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     try:
         os.makedirs(settings.results_dir, exist_ok=True)
-        lock.take(os.path.join(settings.results_dir, settings.lock_name), settings.output_dir)
+        lock.take_folder(os.path.join(settings.results_dir, settings.lock_name), settings.output_dir)
         record.write(made, settings.results_dir)
     except OSError as error:
         raise BadRequest(f"--output_dir {settings.output_dir}: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""One run at a time in a folder: two would write over each other's results."""
+"""Files that one process at a time may hold; the kernel lets go of them when that process ends."""
 
 import fcntl
 import os
@@ -6,22 +6,26 @@ import os
 from central.launch.problems import BadRequest
 
 
-def take(path, folder) -> int:
-    """Hold the lock file at `path` until this process ends; the descriptor that holds it.
-
-    Raises BadRequest where another run holds it. A folder whose file system knows no locks has none.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def hold(path) -> bool:
+    """Hold the file until this process ends; whether nobody else does. A file system without locks refuses nobody."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.read(descriptor, 100).decode(errors="replace").strip() or "of an unknown process"
         os.close(descriptor)
-        raise BadRequest(
-            f"--output_dir {folder}: another run ({holder}) writes there: wait for its end, or name another folder"
-        ) from None
+        return False
     except OSError:
-        return descriptor
+        return True
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
-    return descriptor
+    return True
+
+
+def take_folder(path, folder) -> None:
+    """Hold the lock file of a folder: two runs would write over each other's results. Raises BadRequest."""
+    if not hold(path):
+        with open(path) as file:
+            holder = file.read(100).strip()
+        raise BadRequest(
+            f"--output_dir {folder}: another run ({holder}) writes there: wait for its end, or name another folder"
+        )

@@ -53,6 +53,18 @@ def port_is_taken(port) -> bool:
     return False
 
 
+def claim_port(port) -> bool:
+    """Keep a port of this server for the ranks of this launcher, which open it seconds from now. False: it is taken."""
+    import tempfile
+
+    from central.launch import lock
+
+    try:
+        return not port_is_taken(port) and lock.hold(os.path.join(tempfile.gettempdir(), f"bert_port_{port}.lock"))
+    except OSError:  # another user's
+        return False
+
+
 def free_port() -> str:
     """A port of the loopback address that nothing uses now."""
     import socket

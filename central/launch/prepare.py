@@ -79,7 +79,9 @@ def _devices(settings, environ):
 def _master_port(settings, environ, layout):
     """The caller's, else the usual one; on one server another one where the usual one is taken."""
     port = environ.get("MASTER_PORT") or machine.DEFAULT_PORT
-    if settings.dry_run or environ.get("MASTER_PORT") or layout.hosts or not machine.port_is_taken(port):
+    if settings.dry_run or environ.get("MASTER_PORT") or layout.hosts or layout.world_size == 1:
+        return port
+    if machine.claim_port(port):
         return port
     return machine.free_port()
 
