@@ -109,6 +109,7 @@ def test_a_gaudi_that_is_not_there_is_said():
         "_build_accelerator_args",
         "_get_eval_sampler",
         "_init_training_state",
+        "_save",
         "_save_rng_state",
         "training_step",
     ],

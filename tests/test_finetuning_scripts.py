@@ -419,6 +419,13 @@ def test_the_labels_of_a_model_trained_elsewhere_keep_their_places(tiny_model, t
     )
 
 
+def test_what_is_saved_holds_no_token(tiny_model, pairs, tmp_path):
+    words = glue_words(tiny_model, pairs, tmp_path / "o", "--max_steps=1", "--save_steps=1", "--hub_token=hf_SECRET")
+    assert run("run_glue", *words, "--token=hf_SECRET") == 0
+    files = [path for path in (tmp_path / "o").rglob("*") if path.is_file()]
+    assert len(files) > 10 and not [path for path in files if b"hf_SECRET" in path.read_bytes()]
+
+
 def test_evaluation_counts_every_row_whatever_training_drops(tiny_model, pairs, tmp_path):
     words = glue_words(tiny_model, pairs, tmp_path / "o", "--do_eval", "--num_train_epochs=1")
     words += ["--dataloader_drop_last", "--per_device_train_batch_size=10", "--per_device_eval_batch_size=10"]

@@ -116,10 +116,12 @@ def _run_once(command, stop, log, grace, lost_host):
 
 def _wait(running, listener, stop, grace, lost_host):
     """Wait for the end. Asked to stop, let ranks save; when a rank or a host is gone, end the others soon."""
-    gone_since = None
+    gone_since, told = None, False
     while (status := running.status()) is None:
         if stop.count:
-            say(f"stopping: ranks have {grace} s to save; a second signal cuts that short")
+            if not told:  # a process whose threads end after it comes here again
+                say(f"stopping: ranks have {grace} s to save; a second signal cuts that short")
+            told = True
             running.end(grace, lambda: stop.count)
             continue
         if listener.rank_is_gone:

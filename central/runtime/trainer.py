@@ -189,6 +189,14 @@ class FineTuningTrainer(Trainer):
         super()._save_rng_state(output_dir)
         self._stopping.meet()
 
+    def _save(self, output_dir=None, state_dict=None):
+        """The arguments are stored beside the model, which people publish: without the token of the Hub."""
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
+
     def _init_training_state(
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
     ):
