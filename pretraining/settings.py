@@ -66,8 +66,15 @@ class Settings:
         return {key: str(value) if isinstance(value, Path) else value for key, value in vars(self).items()}
 
 
+class _Parser(argparse.ArgumentParser):
+    """One that names what is wrong; argparse's own would print the usage of 60 options above it."""
+
+    def error(self, message):
+        raise BadRequest(f"{message}: see --help")
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = _Parser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     # what to train, on what
     add("--input_dir", required=True, help="folder of *training*.hdf5 shards")
