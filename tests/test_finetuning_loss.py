@@ -1,13 +1,14 @@
 """The loss of a span: that of every example alone, however much its batch is padded."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 from test_finetuning_scripts import own_cache, qa_words, run  # noqa: F401
 from transformers import BertConfig, BertForQuestionAnswering, RobertaConfig, RobertaForQuestionAnswering
 
-from central.runtime.length_batches import Collator
+from central.runtime.length_batches import Collator, to_bucket, to_longest
 from central.runtime.trainer import span_loss
 
 pytest_plugins = ("finetuning_fixtures",)
@@ -19,15 +20,15 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("buckets", [(), (16,), (40,)])
+@pytest.mark.parametrize("padded", [to_longest, partial(to_bucket, buckets=(16,)), partial(to_bucket, buckets=(40,))])
 @pytest.mark.parametrize(
     ("model_class", "config"),
     [(BertForQuestionAnswering, BertConfig), (RobertaForQuestionAnswering, RobertaConfig)],
 )
-def test_the_loss_and_its_gradient_do_not_depend_on_the_padding(model_class, config, buckets):
+def test_the_loss_and_its_gradient_do_not_depend_on_the_padding(model_class, config, padded):
     torch.manual_seed(0)
     model = model_class(config(**SIZES, pad_token_id=1, max_position_embeddings=64)).eval()
-    batch = Collator(pad_token_id=1, buckets=buckets)(ROWS)
+    batch = Collator(pad_token_id=1, padded=padded)(ROWS)
     loss = span_loss(model(**batch), batch)
     found = torch.autograd.grad(loss, list(model.qa_outputs.parameters()))
     alone = sum(model(**Collator(1)([row])).loss for row in ROWS) / len(ROWS)  # Hugging Face's, nothing padded

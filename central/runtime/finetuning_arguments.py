@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 
-from central.runtime.device import init_process_group, open_device
+from central.runtime.device import init_process_group, keep_few_kernels, open_device
 from central.runtime.exits import BadRequest
 from central.runtime.rank import Rank
 
 DDP_BUCKET_MB = 230  # the reference's: one exchange for BERT-base, a few for BERT-large
 
+KERNELS_KEPT = 1024  # on cpu: a few dozen shapes of parts come again and again, with a dozen kernels each
 # Names of older transformers that live on under another name, with their value or (NAME=VALUE) one of ours, or not.
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
@@ -136,6 +137,8 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
         for note in notes:
             print(note, flush=True)
     device_type = "hpu" if flags.use_habana else "cpu" if _wants_cpu(words, flags) else "cuda"
+    if device_type == "cpu":
+        keep_few_kernels(KERNELS_KEPT)
     try:
         device = open_device(
             device_type, "lazy" if flags.use_lazy_mode else "eager", "bf16" if flags.hmp else "fp32", rank

@@ -4,6 +4,7 @@ A batch is a random sample of all examples. Batches of one length would pad as l
 1.3 of F1), as answers go with lengths and make the gradients of such batches differ. Parts add up to their batch's.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import Sampler
 
 CPU_PART = 128  # tokens: as much as a part costs beside its tokens (Python, small kernels, gradients added up)
+CPU_TILE = 64  # tokens of a part, padding counted, are a multiple: see `to_tiles`
 HPU_ROWS = 8  # of a part: one shape for each bucket
 
 
@@ -35,14 +37,42 @@ def epoch_order(
     return np.concatenate([dealt.swapaxes(1, 2).ravel(), rest[np.argsort(lengths[rest], kind="stable")]])
 
 
-def cheapest_parts(lengths: Sequence[int], cost: int = CPU_PART) -> list[slice]:
+def to_longest(rows: int, longest: int) -> int:
+    """Length to which the rows of a part are padded: not at all beyond the longest of them."""
+    return longest
+
+
+def to_multiple(rows: int, longest: int, multiple: int, limit: int) -> int:
+    """A multiple of `multiple`; never more than `limit`, which no row exceeds and a model may not take more than."""
+    return min(-(-longest // multiple) * multiple, limit)
+
+
+def to_tiles(rows: int, longest: int, limit: int) -> int:
+    """A length with which the part has a multiple of CPU_TILE tokens, so that few different shapes occur.
+
+    oneDNN compiles its matrix kernels for a shape when it meets it: 2 to 8 ms each with AMX, a dozen of them a part,
+    where one product of the part takes less than 1 ms.
+    """
+    return to_multiple(rows, longest, CPU_TILE // math.gcd(CPU_TILE, rows), limit)
+
+
+def to_bucket(rows: int, longest: int, buckets: Sequence[int]) -> int:
+    """The smallest of the ascending `buckets` that holds the part."""
+    return next(bucket for bucket in buckets if bucket >= longest)
+
+
+def cheapest_parts(
+    lengths: Sequence[int], padded: Callable[[int, int], int] = to_longest, cost: int = CPU_PART
+) -> list[slice]:
     """Parts of rows in ascending order of length that cost least in all; a part costs its tokens, padded, and `cost`.
 
     The cheapest parts of the rows before `end` are those of the rows before some `begin`, and the others as one part.
     """
     cheapest = [(0, [])]  # cost and parts of the rows before each one
     for end, longest in enumerate(lengths, start=1):
-        total, begin = min((cheapest[begin][0] + (end - begin) * longest + cost, begin) for begin in range(end))
+        total, begin = min(
+            (cheapest[begin][0] + (end - begin) * padded(end - begin, longest) + cost, begin) for begin in range(end)
+        )
         cheapest.append((total, [*cheapest[begin][1], slice(begin, end)]))
     return cheapest[-1][1]
 
@@ -82,18 +112,14 @@ def buckets_of(max_seq_length: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads a batch to its longest example, or to the smallest bucket that holds it."""
+    """Pads the examples of a batch to the length that `padded` gives for their number and the longest of them."""
 
     pad_token_id: int
     padding_side: str = "right"
-    buckets: tuple[int, ...] = ()
-    multiple: int = 1  # lengths are rounded up to it
+    padded: Callable[[int, int], int] = to_longest
 
     def __call__(self, rows: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-        longest = max(len(row["input_ids"]) for row in rows)
-        length = next(
-            (bucket for bucket in self.buckets if bucket >= longest), -(-longest // self.multiple) * self.multiple
-        )
+        length = self.padded(len(rows), max(len(row["input_ids"]) for row in rows))
         batch = {"attention_mask": torch.zeros(len(rows), length, dtype=torch.int64)}
         starts = [length - len(row["input_ids"]) if self.padding_side == "left" else 0 for row in rows]
         for name in rows[0]:

@@ -6,6 +6,7 @@ Private methods of transformers 5.23's Trainer are overridden here and nowhere e
 import contextlib
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from central.runtime.length_batches import (
     cheapest_parts,
     one_part,
     parts_of_rows,
+    to_bucket,
+    to_multiple,
+    to_tiles,
 )
 from central.runtime.rank import StopRequest
 
@@ -41,10 +45,14 @@ class FineTuningTrainer(Trainer):
         self.flags = flags
         self.on_hpu = training.device.type == "hpu"
         self.by_length = not pad_to_max_length
-        buckets = (max_seq_length,) if pad_to_max_length else buckets_of(max_seq_length) if self.on_hpu else ()
-        multiple = 8 if training.device.type == "cuda" else 1  # tensor cores take multiples of 8
-        kwargs["data_collator"] = Collator(tokenizer.pad_token_id, tokenizer.padding_side, buckets, multiple)
-        cut = {"cpu": cheapest_parts, "hpu": parts_of_rows}.get(training.device.type, one_part)
+        padded = {
+            "cpu": partial(to_tiles, limit=max_seq_length),
+            "hpu": partial(to_bucket, buckets=buckets_of(max_seq_length)),
+        }.get(training.device.type, partial(to_multiple, multiple=8, limit=max_seq_length))  # 8: for tensor cores
+        cut = {"cpu": partial(cheapest_parts, padded=padded), "hpu": parts_of_rows}.get(training.device.type, one_part)
+        if pad_to_max_length:
+            padded = partial(to_bucket, buckets=(max_seq_length,))
+        kwargs["data_collator"] = Collator(tokenizer.pad_token_id, tokenizer.padding_side, padded)
         self._training_collator = PartsCollator(kwargs["data_collator"], cut if self.by_length else one_part)
         if self.on_hpu and flags.use_fused_adam:
             betas = (training.adam_beta1, training.adam_beta2)
@@ -133,15 +141,21 @@ class FineTuningTrainer(Trainer):
         """Forward and backward of a batch, part by part; returns the batch's mean loss."""
         parts, loss = inputs["parts"], 0.0
         rows = [len(part["input_ids"]) for part in parts]
-        for number, part in enumerate(parts, 1):
-            self._share = rows[number - 1] / sum(rows)
-            # The gradients are exchanged once, after the last part.
-            with contextlib.nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
-                loss += super().training_step(model, part, num_items_in_batch)
-            if self.on_hpu:
-                hpu.mark_step()
+        with self._weights_cast_once():
+            for number, part in enumerate(parts, 1):
+                self._share = rows[number - 1] / sum(rows)
+                # The gradients are exchanged once, after the last part.
+                with contextlib.nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
+                    loss += super().training_step(model, part, num_items_in_batch)
+                if self.on_hpu:
+                    hpu.mark_step()
         self._share = 1.0
         return loss
+
+    def _weights_cast_once(self):
+        """A context that the autocast of every part lies in: what torch has cast is kept until the outermost ends."""
+        on_cpu = self.args.device.type == "cpu"
+        return torch.autocast("cpu", enabled=False) if on_cpu else contextlib.nullcontext()
 
     def floating_point_ops(self, inputs):
         return sum(super(FineTuningTrainer, self).floating_point_ops(part) for part in inputs["parts"])
