@@ -57,10 +57,11 @@ def main(benchmark: Benchmark, about: str) -> None:
     parser.add_argument("--max_train_samples", type=int, default=benchmark.max_train_samples, help="of a full run")
     parser.add_argument("--max_eval_samples", type=int, help="of a full run; unset: all")
     parser.add_argument("--data_type", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="of one process; two ranks share them")
     args = parser.parse_args()
     records = read_records(args.results)
-    everywhere = {"task": benchmark.task, "data_type": args.data_type, "threads": args.threads}
+    everywhere = {"task": benchmark.task, "device": args.device, "data_type": args.data_type, "threads": args.threads}
     speed = everywhere | {"kind": "speed", "steps": args.steps}
     score = everywhere | {"kind": "score", "train": args.max_train_samples, "eval": args.max_eval_samples}
     with tempfile.TemporaryDirectory() as folder:
@@ -131,9 +132,11 @@ def command(benchmark: Benchmark, args, side: str, train_file: Path, output: Pat
         words += [f"--{name}={getattr(args, name)}"] * (getattr(args, name) is not None)
     if side in PADDING:
         peer = ROOT / "benchmarks/finetuning_peer.py"
+        words += ["--use_cpu"] * (args.device == "cpu")
         return [sys.executable, str(peer), f"--task={benchmark.task}", f"--padding={PADDING[side]}", *words]
     words = [str(ROOT / "transformers/examples/pytorch" / benchmark.script), *benchmark.script_words, *words]
-    words += ["--no_cuda", "--logging_steps=1", "--save_strategy=no", f"--cache_dir={output}.cache"]
+    words += ["--logging_steps=1", "--save_strategy=no", f"--cache_dir={output}.cache"]
+    words += ["--no_cuda"] * (args.device == "cpu")
     if ranks == 1:
         return [sys.executable, *words]
     share = ["-x", f"OMP_NUM_THREADS={max(1, args.threads // ranks)}"]

@@ -103,6 +103,7 @@ def main():
     parser.add_argument("--max_train_samples", type=int)
     parser.add_argument("--max_eval_samples", type=int)
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--use_cpu", action="store_true", help="also where there is a GPU")
     parser.add_argument("--do_train", action="store_true", help="always done")
     parser.add_argument("--do_eval", action="store_true")
     args = parser.parse_args()
@@ -120,7 +121,7 @@ def main():
             num_train_epochs=args.num_train_epochs,
             seed=args.seed,
             bf16=args.bf16,
-            use_cpu=True,
+            use_cpu=args.use_cpu,
             logging_steps=1,
             save_strategy="no",
             disable_tqdm=True,

@@ -13,13 +13,14 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 
+from central.runtime.device import Device, open_device
+from central.runtime.rank import Rank
 from pretraining.batches import Rows, flat_micro_batches
 from pretraining.dataset import Limits, ShardReader, open_shards
+from pretraining.kernels import PlainKernels
 from pretraining.kernels_cpu import CpuKernels
 from pretraining.lamb import Lamb, global_norm
 from pretraining.modeling import BertConfig, BertForPreTraining, decays, initialise
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def config_of(size: str, **changes) -> BertConfig:
@@ -62,7 +63,8 @@ class Side:
 
     name: str
 
-    def __init__(self, rows: Rows, micro_batch_size: int, micro_steps: int):
+    def __init__(self, rows: Rows, micro_batch_size: int, micro_steps: int, device: Device):
+        self.device = device
         size = micro_batch_size * micro_steps
         cut = [rows.take(slice(first, first + size)) for first in range(0, len(rows), size)]
         self.steps = [(step, self.micro_batches(step, micro_batch_size)) for step in cut]
@@ -71,8 +73,8 @@ class Side:
     def micro_batches(self, rows: Rows, size: int) -> list:
         raise NotImplementedError
 
-    def forward_backward(self, rows: Rows, micro_batches: list) -> float:
-        """Gradients of one step; its loss."""
+    def forward_backward(self, rows: Rows, micro_batches: list) -> torch.Tensor:
+        """Gradients of one step; its loss, still on the device."""
         raise NotImplementedError
 
     def warm_up(self) -> None:
@@ -82,8 +84,9 @@ class Side:
         self.update()
 
     def step(self) -> float:
-        loss = self.forward_backward(*self.steps[self.done % len(self.steps)])
+        loss = self.forward_backward(*self.steps[self.done % len(self.steps)]).item()
         self.update()
+        self.device.synchronize()
         self.done += 1
         return loss
 
@@ -97,26 +100,28 @@ class Ours(Side):
 
     name = "ours"
 
-    def __init__(self, config: BertConfig, rows: Rows, micro_batch_size: int, micro_steps: int, data_type: str):
-        super().__init__(rows, micro_batch_size, micro_steps)
-        self.kernels = CpuKernels(DTYPES[data_type])
+    def __init__(self, config: BertConfig, rows: Rows, micro_batch_size: int, micro_steps: int, device: Device):
+        super().__init__(rows, micro_batch_size, micro_steps, device)
+        self.kernels = CpuKernels(device.dtype) if device.type == "cpu" else PlainKernels(device.autocast)
         self.model = BertForPreTraining(config, self.kernels)
         initialise(self.model, 1)
+        self.model.to(device.device)
         named = list(self.model.named_parameters())
         groups = [[p for n, p in named if decays(n)], [p for n, p in named if not decays(n)]]
         self.optimizer = Lamb([{"params": groups[0]}, {"params": groups[1], "weight_decay": 0.0}], lr=1e-4)
 
     def micro_batches(self, rows: Rows, size: int) -> list:
-        return list(flat_micro_batches(rows, size))
+        batches = flat_micro_batches(rows, size)
+        return [batch.pinned() if self.device.type == "cuda" else batch for batch in batches]
 
-    def forward_backward(self, rows: Rows, micro_batches: list) -> float:
+    def forward_backward(self, rows: Rows, micro_batches: list) -> torch.Tensor:
         self.kernels.reseed(42, self.done, 0)
         loss = 0.0
         for batch in micro_batches:
-            sums = self.model(batch)
+            sums = self.model(batch.to(self.device.device))
             part = sums[0] / rows.num_masked + sums[1] / rows.num_sequences
             part.backward()
-            loss += part.item()
+            loss += part.detach()
         return loss
 
 
@@ -131,12 +136,12 @@ class HuggingFace(Side):
         rows: Rows,
         micro_batch_size: int,
         micro_steps: int,
-        data_type: str,
+        device: Device,
         attention: str = "sdpa",
     ):
         import transformers
 
-        super().__init__(rows, micro_batch_size, micro_steps)
+        super().__init__(rows, micro_batch_size, micro_steps, device)
         transformers.logging.set_verbosity_error()
         settings = transformers.BertConfig(**config.to_hugging_face(), attn_implementation=attention)
         self.model = transformers.BertForPreTraining(settings)
@@ -147,8 +152,7 @@ class HuggingFace(Side):
         }
         self.model.load_state_dict(weights, strict=False)
         self.model.tie_weights()
-        self.model.train()
-        self.data_type = data_type
+        self.model.train().to(device.device)
         self.optimizer = Lamb(self.model.parameters(), lr=1e-4)
 
     def micro_batches(self, rows: Rows, size: int) -> list:
@@ -162,34 +166,37 @@ class HuggingFace(Side):
             "labels": labels,
             "next_sentence_label": rows.next_sentence_labels,
         }
+        tensors = {name: torch.from_numpy(np.array(values, np.int64)) for name, values in columns.items()}
+        if self.device.type == "cuda":
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return [
-            {
-                name: torch.from_numpy(np.array(values[first : first + size], np.int64))
-                for name, values in columns.items()
-            }
+            {name: tensor[first : first + size] for name, tensor in tensors.items()}
             for first in range(0, len(rows), size)
         ]
 
-    def forward_backward(self, rows: Rows, micro_batches: list) -> float:
+    def forward_backward(self, rows: Rows, micro_batches: list) -> torch.Tensor:
         loss = 0.0
         for batch in micro_batches:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.data_type == "bf16"):
-                part = self.model(**batch).loss / len(micro_batches)
+            part = self.loss_of(batch) / len(micro_batches)
             part.backward()
-            loss += part.item()
+            loss += part.detach()
         return loss
 
+    def loss_of(self, batch: dict) -> torch.Tensor:
+        moved = {name: tensor.to(self.device.device, non_blocking=True) for name, tensor in batch.items()}
+        with self.device.autocast():
+            return self.model(**moved).loss
 
-def losses_without_dropout(config: BertConfig, rows: Rows, data_type: str) -> tuple[float, float]:
+
+def losses_without_dropout(config: BertConfig, rows: Rows, device: Device) -> tuple[float, float]:
     """The loss of the same rows and weights on both sides, dropout off."""
     off = dataclasses.replace(config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     # One micro-batch: the usual loop takes the mean of micro-batch means, which is another number.
-    ours, peer = (side(off, rows, len(rows), 1, data_type) for side in (Ours, HuggingFace))
+    ours, peer = (side(off, rows, len(rows), 1, device) for side in (Ours, HuggingFace))
     with torch.no_grad():
-        sums = ours.model(ours.steps[0][1][0])
+        sums = ours.model(ours.steps[0][1][0].to(device.device))
         loss = float(sums[0] / rows.num_masked + sums[1] / rows.num_sequences)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=data_type == "bf16"):
-            return loss, float(peer.model(**peer.steps[0][1][0]).loss)
+        return loss, float(peer.loss_of(peer.steps[0][1][0]))
 
 
 def interleaved(functions: dict, repeats: int) -> dict[str, list[float]]:
@@ -207,6 +214,11 @@ def spread(times: list[float]) -> str:
     return f"median {statistics.median(times):.3g} s, {min(times):.3g} to {max(times):.3g}"
 
 
+def opened(device: str, data_type: str) -> Device:
+    """The device with what the engine sets up for it, for both sides."""
+    return open_device(device, "eager", data_type, Rank())
+
+
 def machine() -> str:
     model = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
@@ -214,4 +226,6 @@ def machine() -> str:
     )
     load = Path("/proc/loadavg").read_text().split()[0]
     threads, day = torch.get_num_threads(), time.strftime("%Y-%m-%d")
+    if torch.cuda.is_available():
+        model += f", {torch.cuda.get_device_name()}"
     return f"{model}, {threads} threads, torch {torch.__version__}, load {load}, {day}"

@@ -5,7 +5,6 @@ python benchmarks/pretraining_step.py --size base --seq_len 128 --micro_batch 16
 
 import argparse
 import statistics
-from dataclasses import replace
 
 from pretraining_common import (
     HuggingFace,
@@ -15,11 +14,10 @@ from pretraining_common import (
     load_rows,
     losses_without_dropout,
     machine,
+    opened,
     spread,
 )
 
-from central.runtime.device import open_device
-from central.runtime.rank import Rank
 from pretraining.costs import batch_flops
 
 
@@ -32,9 +30,10 @@ def main() -> None:
     parser.add_argument("--data_types", nargs="+", default=["bf16", "fp32"], choices=["bf16", "fp32"])
     parser.add_argument("--input_dir", help="folder of training shards (default: random tokens, 90 %% filled)")
     parser.add_argument("--peer_attention", default="sdpa", choices=["sdpa", "eager"], help="Hugging Face's attention")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=5, help="optimizer steps of each side, each over new rows")
     args = parser.parse_args()
-    device = open_device("cpu", "eager", "fp32", Rank())  # what the engine sets up for a CPU, for both sides
+    devices = {data_type: opened(args.device, data_type) for data_type in args.data_types}
     config = config_of(args.size)
     masked = 20 if args.seq_len <= 128 else 80
     size = args.micro_batch * args.micro_steps
@@ -45,11 +44,11 @@ def main() -> None:
         f"{args.size}, rows of {args.seq_len} filled to {fill:.2f}, {args.micro_steps} x {args.micro_batch} rows a step"
     )
     sides, losses = {}, {}
-    for data_type in args.data_types:
+    for data_type, device in devices.items():
         few = rows.take(slice(0, args.micro_batch))
-        ours, peer = losses_without_dropout(config, few, data_type)
+        ours, peer = losses_without_dropout(config, few, device)
         print(f"{data_type}: loss without dropout {ours:.6f} ours, {peer:.6f} Hugging Face")
-        shared = config, rows, args.micro_batch, args.micro_steps, data_type
+        shared = config, rows, args.micro_batch, args.micro_steps, device
         sides[Ours.name, data_type] = Ours(*shared)
         sides[HuggingFace.name, data_type] = HuggingFace(*shared, attention=args.peer_attention)
     for name, side in sides.items():
@@ -64,7 +63,7 @@ def main() -> None:
         if name == Ours.name:
             batches = [batch for _, step in sides[name, data_type].steps for batch in step]
             flops = sum(batch_flops(config, batch) for batch in batches)
-            speed, peak = flops / sum(values), replace(device, data_type=data_type).matrix_peak()
+            speed, peak = flops / sum(values), devices[data_type].matrix_peak()
             line += f", {speed / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s = {speed / peak:.0%}"
         print(line)
         print("  losses of the steps, with dropout: " + " ".join(f"{loss:.3f}" for loss in losses[name, data_type]))
