@@ -17,8 +17,8 @@ from central.runtime.device import Device, open_device
 from central.runtime.rank import Rank
 from pretraining.batches import Rows, flat_micro_batches
 from pretraining.dataset import Limits, ShardReader, open_shards
-from pretraining.kernels import PlainKernels
 from pretraining.kernels_cpu import CpuKernels
+from pretraining.kernels_cuda import CudaKernels
 from pretraining.lamb import Lamb, global_norm
 from pretraining.modeling import BertConfig, BertForPreTraining, decays, initialise
 
@@ -102,7 +102,7 @@ class Ours(Side):
 
     def __init__(self, config: BertConfig, rows: Rows, micro_batch_size: int, micro_steps: int, device: Device):
         super().__init__(rows, micro_batch_size, micro_steps, device)
-        self.kernels = CpuKernels(device.dtype) if device.type == "cpu" else PlainKernels(device.autocast)
+        self.kernels = CpuKernels(device.dtype) if device.type == "cpu" else CudaKernels(device.autocast)
         self.model = BertForPreTraining(config, self.kernels)
         initialise(self.model, 1)
         self.model.to(device.device)

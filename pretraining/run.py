@@ -17,6 +17,7 @@ from pretraining.exchange import open_exchange
 from pretraining.foreign import read_foreign
 from pretraining.kernels import PlainKernels
 from pretraining.kernels_cpu import CpuKernels
+from pretraining.kernels_cuda import CudaKernels
 from pretraining.lamb import Lamb
 from pretraining.modeling import BertForPreTraining, decays, initialise
 from pretraining.request import Request
@@ -84,6 +85,8 @@ class Run:
             fused_sdpa = hpu.fused_sdpa() if settings.fused_sdpa and device.type == "hpu" else None
         except ValueError as error:
             raise BadRequest(str(error)) from error
+        if device.type == "cuda" and not device.static_shapes:
+            return CudaKernels(device.autocast)
         return PlainKernels(device.autocast, fused_sdpa)
 
     def _load(self, start: Start) -> list[str]:

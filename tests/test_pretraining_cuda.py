@@ -11,12 +11,12 @@ import torch
 from pretraining_helpers import make_columns
 from test_pretraining_lamb import NoHostSync
 from test_pretraining_modeling import SMALL, WITH_DROPOUT, assert_same_gradients, gradients, packed, rows_of, step_loss
-from torch.nested._internal import sdpa
-from torch.nn.attention import SDPBackend
 
+from pretraining import kernels_cuda
 from pretraining.batches import flat_micro_batch, static_micro_batch
 from pretraining.kernels import PlainKernels
 from pretraining.kernels_cpu import CpuKernels
+from pretraining.kernels_cuda import CudaKernels
 from pretraining.lamb import Lamb, global_norm
 from pretraining.modeling import BertForPreTraining, initialise
 
@@ -35,21 +35,31 @@ def make_model(kernels, config=SMALL):
     return model
 
 
-def test_attention_of_flat_tokens_reads_no_length_from_the_device(rows, monkeypatch):
-    """torch's own choice of kernel and the kernel itself are stood in for: a CPU has neither."""
+@pytest.mark.parametrize("is_flash", [True, False])
+def test_attention_of_flat_tokens_reads_no_length_from_the_device(rows, monkeypatch, is_flash):
+    """The choice of kernel and the kernel itself are stood in for: a CPU has neither."""
     batch, seen = flat_micro_batch(rows), []
 
-    def flash(q, k, v, starts_q, starts_k, max_q, max_k, p, causal, debug, scale):
+    def attention(q, k, v, starts_q, starts_k, max_q, max_k, p):
         seen.append((max_q, max_k, starts_q, starts_k, p))
         out = []
         for own in zip(*(x.split(batch.lengths) for x in (q, k, v))):  # each tokens x heads x size
-            scores = torch.einsum("qhd,khd->hqk", *own[:2]) * float(scale)
+            scores = torch.einsum("qhd,khd->hqk", *own[:2]) / q.shape[-1] ** 0.5
             out.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), own[2]))
-        return torch.cat(out), None, None, None, None
+        return torch.cat(out)
 
-    monkeypatch.setattr(sdpa, "_select_sdp_backend", lambda *_: SDPBackend.FLASH_ATTENTION)
+    def flash(*words):
+        assert words[-2:] == (False, False)
+        return attention(*words[:-2]), None, None, None, None
+
+    def efficient(q, k, v, bias, *words):
+        assert bias is None and words[-2:] == (0, True)
+        return attention(q[0], k[0], v[0], *words[:-2]).unsqueeze(0), None, None, None, None, None
+
+    monkeypatch.setattr(kernels_cuda, "takes_flash", lambda q: is_flash)
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
-    model, plain = make_model(PlainKernels()), make_model(CpuKernels())
+    monkeypatch.setattr(torch.ops.aten, "_efficient_attention_forward", efficient)
+    model, plain = make_model(CudaKernels()), make_model(CpuKernels())
     with NoHostSync():
         loss = step_loss(model(batch), rows)
         loss.backward()
@@ -77,7 +87,8 @@ def test_the_rest_of_a_step_reads_nothing_from_the_device(rows):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
 def test_a_card_repeats_the_cpus_loss_and_gradients(rows, make, dtype, tolerance):
     autocast = functools.partial(torch.autocast, "cuda", dtype=dtype, enabled=dtype != torch.float32)
-    model, plain = make_model(PlainKernels(autocast)).cuda(), make_model(CpuKernels())
+    kernels = CudaKernels if make is flat_micro_batch else PlainKernels
+    model, plain = make_model(kernels(autocast)).cuda(), make_model(CpuKernels())
     loss = step_loss(model(make(rows).pinned().to(torch.device("cuda"))), rows)
     loss.backward()
     wanted = step_loss(plain(flat_micro_batch(rows)), rows)
@@ -92,7 +103,7 @@ def test_a_card_repeats_the_cpus_loss_and_gradients(rows, make, dtype, tolerance
 def test_a_card_never_waits_within_a_step(rows):
     """CUDA itself is asked to fail at any wait: flash attention, dropout, LAMB and all."""
     autocast = functools.partial(torch.autocast, "cuda", dtype=torch.bfloat16)
-    model = make_model(PlainKernels(autocast), WITH_DROPOUT).cuda()
+    model = make_model(CudaKernels(autocast), WITH_DROPOUT).cuda()
     parameters = list(model.parameters())
     optimizer = Lamb(parameters, lr=0.01)
     batch = flat_micro_batch(rows).pinned()

@@ -1,0 +1,38 @@
+"""What an NVIDIA card computes in another way than `kernels.py`: attention over flat tokens, and joined projections.
+
+torch's nested tensors reach the same attention kernels, but their Python costs more in every layer than the kernels
+themselves take: on an H200 `large` ran at a third of the speed of padded batches (64 rows of 128, 2026-11-26).
+"""
+
+import torch
+from torch.nn import functional as F
+
+from pretraining.kernels import PlainKernels
+
+
+class CudaKernels(PlainKernels):
+    """PlainKernels for flat batches, with few launches: the host must stay ahead of the card."""
+
+    def joint_linear(self, x, denses):
+        weight, bias = (torch.cat([getattr(dense, name) for dense in denses]) for name in ("weight", "bias"))
+        return F.linear(x, weight, bias)
+
+    def attention(self, qkv, batch, num_heads: int, p: float, training: bool):
+        q, k, v = qkv.view(len(qkv), 3, num_heads, -1).unbind(1)  # each T x heads x d
+        if batch.lengths is None or q.shape[-1] % 8:  # the kernels take sizes of whole 8
+            return super().attention(qkv, batch, num_heads, p, training)
+        p, longest = p if training else 0.0, max(batch.lengths)
+        bounds = batch.offsets, batch.offsets, longest, longest
+        if takes_flash(q):
+            out = torch.ops.aten._flash_attention_forward(q, k, v, *bounds, p, False, False)[0]
+        else:
+            one_row = (x.unsqueeze(0) for x in (q, k, v))
+            out = torch.ops.aten._efficient_attention_forward(*one_row, None, *bounds, p, 0, True)[0].squeeze(0)
+        return out.reshape(len(qkv), -1)
+
+
+def takes_flash(q: torch.Tensor) -> bool:
+    """Whether flash attention computes this: 16 bits, cards since Ampere; else memory-efficient attention does."""
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    built = torch.backends.cuda.is_flash_attention_available()
+    return half and built and torch.cuda.get_device_capability(q.device) >= (8, 0)
