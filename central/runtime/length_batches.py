@@ -7,6 +7,7 @@ A batch is a random sample of all examples. Batches of one length would pad as l
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -84,6 +85,20 @@ def parts_of_rows(lengths: Sequence[int], rows: int = HPU_ROWS) -> list[slice]:
 
 def one_part(lengths: Sequence[int]) -> list[slice]:
     return [slice(0, len(lengths))]
+
+
+def layout(
+    device_type: str, max_seq_length: int, pad_to_max_length: bool
+) -> tuple[Callable[[int, int], int], Callable[[Sequence[int]], list[slice]]]:
+    """How a device likes its batches: the length for so many rows and their longest, and the parts of a batch."""
+    if pad_to_max_length:
+        return partial(to_bucket, buckets=(max_seq_length,)), one_part
+    if device_type == "hpu":
+        return partial(to_bucket, buckets=buckets_of(max_seq_length)), parts_of_rows
+    if device_type == "cpu":
+        padded = partial(to_tiles, limit=max_seq_length)
+        return padded, partial(cheapest_parts, padded=padded)
+    return partial(to_multiple, multiple=8, limit=max_seq_length), one_part  # tensor cores take multiples of 8
 
 
 class LengthBatches(Sampler[int]):

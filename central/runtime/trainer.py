@@ -6,7 +6,6 @@ Private methods of transformers 5.23's Trainer are overridden here and nowhere e
 import contextlib
 import math
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -20,18 +19,7 @@ from central.runtime.dropout import DropoutBits
 from central.runtime.exits import Diverged, Preempted
 from central.runtime.features import Features
 from central.runtime.finetuning_arguments import ReferenceFlags
-from central.runtime.length_batches import (
-    Collator,
-    LengthBatches,
-    PartsCollator,
-    buckets_of,
-    cheapest_parts,
-    one_part,
-    parts_of_rows,
-    to_bucket,
-    to_multiple,
-    to_tiles,
-)
+from central.runtime.length_batches import Collator, LengthBatches, PartsCollator, layout
 from central.runtime.rank import StopRequest
 
 
@@ -45,15 +33,9 @@ class FineTuningTrainer(Trainer):
         self.flags = flags
         self.on_hpu = training.device.type == "hpu"
         self.by_length = not pad_to_max_length
-        padded = {
-            "cpu": partial(to_tiles, limit=max_seq_length),
-            "hpu": partial(to_bucket, buckets=buckets_of(max_seq_length)),
-        }.get(training.device.type, partial(to_multiple, multiple=8, limit=max_seq_length))  # 8: for tensor cores
-        cut = {"cpu": partial(cheapest_parts, padded=padded), "hpu": parts_of_rows}.get(training.device.type, one_part)
-        if pad_to_max_length:
-            padded = partial(to_bucket, buckets=(max_seq_length,))
+        padded, cut = layout(training.device.type, max_seq_length, pad_to_max_length)
         kwargs["data_collator"] = Collator(tokenizer.pad_token_id, tokenizer.padding_side, padded)
-        self._training_collator = PartsCollator(kwargs["data_collator"], cut if self.by_length else one_part)
+        self._training_collator = PartsCollator(kwargs["data_collator"], cut)
         if self.on_hpu and flags.use_fused_adam:
             betas = (training.adam_beta1, training.adam_beta2)
             adam = {"lr": training.learning_rate, "betas": betas, "eps": training.adam_epsilon}
