@@ -80,8 +80,8 @@ class MicroBatch:
     next_sentence_labels: torch.Tensor  # N
     next_sentence_weights: torch.Tensor | None  # N, static layout only
     sequence_ids: torch.Tensor | None  # rows x S, static layout only
-    offsets: torch.Tensor | None  # N + 1, flat layout only: where sequences start
-    lengths: tuple[int, ...] | None  # N, flat layout only
+    offsets: torch.Tensor | None  # flat layout only: where sequences start and the last one ends
+    lengths: tuple[int, ...] | None  # flat layout only: N, and one more where tokens fill the last tile
 
     def to(self, device: torch.device) -> "MicroBatch":
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))
@@ -104,17 +104,18 @@ class Step:
     num_tokens: int
 
 
-def flat_micro_batches(rows: Rows, rows_per_micro_batch: int) -> Iterator[MicroBatch]:
+def flat_micro_batches(rows: Rows, rows_per_micro_batch: int, tile: int = 1) -> Iterator[MicroBatch]:
     """Rows regrouped by their number of tokens: neighbours in a micro-batch are then of one length, or nearly.
 
     The longest come first: what they took is then room enough for all that follow, and a quarter less memory in all.
     """
     order = np.argsort(-np.count_nonzero(rows.sequence_ids, axis=1), kind="stable")
     for start in range(0, len(rows), rows_per_micro_batch):
-        yield flat_micro_batch(rows.take(order[start : start + rows_per_micro_batch]))
+        yield flat_micro_batch(rows.take(order[start : start + rows_per_micro_batch]), tile)
 
 
-def flat_micro_batch(rows: Rows) -> MicroBatch:
+def flat_micro_batch(rows: Rows, tile: int = 1) -> MicroBatch:
+    """Real tokens only, and where `tile` asks for it some more, so that their number is a multiple of it."""
     seq_len = rows.input_ids.shape[1]
     real = rows.sequence_ids.reshape(-1) != 0
     index = np.flatnonzero(real)  # of the real tokens in the padded rows
@@ -122,13 +123,20 @@ def flat_micro_batch(rows: Rows) -> MicroBatch:
     sequence = (rows.sequence_ids.astype(np.int64) + 256 * np.arange(len(rows))[:, None]).reshape(-1)[index]
     starts = np.flatnonzero(np.diff(sequence, prepend=-1))
     lengths = np.diff(starts, append=len(index))
+    fill = -len(index) % tile
+    if fill:
+        lengths = np.append(lengths, fill)  # one more sequence, which no loss asks for
+
+    def tokens(values):
+        return _int32(np.append(values.reshape(-1)[index], np.zeros(fill, np.int32)))
+
     row_start = (np.arange(len(rows)) * seq_len)[:, None]
     used = rows.masked_positions != 0
     present = rows.next_sentence_weights != 0
     return MicroBatch(
-        input_ids=_int32(rows.input_ids.reshape(-1)[index]),
-        segment_ids=_int32(rows.segment_ids.reshape(-1)[index]),
-        positions=_int32(rows.positions.reshape(-1)[index]),
+        input_ids=tokens(rows.input_ids),
+        segment_ids=tokens(rows.segment_ids),
+        positions=tokens(rows.positions),
         masked_positions=_int32(flat_of[(rows.masked_positions + row_start)[used]]),
         masked_labels=_int64(rows.masked_ids[used]),
         masked_weights=None,
@@ -136,7 +144,7 @@ def flat_micro_batch(rows: Rows) -> MicroBatch:
         next_sentence_labels=_int64(rows.next_sentence_labels[present]),
         next_sentence_weights=None,
         sequence_ids=None,
-        offsets=_int32(np.append(starts, len(index))),
+        offsets=_int32(np.append(0, np.cumsum(lengths))),
         lengths=tuple(lengths.tolist()),
     )
 

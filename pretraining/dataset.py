@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -355,13 +356,14 @@ def steps(
     global_step: int,
     static_shapes: bool,
     masking: Masking | None,
+    tile: int = 1,
     pinned: bool = False,
 ) -> Iterator[Step]:
     """This rank's steps without end, the first one after `rows_read` rows of the phase and `global_step` steps.
 
-    `pinned` puts them into memory from which a card copies while it computes.
+    `tile` is of the flat layout. `pinned` puts them into memory from which a card copies while it computes.
     """
-    make = static_micro_batches if static_shapes else flat_micro_batches
+    make = static_micro_batches if static_shapes else partial(flat_micro_batches, tile=tile)
     while True:
         global_step += 1
         first = rows_read + share.rank * share.rows_per_step

@@ -1,6 +1,7 @@
 """Held-out evaluation: masked-LM loss and accuracy, next-sentence accuracy, and the unigram baseline beside them."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def training_counts(folder: Path, shards: list[Shard], limits: Limits):
 def evaluate(model, held_out: HeldOut, micro_batch_size: int, device, exchange) -> dict[str, float]:
     """The eval_* numbers of a report, over all ranks' shares. The model is left in training mode."""
     rows = held_out.rows
-    make = static_micro_batch if device.static_shapes else flat_micro_batch
+    make = static_micro_batch if device.static_shapes else partial(flat_micro_batch, tile=device.tile)
     sums = torch.zeros(4, device=device.device)
     model.eval()
     for start in range(0, len(rows), micro_batch_size):

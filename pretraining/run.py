@@ -60,6 +60,7 @@ class Run:
                 start.global_step,
                 device.static_shapes,
                 self._masking(),
+                tile=device.tile,
                 pinned=device.type == "cuda",
             )
         )

@@ -20,7 +20,6 @@ from transformers import (
 from central.runtime.features import Features, Ragged, cache_file, cached, tokenizer_key
 from central.runtime.finetuning_arguments import ReferenceFlags
 from central.runtime.length_batches import (
-    CPU_TILE,
     Collator,
     LengthBatches,
     PartsCollator,
@@ -78,7 +77,7 @@ def test_ranks_of_a_step_get_batches_of_equal_cost():
 @given(
     lengths=st.lists(st.integers(1, 600), min_size=1, max_size=9),
     cost=st.integers(0, 1000),
-    padded=st.sampled_from([to_longest, partial(to_tiles, limit=600)]),
+    padded=st.sampled_from([to_longest, partial(to_tiles, tile=64, limit=600)]),
 )
 def test_parts_cost_least(lengths, cost, padded):
     """Against every way to cut so few rows."""
@@ -105,7 +104,7 @@ def test_parts_hold_each_row_once(lengths):
 
 def test_little_is_padded():
     batches = LENGTHS[epoch_order(LENGTHS, 32, 3, 0)[:1984]].reshape(-1, 32)
-    padded = partial(to_tiles, limit=128)
+    padded = partial(to_tiles, tile=64, limit=128)
     parts = [batch[part] for batch in batches for part in cheapest_parts(batch, padded)]
     computed = [len(part) * padded(len(part), part.max()) for part in parts]
     assert batches.sum() < sum(computed) < 1.3 * batches.sum()
@@ -115,9 +114,9 @@ def test_little_is_padded():
 
 @given(rows=st.integers(1, 70), longest=st.integers(1, 500), more=st.integers(0, 100))
 def test_a_part_is_padded_to_whole_tiles_within_the_limit(rows, longest, more):
-    length = to_tiles(rows, longest, limit=longest + more)
+    length = to_tiles(rows, longest, tile=64, limit=longest + more)
     assert longest <= length <= longest + more
-    whole = [n for n in range(longest, longest + CPU_TILE) if n * rows % CPU_TILE == 0]
+    whole = [n for n in range(longest, longest + 64) if n * rows % 64 == 0]
     assert length == min(whole[0], longest + more)
 
 
@@ -176,7 +175,7 @@ def test_the_collator_pads_to_the_longest_or_to_a_bucket(side, ids):
         (partial(to_bucket, buckets=(3, 6, 8)), 6),
         (partial(to_multiple, multiple=8, limit=512), 8),
         (partial(to_multiple, multiple=8, limit=5), 5),
-        (partial(to_tiles, limit=512), 32),
+        (partial(to_tiles, tile=64, limit=512), 32),
     ):
         assert Collator(9, side, padded)(rows)["input_ids"].shape == (2, length)
 

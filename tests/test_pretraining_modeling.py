@@ -1,6 +1,7 @@
 """The network against Hugging Face's, the CPU kernels against plain torch, and law 1 on a single rank."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -28,6 +29,7 @@ SMALL = BertConfig(
 WITH_DROPOUT = dataclasses.replace(SMALL, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
 LAYOUTS = {
     "cpu, flat": (CpuKernels, flat_micro_batch),
+    "cpu, flat, whole tiles": (CpuKernels, functools.partial(flat_micro_batch, tile=64)),
     "plain, flat": (PlainKernels, flat_micro_batch),
     "plain, static": (PlainKernels, static_micro_batch),
 }
@@ -146,6 +148,16 @@ def test_regrouping_by_length_keeps_every_row(rows):
     model = make_model(CpuKernels())
     total = sum(model(batch).detach() for batch in flat_micro_batches(rows, 3))
     torch.testing.assert_close(total, model(flat_micro_batch(rows)).detach())
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_flat_tokens_fill_whole_tiles(count):
+    rows = rows_of(make_columns(count, 24, 4, seed=count))
+    batch, fill = flat_micro_batch(rows, tile=64), -rows.num_tokens % 64
+    assert len(batch.input_ids) == len(batch.segment_ids) == len(batch.positions) == rows.num_tokens + fill
+    assert batch.lengths[count:] == (fill,) * (fill > 0) and sum(batch.lengths) == len(batch.input_ids)
+    assert batch.offsets.tolist() == np.cumsum((0, *batch.lengths)).tolist()
+    assert not batch.input_ids[rows.num_tokens :].any() and batch.masked_positions.max() < rows.num_tokens
 
 
 def test_the_longest_rows_come_first(rows):

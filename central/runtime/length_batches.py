@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from central.runtime.device import token_tile
+
 CPU_PART = 128  # tokens: as much as a part costs beside its tokens (Python, small kernels, gradients added up)
-CPU_TILE = 64  # tokens of a part, padding counted, are a multiple: see `to_tiles`
 HPU_ROWS = 8  # of a part: one shape for each bucket
 
 
@@ -48,13 +49,9 @@ def to_multiple(rows: int, longest: int, multiple: int, limit: int) -> int:
     return min(-(-longest // multiple) * multiple, limit)
 
 
-def to_tiles(rows: int, longest: int, limit: int) -> int:
-    """A length with which the part has a multiple of CPU_TILE tokens, so that few different shapes occur.
-
-    oneDNN compiles its matrix kernels for a shape when it meets it: 2 to 8 ms each with AMX, a dozen of them a part,
-    where one product of the part takes less than 1 ms.
-    """
-    return to_multiple(rows, longest, CPU_TILE // math.gcd(CPU_TILE, rows), limit)
+def to_tiles(rows: int, longest: int, tile: int, limit: int) -> int:
+    """A length with which the part has a multiple of `tile` tokens, so that few different shapes occur."""
+    return to_multiple(rows, longest, tile // math.gcd(tile, rows), limit)
 
 
 def to_bucket(rows: int, longest: int, buckets: Sequence[int]) -> int:
@@ -88,7 +85,7 @@ def one_part(lengths: Sequence[int]) -> list[slice]:
 
 
 def layout(
-    device_type: str, max_seq_length: int, pad_to_max_length: bool
+    device_type: str, bf16: bool, max_seq_length: int, pad_to_max_length: bool
 ) -> tuple[Callable[[int, int], int], Callable[[Sequence[int]], list[slice]]]:
     """How a device likes its batches: the length for so many rows and their longest, and the parts of a batch."""
     if pad_to_max_length:
@@ -96,7 +93,7 @@ def layout(
     if device_type == "hpu":
         return partial(to_bucket, buckets=buckets_of(max_seq_length)), parts_of_rows
     if device_type == "cpu":
-        padded = partial(to_tiles, limit=max_seq_length)
+        padded = partial(to_tiles, tile=token_tile(device_type, bf16), limit=max_seq_length)
         return padded, partial(cheapest_parts, padded=padded)
     return partial(to_multiple, multiple=8, limit=max_seq_length), one_part  # tensor cores take multiples of 8
 

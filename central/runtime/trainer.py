@@ -33,7 +33,7 @@ class FineTuningTrainer(Trainer):
         self.flags = flags
         self.on_hpu = training.device.type == "hpu"
         self.by_length = not pad_to_max_length
-        padded, cut = layout(training.device.type, max_seq_length, pad_to_max_length)
+        padded, cut = layout(training.device.type, training.bf16, max_seq_length, pad_to_max_length)
         kwargs["data_collator"] = Collator(tokenizer.pad_token_id, tokenizer.padding_side, padded)
         self._training_collator = PartsCollator(kwargs["data_collator"], cut)
         if self.on_hpu and flags.use_fused_adam:
