@@ -111,7 +111,7 @@ class Ours(Side):
         self.optimizer = Lamb([{"params": groups[0]}, {"params": groups[1], "weight_decay": 0.0}], lr=1e-4)
 
     def micro_batches(self, rows: Rows, size: int) -> list:
-        batches = flat_micro_batches(rows, size)
+        batches = flat_micro_batches(rows, size, self.device.tile)
         return [batch.pinned() if self.device.type == "cuda" else batch for batch in batches]
 
     def forward_backward(self, rows: Rows, micro_batches: list) -> torch.Tensor:

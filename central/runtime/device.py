@@ -3,8 +3,10 @@
 Nothing happens at import, and nothing here is asked for by name elsewhere: a script opens a Device once and calls it.
 """
 
+import atexit
 import contextlib
 import ctypes
+import gc
 import os
 import socket
 import time
@@ -34,6 +36,9 @@ CGROUPS = (  # folder, its limit, what counts against it, and how files that the
     ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
+
+
+_groups = []  # those joined, kept to the end of the process
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,18 @@ def init_process_group(device: Device, rank: Rank) -> None:
     except (dist.DistNetworkError, OSError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise BadRequest(f"ranks cannot meet at {place} ({error}): set MASTER_PORT to a free port") from error
+    _groups.append(dist.group.WORLD)
+    atexit.register(_let_go)
+
+
+def _let_go() -> None:
+    """Give up the groups after DDP has, while there is an interpreter.
+
+    Were DDP's reducer the last to hold a group, its end would wait, with Python's lock, for gloo's threads, which may
+    be waiting for that lock: three of twenty runs on a busy machine never ended. Python's own reference gives it up.
+    """
+    gc.collect()  # a reducer may be in a cycle
+    _groups.clear()
 
 
 def _loopback_store(rank: Rank, port: int) -> dist.TCPStore:
