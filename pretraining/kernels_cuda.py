@@ -19,7 +19,7 @@ class CudaKernels(PlainKernels):
 
     def attention(self, qkv, batch, num_heads: int, p: float, training: bool):
         q, k, v = qkv.view(len(qkv), 3, num_heads, -1).unbind(1)  # each T x heads x d
-        if batch.lengths is None or q.shape[-1] % 8:  # the kernels take sizes of whole 8
+        if q.shape[-1] % 8:  # the kernels take sizes of whole 8
             return super().attention(qkv, batch, num_heads, p, training)
         p, longest = p if training else 0.0, max(batch.lengths)
         bounds = batch.offsets, batch.offsets, longest, longest

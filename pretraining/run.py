@@ -82,12 +82,12 @@ class Run:
         settings, device = self.settings, self.device
         if device.type == "cpu" and not device.static_shapes:
             return CpuKernels(device.dtype, in_place=self.rank.world_size == 1 or settings.flat_exchange)
+        if device.type == "cuda" and not device.static_shapes:
+            return CudaKernels(device.autocast)
         try:
             fused_sdpa = hpu.fused_sdpa() if settings.fused_sdpa and device.type == "hpu" else None
         except ValueError as error:
             raise BadRequest(str(error)) from error
-        if device.type == "cuda" and not device.static_shapes:
-            return CudaKernels(device.autocast)
         return PlainKernels(device.autocast, fused_sdpa)
 
     def _load(self, start: Start) -> list[str]:

@@ -130,7 +130,8 @@ def script_argv(corpus: Path, config: Path, out: Path, **flags) -> list[str]:
 
 def environment(**extra) -> dict:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_COMM", "PMIX", "SLURM_", "PT_HPU"))}
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    set_here = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # by a script that ran in this process
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", *set_here):
         clean.pop(name, None)
     with socket.socket() as free:
         free.bind(("localhost", 0))

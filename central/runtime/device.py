@@ -30,7 +30,7 @@ PEAK_SIZES = {"cpu": (1536,), "cuda": (1024, 8192), "hpu": (1024, 8192)}  # side
 PEAK_PATIENCE = 0.01  # s: a device that takes longer for one product is not asked for a larger one
 PEAK_REPEATS = 5
 PEAK_SECONDS = 0.5  # of one size: bf16 on a CPU without its instructions takes as long for one product
-KERNELS_KEPT = 256  # a micro-batch needs a dozen, and five for every different length of a sequence in it; all are new
+KERNELS_KEPT = 256  # a micro-batch needs a dozen, and five for every different length of a sequence in it
 CPU_TILE = 64  # tokens
 CGROUPS = (  # folder, its limit, what counts against it, and how files that the kernel would drop are named
     ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
@@ -56,6 +56,7 @@ class Device:
 
     @property
     def tile(self) -> int:
+        """See `token_tile`."""
         return token_tile(self.type, self.data_type == "bf16")
 
     @property
@@ -237,7 +238,7 @@ def keep_freed_memory() -> None:
 def keep_few_kernels(count: int = KERNELS_KEPT) -> None:
     """Bound torch's two caches of bf16 matrix kernels, one for every shape met, which together grow to gigabytes.
 
-    Half a megabyte each at most. The first call decides, unless the environment has.
+    0.4 to 0.8 megabytes each, most with AMX. The first call decides, unless the environment has.
     """
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # read at the first product
         os.environ.setdefault(name, str(count))
