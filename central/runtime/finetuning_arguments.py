@@ -22,7 +22,7 @@ from central.runtime.rank import Rank
 
 DDP_BUCKET_MB = 230  # the reference's: one exchange for BERT-base, a few for BERT-large
 
-KERNELS_KEPT = 512  # on cpu: a few dozen shapes of parts come again and again, with a dozen kernels each
+KERNELS_KEPT = 1024  # on cpu: a few dozen shapes of parts come again and again, with a dozen kernels each
 # Names of older transformers that live on under another name, with their value or (NAME=VALUE) one of ours, or not.
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
