@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from central.runtime.finetuning_data import read_table
+from central.finetuning.tables import read_table
 
 PADDING = {"peer_padded": "max", "peer_dynamic": "dynamic"}  # of the sides that are Hugging Face's
 SIDES = ("ours", "two_ranks", *PADDING)

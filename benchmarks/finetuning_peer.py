@@ -29,8 +29,8 @@ from transformers import (
     set_seed,
 )
 
-from central.runtime.features import Features, Ragged
-from central.runtime.finetuning_data import read_table
+from central.finetuning.features import Features, Ragged
+from central.finetuning.tables import read_table
 
 
 class Rows(torch.utils.data.Dataset):

@@ -17,8 +17,8 @@ from central.runtime.device import Device, open_device
 from central.runtime.rank import Rank
 from pretraining.batches import Rows, flat_micro_batches
 from pretraining.dataset import Limits, ShardReader, open_shards
-from pretraining.kernels_cpu import CpuKernels
-from pretraining.kernels_cuda import CudaKernels
+from pretraining.kernels.cpu import CpuKernels
+from pretraining.kernels.cuda import CudaKernels
 from pretraining.lamb import Lamb, global_norm
 from pretraining.modeling import BertConfig, BertForPreTraining, decays, initialise
 

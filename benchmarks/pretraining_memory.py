@@ -12,7 +12,7 @@ import torch
 from pretraining_common import HuggingFace, Ours, config_of, load_rows, machine
 
 from central.runtime.device import Device, keep_freed_memory
-from pretraining.costs import BYTES_PER_PARAMETER, count_parameters
+from pretraining.model_stats import BYTES_PER_PARAMETER, count_parameters
 
 SIDES = {"ours": Ours, "peer": HuggingFace}
 

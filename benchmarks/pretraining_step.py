@@ -18,7 +18,7 @@ from pretraining_common import (
     spread,
 )
 
-from pretraining.costs import batch_flops
+from pretraining.model_stats import batch_flops
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 Shapes: T tokens of a micro-batch (padding counted only where shapes are static), N sequences, M masked positions,
 h hidden size, V vocabulary padded to a multiple of 8. How each step is computed is the business of the `kernels`
-that the model is given (`kernels.py`, `kernels_cpu.py`, `kernels_cuda.py`); the network is here.
+that the model is given (`kernels/plain.py`, `cpu.py`, `cuda.py`); the network is here.
 """
 
 import dataclasses

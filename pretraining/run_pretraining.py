@@ -19,11 +19,11 @@ if __name__ == "__main__":
 from central.runtime import rank as ranks
 from central.runtime.device import init_process_group, open_device
 from central.runtime.exits import DONE, BadRequest, run
-from pretraining.request import check_request
-from pretraining.run import Run
+from pretraining.preflight import check_request
+from pretraining.resume import find_start, of_the_run
 from pretraining.settings import parse
-from pretraining.start import find_start, of_the_run
 from pretraining.train_loop import train
+from pretraining.trainer import Run
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,11 +6,11 @@ import json
 import pytest
 from transformers import Trainer
 
-from central.runtime import output_folder
+from central.finetuning import output_folder
+from central.finetuning.arguments import DataArguments, modernise, parse
+from central.finetuning.trainer import FineTuningTrainer
 from central.runtime.exits import BadRequest
-from central.runtime.finetuning_arguments import DataArguments, modernise, parse
 from central.runtime.rank import Rank
-from central.runtime.trainer import FineTuningTrainer
 
 MODEL = ["--model_name_or_path=m", "--output_dir=o", "--do_train"]
 

@@ -17,9 +17,8 @@ from transformers import (
     set_seed,
 )
 
-from central.runtime.features import Features, Ragged, cache_file, cached, tokenizer_key
-from central.runtime.finetuning_arguments import ReferenceFlags
-from central.runtime.length_batches import (
+from central.finetuning.arguments import ReferenceFlags
+from central.finetuning.batching import (
     Collator,
     LengthBatches,
     PartsCollator,
@@ -33,8 +32,9 @@ from central.runtime.length_batches import (
     to_multiple,
     to_tiles,
 )
+from central.finetuning.features import Features, Ragged, cache_file, cached, tokenizer_key
+from central.finetuning.trainer import FineTuningTrainer
 from central.runtime.rank import StopRequest
-from central.runtime.trainer import FineTuningTrainer
 
 pytest_plugins = ("finetuning_fixtures",)
 

@@ -8,8 +8,8 @@ from random import Random
 import datasets
 import pytest
 
+from central.finetuning.tables import HUB_DATASETS, load_splits, read_table
 from central.runtime.exits import BadRequest
-from central.runtime.finetuning_data import HUB_DATASETS, load_splits, read_table
 
 ROWS = [
     {"sentence1": 'a "bare quote', "sentence2": "b", "label": 1},

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from central.finetuning.tables import Table
 from central.runtime.exits import BadRequest
-from central.runtime.finetuning_data import Table
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "transformers/examples/pytorch/text-classification"))
 import glue_tasks

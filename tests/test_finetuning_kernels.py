@@ -15,7 +15,7 @@ from transformers import (
     RobertaForQuestionAnswering,
 )
 
-from central.runtime.cpu_kernels import AttentionWithDropout, BitDropout, exchange
+from central.finetuning.attention_cpu import AttentionWithDropout, BitDropout, exchange
 from central.runtime.dropout import Dropout, DropoutBits
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

@@ -8,8 +8,8 @@ import torch
 from test_finetuning_scripts import own_cache, qa_words, run  # noqa: F401
 from transformers import BertConfig, BertForQuestionAnswering, RobertaConfig, RobertaForQuestionAnswering
 
-from central.runtime.length_batches import Collator, to_bucket, to_longest
-from central.runtime.trainer import span_loss
+from central.finetuning.batching import Collator, to_bucket, to_longest
+from central.finetuning.trainer import span_loss
 
 pytest_plugins = ("finetuning_fixtures",)
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from central.finetuning.features import Features, Ragged
+from central.finetuning.tables import Table, read_table
 from central.runtime.exits import BadRequest
-from central.runtime.features import Features, Ragged
-from central.runtime.finetuning_data import Table, read_table
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "transformers/examples/pytorch/question-answering"))
 import qa_examples

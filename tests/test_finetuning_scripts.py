@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from central.runtime import cpu_kernels, exits, output_folder
+from central.finetuning import attention_cpu, output_folder
+from central.finetuning.trainer import StopBetweenSteps
+from central.runtime import exits
 from central.runtime.dropout import DropoutBits
-from central.runtime.trainer import StopBetweenSteps
 
 pytest_plugins = ("finetuning_fixtures",)
 
@@ -439,7 +440,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model, pairs, tmp_path)
     twice = ["--max_steps=3", "--pad_to_max_length", "--gradient_checkpointing"]
     assert run("run_glue", *glue_words(tiny_model, pairs, tmp_path / "twice", *twice)) == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_kernels, "exchange", lambda model: DropoutBits())  # torch's own masks
+        patch.setattr(attention_cpu, "exchange", lambda model: DropoutBits())  # torch's own masks
         assert run("run_glue", *glue_words(tiny_model, pairs, tmp_path / "once", *twice[:2])) == 0
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("once", "twice"))
     assert all((expected[name] == found[name]).all() for name in expected)

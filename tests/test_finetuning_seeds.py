@@ -13,7 +13,13 @@ SCORES = {42: 0.70, 43: 0.74, 45: 0.78}
 
 
 def summary(folder, *more):
-    words = [sys.executable, str(ROOT / "central" / "finetuning_seeds.py"), "--output_dir", str(folder), *more]
+    words = [
+        sys.executable,
+        str(ROOT / "central" / "finetuning" / "summarize_seeds.py"),
+        "--output_dir",
+        str(folder),
+        *more,
+    ]
     return subprocess.run(words, capture_output=True, text=True)
 
 

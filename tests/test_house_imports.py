@@ -12,7 +12,7 @@ STDLIB = sys.stdlib_module_names
 SCRIPTS = {
     "demo_bert.py",
     "central/habana_model_runner.py",
-    "central/finetuning_seeds.py",
+    "central/finetuning/summarize_seeds.py",
     "pretraining/run_pretraining.py",
     "pretraining/data/prepare.py",
     "transformers/examples/pytorch/text-classification/run_glue.py",
@@ -67,15 +67,23 @@ def test_only_the_runner_starts_processes():
 
 
 @pytest.mark.parametrize("path", modules("central/runtime"), ids=lambda p: p.name)
-def test_the_runtime_knows_neither_launcher_nor_pretraining(path):
+def test_the_runtime_knows_no_training_and_no_launcher(path):
     for name in imports(path):
-        assert not is_under(name, "central.launch") and top(name) != "pretraining", name
+        assert not is_under(name, "central.launch") and not is_under(name, "central.finetuning"), name
+        assert top(name) not in ("pretraining", "transformers", "datasets"), name
         if path.name in ("environment.py", "rank.py", "exits.py", "checkpoints.py"):
             assert top(name) in STDLIB | {"central", "mpi4py"}, name
 
 
-def test_the_runtime_package_is_empty():
-    assert (ROOT / "central/runtime/__init__.py").read_text() == ""
+@pytest.mark.parametrize("path", modules("central/finetuning"), ids=lambda p: p.name)
+def test_fine_tuning_knows_the_runtime(path):
+    for name in imports(path):
+        assert not is_under(name, "central.launch") and top(name) != "pretraining", name
+
+
+@pytest.mark.parametrize("room", ["central", "central/launch", "central/runtime", "central/finetuning", "pretraining"])
+def test_importing_a_room_does_nothing(room):
+    assert not (ROOT / room / "__init__.py").exists() or (ROOT / room / "__init__.py").read_text() == ""
 
 
 @pytest.mark.parametrize("path", modules("pretraining"), ids=lambda p: str(p.relative_to(ROOT)))
@@ -86,10 +94,11 @@ def test_pretraining_knows_runtime_only(path):
 
 
 @pytest.mark.parametrize("path", modules("transformers"), ids=lambda p: p.name)
-def test_fine_tuning_knows_runtime_only(path):
+def test_the_fine_tuning_scripts_know_their_room_and_the_runtime(path):
     for name in imports(path):
         assert top(name) != "pretraining", name
-        assert top(name) != "central" or name == "central" or is_under(name, "central.runtime"), name
+        rooms = ("central.runtime", "central.finetuning")
+        assert top(name) != "central" or name == "central" or any(is_under(name, room) for room in rooms), name
 
 
 def test_habana_frameworks_is_imported_in_one_place():

@@ -15,7 +15,7 @@ import pretraining_helpers
 import pytest
 from emulated_gaudi import ROOT, Gaudi, free_port
 
-from central.runtime.length_batches import HPU_ROWS
+from central.finetuning.batching import HPU_ROWS
 from central.runtime.reports import read_log
 
 pytest_plugins = ("finetuning_fixtures",)

@@ -13,7 +13,7 @@ from central.runtime import hpu
 from central.runtime.rank import Rank
 from pretraining.batches import static_micro_batch
 from pretraining.dataset import Limits, open_shards, read_shard
-from pretraining.kernels import PlainKernels
+from pretraining.kernels.plain import PlainKernels
 from pretraining.modeling import BertConfig, BertForPreTraining, decays, initialise
 
 TINY = BertConfig(

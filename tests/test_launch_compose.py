@@ -169,7 +169,8 @@ def test_several_seeds_are_several_runs_and_a_summary(capsys):
     for seed, line in zip((7, 8, 9), runs, strict=True):
         assert f"--seed={seed} " in line and f"--output_dir=/o/mrpc/seed_{seed} " in line and " mpirun -n 2 " in line
     assert (
-        summary.endswith("central/finetuning_seeds.py --output_dir /o/mrpc --seeds 7 8 9") and "mpirun" not in summary
+        summary.endswith("central/finetuning/summarize_seeds.py --output_dir /o/mrpc --seeds 7 8 9")
+        and "mpirun" not in summary
     )
 
 

@@ -16,8 +16,8 @@ from pretraining_helpers import ROOT, VOCAB_SIZE, environment, small_disk, write
 from central.runtime.checkpoints import is_complete, list_checkpoints, newest_checkpoint, read_state
 from central.runtime.exits import BadRequest
 from pretraining import checkpoint
-from pretraining.foreign import load_restricted, read_foreign
-from pretraining.kernels_cpu import CpuKernels
+from pretraining.convert import load_restricted, read_foreign
+from pretraining.kernels.cpu import CpuKernels
 from pretraining.lamb import Lamb, global_norm
 from pretraining.modeling import BertConfig, BertForPreTraining, initialise
 from pretraining.vocabulary import find_vocabulary

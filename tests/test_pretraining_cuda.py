@@ -12,11 +12,11 @@ from pretraining_helpers import make_columns
 from test_pretraining_lamb import NoHostSync
 from test_pretraining_modeling import SMALL, WITH_DROPOUT, assert_same_gradients, gradients, packed, rows_of, step_loss
 
-from pretraining import kernels_cuda
 from pretraining.batches import flat_micro_batch, static_micro_batch
-from pretraining.kernels import PlainKernels
-from pretraining.kernels_cpu import CpuKernels
-from pretraining.kernels_cuda import CudaKernels
+from pretraining.kernels import cuda as kernels_cuda
+from pretraining.kernels.cpu import CpuKernels
+from pretraining.kernels.cuda import CudaKernels
+from pretraining.kernels.plain import PlainKernels
 from pretraining.lamb import Lamb, global_norm
 from pretraining.modeling import BertForPreTraining, initialise
 

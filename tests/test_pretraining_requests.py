@@ -31,7 +31,7 @@ from central.runtime.checkpoints import is_complete
 from central.runtime.device import Device, open_device
 from central.runtime.exits import BadRequest
 from central.runtime.rank import Rank
-from pretraining import costs
+from pretraining import model_stats
 from pretraining.modeling import BertConfig
 
 
@@ -318,8 +318,8 @@ def test_too_large_a_micro_batch_names_the_one_that_fits(corpora, tmp_path, monk
     fits = int(problem.split("a micro-batch of ")[2].split()[0])
     config = BertConfig.from_json(corpora[2])
     device = open_device("cpu", "eager", "fp32", Rank())
-    assert costs.training_bytes(config, device, fits, 16, 5) <= 4 << 20
-    assert costs.training_bytes(config, device, fits + 1, 16, 5) > 4 << 20
+    assert model_stats.training_bytes(config, device, fits, 16, 5) <= 4 << 20
+    assert model_stats.training_bytes(config, device, fits + 1, 16, 5) > 4 << 20
 
 
 def test_a_model_too_large_altogether_is_not_told_to_take_smaller_batches(corpora, tmp_path, monkeypatch):

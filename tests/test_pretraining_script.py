@@ -422,7 +422,7 @@ def test_a_stop_that_may_not_save_does_not_say_it_has(corpora, tmp_path, monkeyp
 
 def test_a_checkpoint_is_on_its_way_before_the_evaluation_begins(corpora, tmp_path, monkeypatch):
     """An evaluation may take longer than the time between SIGTERM and SIGKILL: its step must not be lost with it."""
-    from pretraining.run import Run
+    from pretraining.trainer import Run
 
     def killed(run):
         if run.state.step:
@@ -583,7 +583,7 @@ def rows_of_step(corpus, step, rows_per_step=8, seed=5):
 
 
 def test_rows_too_many_for_a_line_go_to_a_file(whole_run, corpora, tmp_path, monkeypatch):
-    monkeypatch.setattr("pretraining.run.LONGEST_NAMES", 10)
+    monkeypatch.setattr("pretraining.trainer.LONGEST_NAMES", 10)
     from safetensors.torch import save_file
 
     other = shutil.copytree(checkpoints(whole_run[0])[0], tmp_path / "poisoned")
@@ -639,7 +639,7 @@ def test_init_checkpoint_starts_step_0_with_the_weights_and_moments(whole_run, c
 def test_phase_2_goes_on_from_a_pt_of_the_reference(whole_run, corpora, tmp_path, capsys):
     from test_pretraining_checkpoint import reference_pt
 
-    from pretraining.kernels import PlainKernels
+    from pretraining.kernels.plain import PlainKernels
     from pretraining.modeling import BertConfig, BertForPreTraining, initialise
 
     model = BertForPreTraining(BertConfig.from_json(corpora[2]), PlainKernels())

@@ -8,7 +8,7 @@ from central.launch.options import BATCHES, DATA, MODEL, REQUIRED, SAVING, SCHED
 
 GLUE_SCRIPT = "transformers/examples/pytorch/text-classification/run_glue.py"
 QA_SCRIPT = "transformers/examples/pytorch/question-answering/run_qa.py"
-SUMMARY_SCRIPT = "central/finetuning_seeds.py"
+SUMMARY_SCRIPT = "central/finetuning/summarize_seeds.py"
 OP_LISTS = ("ops_bf16_bert.txt", "ops_fp32_bert.txt")
 QA_TASKS = ("squad", "squad_v2")
 TASKS = ("mrpc", *QA_TASKS, "cola", "sst2", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")

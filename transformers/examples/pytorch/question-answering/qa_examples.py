@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from central.finetuning.features import Features, Ragged
+from central.finetuning.tables import Table, listed
 from central.runtime.exits import BadRequest
-from central.runtime.features import Features, Ragged
-from central.runtime.finetuning_data import Table, listed
 
 CHUNK = 1000  # questions tokenised at a time
 SHORTEST_QUESTION = 16  # tokens that a question may always have

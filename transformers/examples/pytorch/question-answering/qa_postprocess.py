@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from qa_examples import Question
 
-from central.runtime.features import Features
+from central.finetuning.features import Features
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 

@@ -22,14 +22,14 @@ from qa_postprocess import Answers
 from transformers import AutoModelForQuestionAnswering, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalPrediction
 
-from central.runtime import finetuning_models, finetuning_run
+from central.finetuning import pretrained, task
+from central.finetuning.arguments import DataArguments, Request, parse
+from central.finetuning.features import Features
+from central.finetuning.model_card import write_model_card
+from central.finetuning.tables import HUB_DATASETS, Table, load_splits
+from central.finetuning.task import Run
+from central.finetuning.trainer import FineTuningTrainer
 from central.runtime.exits import DONE, BadRequest, run
-from central.runtime.features import Features
-from central.runtime.finetuning_arguments import DataArguments, Request, parse
-from central.runtime.finetuning_data import HUB_DATASETS, Table, load_splits
-from central.runtime.finetuning_run import Run
-from central.runtime.model_card import write_model_card
-from central.runtime.trainer import FineTuningTrainer
 
 SAMPLE = 200  # questions looked at to see whether tokenizer and text belong together
 
@@ -115,10 +115,10 @@ def load_data(this: Run) -> Data:
 def build_model(this: Run, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model with a head that marks first and last token, and its tokenizer."""
     args = this.request.model
-    config = finetuning_models.load_config(args, name, this.request.data.max_seq_length, num_labels=2)
-    tokenizer = finetuning_models.load_tokenizer(args, name, this.say)
+    config = pretrained.load_config(args, name, this.request.data.max_seq_length, num_labels=2)
+    tokenizer = pretrained.load_tokenizer(args, name, this.say)
     tokenizer.padding_side = "right"  # answers are counted from the first token
-    model = finetuning_models.load_model(AutoModelForQuestionAnswering, args, name, config, tokenizer, this.say)
+    model = pretrained.load_model(AutoModelForQuestionAnswering, args, name, config, tokenizer, this.say)
     return model, tokenizer
 
 
@@ -127,7 +127,7 @@ def tokenise(this: Run, data: Data, split: str, tokenizer: PreTrainedTokenizerBa
     questions, args = data.questions[split], this.request.data
     with_answers = split != "test"
     texts = [question.context for question in questions[:SAMPLE]]
-    finetuning_models.check_text(tokenizer, texts, lambda i: questions[i].where)
+    pretrained.check_text(tokenizer, texts, lambda i: questions[i].where)
 
     def make() -> Features:
         windows, cut = qa_examples.windows(questions, tokenizer, args.max_seq_length, args.doc_stride, with_answers)
@@ -137,13 +137,13 @@ def tokenise(this: Run, data: Data, split: str, tokenizer: PreTrainedTokenizerBa
 
     settings = {"max_length": args.max_seq_length, "doc_stride": args.doc_stride, "with_answers": with_answers}
     used = [question.id for question in questions]
-    return finetuning_run.tokenised(this, data.tables[split], tokenizer, make, used=used, **settings)
+    return task.tokenised(this, data.tables[split], tokenizer, make, used=used, **settings)
 
 
 def evaluate(this: Run, trainer: FineTuningTrainer, scorer: Scorer) -> dict[str, float]:
     """Exact match and F1 of the validation split; writes `predictions.json`, n-best and null odds."""
     metrics = {**trainer.evaluate(), "eval_samples": len(scorer.questions)}
-    finetuning_run.report(trainer, "eval", metrics)
+    task.report(trainer, "eval", metrics)
     if trainer.is_world_process_zero():
         write_answers(this, scorer.answers, "")
     return metrics
@@ -158,22 +158,22 @@ def predict(this: Run, data: Data, trainer: FineTuningTrainer, windows: Features
     if any(question.answers for question in questions):
         scores = qa_postprocess.squad_scores(questions, answers, args.version_2_with_negative)
         metrics |= {f"predict_{name}": value for name, value in scores.items()}
-    finetuning_run.report(trainer, "predict", metrics)
+    task.report(trainer, "predict", metrics)
     if trainer.is_world_process_zero():
         write_answers(this, answers, "predict_")
 
 
 def write_answers(this: Run, answers: Answers, prefix: str) -> None:
-    finetuning_run.write_json(this.output_dir / f"{prefix}predictions.json", answers.predictions)
-    finetuning_run.write_json(this.output_dir / f"{prefix}nbest_predictions.json", answers.nbest)
+    task.write_json(this.output_dir / f"{prefix}predictions.json", answers.predictions)
+    task.write_json(this.output_dir / f"{prefix}nbest_predictions.json", answers.nbest)
     if answers.null_odds:
-        finetuning_run.write_json(this.output_dir / f"{prefix}null_odds.json", answers.null_odds)
+        task.write_json(this.output_dir / f"{prefix}null_odds.json", answers.null_odds)
 
 
 def main(argv: list[str]) -> int:
     request = parse_args(argv)
-    this = finetuning_run.begin(request)
-    model_name = finetuning_models.locate(request.model.model_name_or_path)
+    this = task.begin(request)
+    model_name = pretrained.locate(request.model.model_name_or_path)
     data = load_data(this)
     model, tokenizer = build_model(this, model_name)
     features = {split: tokenise(this, data, split, tokenizer) for split in data.tables}
@@ -195,7 +195,7 @@ def main(argv: list[str]) -> int:
     )
     metrics = {}
     if request.training.do_train:
-        metrics |= finetuning_run.train(this, trainer)
+        metrics |= task.train(this, trainer)
     if request.training.do_eval:
         metrics |= evaluate(this, trainer, scorer)
     if request.training.do_predict:

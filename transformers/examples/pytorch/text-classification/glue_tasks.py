@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from central.finetuning.tables import Table, listed
 from central.runtime.exits import BadRequest
-from central.runtime.finetuning_data import Table, listed
 
 CORRELATIONS = ("matthews_correlation", "pearson", "spearmanr")
 

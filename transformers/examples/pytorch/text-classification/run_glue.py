@@ -21,14 +21,14 @@ from glue_tasks import TASKS, Task
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalPrediction
 
-from central.runtime import finetuning_models, finetuning_run
+from central.finetuning import pretrained, task
+from central.finetuning.arguments import DataArguments, Request, parse
+from central.finetuning.features import Features, Ragged
+from central.finetuning.model_card import write_model_card
+from central.finetuning.tables import Table, load_splits
+from central.finetuning.task import Run
+from central.finetuning.trainer import FineTuningTrainer
 from central.runtime.exits import DONE, BadRequest, run
-from central.runtime.features import Features, Ragged
-from central.runtime.finetuning_arguments import DataArguments, Request, parse
-from central.runtime.finetuning_data import Table, load_splits
-from central.runtime.finetuning_run import Run
-from central.runtime.model_card import write_model_card
-from central.runtime.trainer import FineTuningTrainer
 
 SAMPLE = 200  # texts looked at to see whether tokenizer and text belong together
 
@@ -118,7 +118,7 @@ def load_data(this: Run, model_name: str) -> Data:
 
 def _labels_of_model(this: Run, name: str) -> tuple[str, ...]:
     """Label names in the order of a model's outputs, LABEL_0 and so on where it has no others; of a regression none."""
-    config = finetuning_models.load_config(this.request.model, name)
+    config = pretrained.load_config(this.request.model, name)
     if config.problem_type == "regression" or config.num_labels == 1:
         return ()
     return tuple(str(config.id2label[i]) for i in range(config.num_labels))
@@ -127,7 +127,7 @@ def _labels_of_model(this: Run, name: str) -> tuple[str, ...]:
 def build_model(this: Run, data: Data, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model with a head of one output per label, and its tokenizer."""
     args, labels = this.request.model, [data.task.labels[i] for i in np.argsort(data.order)]
-    config = finetuning_models.load_config(
+    config = pretrained.load_config(
         args,
         name,
         this.request.data.max_seq_length,
@@ -139,8 +139,8 @@ def build_model(this: Run, data: Data, name: str) -> tuple[PreTrainedModel, PreT
             else {}
         ),
     )
-    tokenizer = finetuning_models.load_tokenizer(args, name, this.say)
-    model = finetuning_models.load_model(AutoModelForSequenceClassification, args, name, config, tokenizer, this.say)
+    tokenizer = pretrained.load_tokenizer(args, name, this.say)
+    model = pretrained.load_model(AutoModelForSequenceClassification, args, name, config, tokenizer, this.say)
     return model, tokenizer
 
 
@@ -148,7 +148,7 @@ def tokenise(this: Run, data: Data, split: str, tokenizer: PreTrainedTokenizerBa
     """Token ids of one split, with its labels."""
     table, task = data.tables[split], data.task
     texts = [glue_tasks.texts_of(table, names) for names in (task.sentence1, task.sentence2) if names]
-    finetuning_models.check_text(tokenizer, texts[0][:SAMPLE], table.where)
+    pretrained.check_text(tokenizer, texts[0][:SAMPLE], table.where)
     max_length = this.request.data.max_seq_length
 
     def make() -> Features:
@@ -156,7 +156,7 @@ def tokenise(this: Run, data: Data, split: str, tokenizer: PreTrainedTokenizerBa
         return Features({name: Ragged.of(rows) for name, rows in encoded.items()})
 
     columns = [glue_tasks.find_column(table, names) for names in (task.sentence1, task.sentence2)]
-    features = finetuning_run.tokenised(this, table, tokenizer, make, columns=columns, max_length=max_length)
+    features = task.tokenised(this, table, tokenizer, make, columns=columns, max_length=max_length)
     if data.labels[split] is not None:
         labels = data.labels[split]
         features.inputs["labels"] = labels if data.task.is_regression else data.order[labels]
@@ -169,7 +169,7 @@ def evaluate(this: Run, data: Data, trainer: FineTuningTrainer, features: dict[s
     for split in ("validation", "validation_mismatched"):
         if split in features:
             metrics |= _named({**trainer.evaluate(features[split]), "eval_samples": len(features[split])}, split)
-    finetuning_run.report(trainer, "eval", metrics)
+    task.report(trainer, "eval", metrics)
     if "eval_majority_class" in metrics and metrics["eval_accuracy"] == metrics["eval_majority_class"]:
         this.say(
             f"warning: accuracy {metrics['eval_accuracy']:.4f} is that of always answering the commonest label: the "
@@ -190,7 +190,7 @@ def predict(this: Run, data: Data, trainer: FineTuningTrainer, features: dict[st
             lines = glue_tasks.server_lines(data.task, data.of_task(output.predictions))
             if trainer.is_world_process_zero():
                 (this.output_dir / f"predict_results_{name}.txt").write_text("\n".join(lines) + "\n")
-    finetuning_run.report(trainer, "predict", metrics)
+    task.report(trainer, "predict", metrics)
 
 
 def _named(metrics: dict[str, float], split: str) -> dict[str, float]:
@@ -200,8 +200,8 @@ def _named(metrics: dict[str, float], split: str) -> dict[str, float]:
 
 def main(argv: list[str]) -> int:
     request = parse_args(argv)
-    this = finetuning_run.begin(request)
-    model_name = finetuning_models.locate(request.model.model_name_or_path)
+    this = task.begin(request)
+    model_name = pretrained.locate(request.model.model_name_or_path)
     data = load_data(this, model_name)
     model, tokenizer = build_model(this, data, model_name)
     features = {split: tokenise(this, data, split, tokenizer) for split in data.tables}
@@ -220,7 +220,7 @@ def main(argv: list[str]) -> int:
     )
     metrics = {}
     if request.training.do_train:
-        metrics |= finetuning_run.train(this, trainer)
+        metrics |= task.train(this, trainer)
     if request.training.do_eval:
         metrics |= evaluate(this, data, trainer, features)
     if request.training.do_predict:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from central.runtime.exits import Diverged
-from pretraining.costs import batch_flops
+from pretraining.model_stats import batch_flops
 
 STAGES = ("data", "forward", "backward", "exchange", "step")
 

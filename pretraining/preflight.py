@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from central.runtime.device import Device
 from central.runtime.exits import BadRequest
 from central.runtime.rank import Rank
-from pretraining import checkpoint, costs
+from pretraining import checkpoint, model_stats
 from pretraining.dataset import Limits, Shard, ShardReader, Share, average_sequences_per_row, find_shards, open_shards
 from pretraining.modeling import BertConfig
+from pretraining.resume import Start
 from pretraining.settings import Settings
-from pretraining.start import Start
 from pretraining.vocabulary import Vocabulary, find_vocabulary, fingerprint_of
 
 NAMED_SIZES = os.path.dirname(os.path.abspath(__file__))  # configurations here take their vocabulary size from the data
@@ -63,7 +63,7 @@ def check_request(settings: Settings, start: Start, device: Device, rank: Rank) 
     share = Share(rank.rank, rank.world_size, settings.micro_batch_size, micro_batches)
     if rank.is_main:
         _check_output(settings, config)
-    memory = costs.check_memory(
+    memory = model_stats.check_memory(
         config,
         device,
         settings.micro_batch_size,
@@ -137,7 +137,7 @@ def _check_output(settings: Settings, config: BertConfig) -> None:
             probe.unlink()
         except OSError as error:
             raise BadRequest(f"{folder}: cannot be written ({error.strerror}): give another --output_dir") from error
-    needed = checkpoint.checkpoint_bytes(config, costs.count_parameters(config))
+    needed = checkpoint.checkpoint_bytes(config, model_stats.count_parameters(config))
     free = shutil.disk_usage(settings.output_dir).free
     if free < needed and not settings.skip_checkpoint:
         raise BadRequest(

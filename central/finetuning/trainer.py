@@ -14,12 +14,13 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalPrediction
 
-from central.runtime import cpu_kernels, hpu, static_attention
+from central.finetuning import attention_cpu, attention_hpu
+from central.finetuning.arguments import ReferenceFlags
+from central.finetuning.batching import Collator, LengthBatches, PartsCollator, layout
+from central.finetuning.features import Features
+from central.runtime import hpu
 from central.runtime.dropout import DropoutBits
 from central.runtime.exits import Diverged, Preempted
-from central.runtime.features import Features
-from central.runtime.finetuning_arguments import ReferenceFlags
-from central.runtime.length_batches import Collator, LengthBatches, PartsCollator, layout
 from central.runtime.rank import StopRequest
 
 
@@ -44,10 +45,10 @@ class FineTuningTrainer(Trainer):
         kwargs["callbacks"] = [*kwargs.get("callbacks", ()), self._stopping]
         if self.on_hpu:
             kwargs["callbacks"].append(MarkSteps())
-            static_attention.exchange(kwargs["model"])
+            attention_hpu.exchange(kwargs["model"])
         # What is computed twice needs the same masks twice, which checkpointing does for torch's own only.
         if training.device.type == "cpu" and not (training.torch_compile or training.gradient_checkpointing):
-            kwargs["callbacks"].append(ReseedDropout(cpu_kernels.exchange(kwargs["model"])))
+            kwargs["callbacks"].append(ReseedDropout(attention_cpu.exchange(kwargs["model"])))
         super().__init__(*args, **kwargs)
         # BERT's loss is a mean over its own batch: it takes **kwargs and passes over `num_items_in_batch`.
         self.model_accepts_loss_kwargs = False

@@ -9,23 +9,23 @@ from central.runtime import hpu, reports
 from central.runtime.device import Device
 from central.runtime.exits import BadRequest, Diverged
 from central.runtime.rank import Rank
-from pretraining import checkpoint, costs
+from pretraining import checkpoint, model_stats
 from pretraining.batches import Masking
+from pretraining.convert import read_foreign
 from pretraining.dataset import Prefetch, steps
+from pretraining.distributed import open_exchange
 from pretraining.evaluation import HeldOut, evaluate, load_held_out, training_counts
-from pretraining.exchange import open_exchange
-from pretraining.foreign import read_foreign
-from pretraining.kernels import PlainKernels
-from pretraining.kernels_cpu import CpuKernels
-from pretraining.kernels_cuda import CudaKernels
+from pretraining.kernels.cpu import CpuKernels
+from pretraining.kernels.cuda import CudaKernels
+from pretraining.kernels.plain import PlainKernels
 from pretraining.lamb import Lamb
+from pretraining.metrics import Watch
 from pretraining.modeling import BertForPreTraining, decays, initialise
-from pretraining.request import Request
+from pretraining.preflight import Request
+from pretraining.resume import Start
 from pretraining.settings import Settings
-from pretraining.start import Start
 from pretraining.train_loop import TrainState
 from pretraining.vocabulary import SPECIAL_TOKENS
-from pretraining.watch import Watch
 
 LONGEST_NAMES = 2000  # characters of an error's list of rows
 
@@ -187,7 +187,7 @@ class Run:
         self._record("PARAMETER", {"settings": settings.to_json(), "world_size": rank.world_size})
         self._record("PARAMETER", {"SEED": settings.seed, "batch_size_per_pu": settings.micro_batch_size})
         self._record("PARAMETER", {"matrix_peak_flops": self._peak})
-        sizes = f"{costs.count_parameters(self.request.config) / 1e6:.1f} M parameters"
+        sizes = f"{model_stats.count_parameters(self.request.config) / 1e6:.1f} M parameters"
         global_rows = self.share.global_rows_per_step
         for line in (
             f"{settings.bert_model}: {sizes}, {self.device.type} {self.device.mode} {self.device.data_type}, "

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from central.runtime.finetuning_data import Table
-from central.runtime.finetuning_run import Run
+from central.finetuning.tables import Table
+from central.finetuning.task import Run
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate")
 SCORES = re.compile(

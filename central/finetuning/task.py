@@ -7,12 +7,12 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from central.runtime import features, output_folder
-from central.runtime.features import Features
-from central.runtime.finetuning_arguments import Request
-from central.runtime.finetuning_data import Table
+from central.finetuning import features, output_folder
+from central.finetuning.arguments import Request
+from central.finetuning.features import Features
+from central.finetuning.tables import Table
+from central.finetuning.trainer import FineTuningTrainer
 from central.runtime.rank import StopRequest, watch_parent
-from central.runtime.trainer import FineTuningTrainer
 
 
 @dataclass(frozen=True)

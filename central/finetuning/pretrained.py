@@ -6,9 +6,9 @@ from pathlib import Path
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from central.finetuning.arguments import ModelArguments
 from central.runtime.checkpoints import newest_checkpoint
 from central.runtime.exits import BadRequest
-from central.runtime.finetuning_arguments import ModelArguments
 
 # Short names of the launcher's `--model_name_or_path`, so that a script started by hand takes them too.
 HUB_MODELS = {

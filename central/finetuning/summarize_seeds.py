@@ -1,6 +1,6 @@
 """Sum up fine-tuning runs that differ in their seed: mean, standard deviation, best, and runs that failed.
 
-    python central/finetuning_seeds.py --output_dir /tmp/out/mrpc
+    python central/finetuning/summarize_seeds.py --output_dir /tmp/out/mrpc
 
 Reads `seed_*/all_results.json` in that folder (of the seeds named by --seeds only), prints a table, writes `seeds.json`
 and `seeds.png`.
@@ -14,7 +14,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from central.runtime.exits import DONE, BadRequest, run
 
 # Measures of a run that are no scores of its model.

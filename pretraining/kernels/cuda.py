@@ -7,7 +7,7 @@ themselves take: on an H200 `large` ran at a third of the speed of padded batche
 import torch
 from torch.nn import functional as F
 
-from pretraining.kernels import PlainKernels
+from pretraining.kernels.plain import PlainKernels
 
 
 class CudaKernels(PlainKernels):
