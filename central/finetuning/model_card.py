@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from central.finetuning.script import Run
 from central.finetuning.tables import Table
-from central.finetuning.task import Run
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate")
 SCORES = re.compile(

@@ -22,12 +22,12 @@ from qa_postprocess import Answers
 from transformers import AutoModelForQuestionAnswering, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalPrediction
 
-from central.finetuning import pretrained, task
+from central.finetuning import pretrained, script
 from central.finetuning.arguments import DataArguments, Request, parse
 from central.finetuning.features import Features
 from central.finetuning.model_card import write_model_card
+from central.finetuning.script import Run
 from central.finetuning.tables import HUB_DATASETS, Table, load_splits
-from central.finetuning.task import Run
 from central.finetuning.trainer import FineTuningTrainer
 from central.runtime.exits import DONE, BadRequest, run
 
@@ -137,13 +137,13 @@ def tokenise(this: Run, data: Data, split: str, tokenizer: PreTrainedTokenizerBa
 
     settings = {"max_length": args.max_seq_length, "doc_stride": args.doc_stride, "with_answers": with_answers}
     used = [question.id for question in questions]
-    return task.tokenised(this, data.tables[split], tokenizer, make, used=used, **settings)
+    return script.tokenised(this, data.tables[split], tokenizer, make, used=used, **settings)
 
 
 def evaluate(this: Run, trainer: FineTuningTrainer, scorer: Scorer) -> dict[str, float]:
     """Exact match and F1 of the validation split; writes `predictions.json`, n-best and null odds."""
     metrics = {**trainer.evaluate(), "eval_samples": len(scorer.questions)}
-    task.report(trainer, "eval", metrics)
+    script.report(trainer, "eval", metrics)
     if trainer.is_world_process_zero():
         write_answers(this, scorer.answers, "")
     return metrics
@@ -158,21 +158,21 @@ def predict(this: Run, data: Data, trainer: FineTuningTrainer, windows: Features
     if any(question.answers for question in questions):
         scores = qa_postprocess.squad_scores(questions, answers, args.version_2_with_negative)
         metrics |= {f"predict_{name}": value for name, value in scores.items()}
-    task.report(trainer, "predict", metrics)
+    script.report(trainer, "predict", metrics)
     if trainer.is_world_process_zero():
         write_answers(this, answers, "predict_")
 
 
 def write_answers(this: Run, answers: Answers, prefix: str) -> None:
-    task.write_json(this.output_dir / f"{prefix}predictions.json", answers.predictions)
-    task.write_json(this.output_dir / f"{prefix}nbest_predictions.json", answers.nbest)
+    script.write_json(this.output_dir / f"{prefix}predictions.json", answers.predictions)
+    script.write_json(this.output_dir / f"{prefix}nbest_predictions.json", answers.nbest)
     if answers.null_odds:
-        task.write_json(this.output_dir / f"{prefix}null_odds.json", answers.null_odds)
+        script.write_json(this.output_dir / f"{prefix}null_odds.json", answers.null_odds)
 
 
 def main(argv: list[str]) -> int:
     request = parse_args(argv)
-    this = task.begin(request)
+    this = script.begin(request)
     model_name = pretrained.locate(request.model.model_name_or_path)
     data = load_data(this)
     model, tokenizer = build_model(this, model_name)
@@ -195,7 +195,7 @@ def main(argv: list[str]) -> int:
     )
     metrics = {}
     if request.training.do_train:
-        metrics |= task.train(this, trainer)
+        metrics |= script.train(this, trainer)
     if request.training.do_eval:
         metrics |= evaluate(this, trainer, scorer)
     if request.training.do_predict:

@@ -21,12 +21,12 @@ from glue_tasks import TASKS, Task
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalPrediction
 
-from central.finetuning import pretrained, task
+from central.finetuning import pretrained, script
 from central.finetuning.arguments import DataArguments, Request, parse
 from central.finetuning.features import Features, Ragged
 from central.finetuning.model_card import write_model_card
+from central.finetuning.script import Run
 from central.finetuning.tables import Table, load_splits
-from central.finetuning.task import Run
 from central.finetuning.trainer import FineTuningTrainer
 from central.runtime.exits import DONE, BadRequest, run
 
@@ -156,7 +156,7 @@ def tokenise(this: Run, data: Data, split: str, tokenizer: PreTrainedTokenizerBa
         return Features({name: Ragged.of(rows) for name, rows in encoded.items()})
 
     columns = [glue_tasks.find_column(table, names) for names in (task.sentence1, task.sentence2)]
-    features = task.tokenised(this, table, tokenizer, make, columns=columns, max_length=max_length)
+    features = script.tokenised(this, table, tokenizer, make, columns=columns, max_length=max_length)
     if data.labels[split] is not None:
         labels = data.labels[split]
         features.inputs["labels"] = labels if data.task.is_regression else data.order[labels]
@@ -169,7 +169,7 @@ def evaluate(this: Run, data: Data, trainer: FineTuningTrainer, features: dict[s
     for split in ("validation", "validation_mismatched"):
         if split in features:
             metrics |= _named({**trainer.evaluate(features[split]), "eval_samples": len(features[split])}, split)
-    task.report(trainer, "eval", metrics)
+    script.report(trainer, "eval", metrics)
     if "eval_majority_class" in metrics and metrics["eval_accuracy"] == metrics["eval_majority_class"]:
         this.say(
             f"warning: accuracy {metrics['eval_accuracy']:.4f} is that of always answering the commonest label: the "
@@ -190,7 +190,7 @@ def predict(this: Run, data: Data, trainer: FineTuningTrainer, features: dict[st
             lines = glue_tasks.server_lines(data.task, data.of_task(output.predictions))
             if trainer.is_world_process_zero():
                 (this.output_dir / f"predict_results_{name}.txt").write_text("\n".join(lines) + "\n")
-    task.report(trainer, "predict", metrics)
+    script.report(trainer, "predict", metrics)
 
 
 def _named(metrics: dict[str, float], split: str) -> dict[str, float]:
@@ -200,7 +200,7 @@ def _named(metrics: dict[str, float], split: str) -> dict[str, float]:
 
 def main(argv: list[str]) -> int:
     request = parse_args(argv)
-    this = task.begin(request)
+    this = script.begin(request)
     model_name = pretrained.locate(request.model.model_name_or_path)
     data = load_data(this, model_name)
     model, tokenizer = build_model(this, data, model_name)
@@ -220,7 +220,7 @@ def main(argv: list[str]) -> int:
     )
     metrics = {}
     if request.training.do_train:
-        metrics |= task.train(this, trainer)
+        metrics |= script.train(this, trainer)
     if request.training.do_eval:
         metrics |= evaluate(this, data, trainer, features)
     if request.training.do_predict:
