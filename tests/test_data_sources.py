@@ -245,3 +245,17 @@ def test_pieces_tell_their_first_line(tmp_path, monkeypatch):
 def test_canonical_text_ends_each_document_with_a_blank_line():
     pieces = tuple(Piece("x", "text", 1, data) for data in (b"a.\n", b"", b"\n\nb.\n\nc."))
     assert canonical_text(Batch(0, pieces, 0), LINES).text == "a.\n\nb.\n\nc.\n\n"
+
+
+@pytest.mark.parametrize("end", ["\f", "\u2028", "\u2029", "\x85", "\r", "\r\n", "\v"])
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_any_line_end_parts_sentences_and_blank_lines_part_documents(tmp_path, kind, end):
+    document = end.join(["One is here", "Two is there", "Three\u00a0ends."])
+    rows = [json.dumps({"text": document}, ensure_ascii=False)] * 2
+    (tmp_path / f"a.{kind}").write_text("\n".join(rows) if kind == "jsonl" else f"{document}\n\n{document}", newline="")
+    assert read([tmp_path]) == ([["One is here", "Two is there", "Three ends."]] * 2, [])
+
+
+def test_canonical_text_parts_documents_by_one_empty_line():
+    piece = Piece("x", "text", 1, "a.\u2028\u00a0\u2028b.\n \u3000\n\n\x1c\nc.\x1dd.".encode())
+    assert canonical_text(Batch(0, (piece,), 0), LINES).text == "a.\n\nb.\n\nc.d.\n\n"

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pretraining.data.blanks import plain_blanks
 from pretraining.data.sentences import sentence_splitter
 from pretraining.data.sources import BOOK, DUMP, JSONL, TEXT, Batch, Piece
 
@@ -22,6 +23,7 @@ _HTML = re.compile(
     r"|script|section|small|span|strong|style|sub|sup|table|tbody|td|th|thead|title|tr|tt|u|ul)(?:\s[^<>]{0,500})?/?>",
     re.IGNORECASE | re.DOTALL,
 )
+_EMPTY_LINES = re.compile(r"\n(?: *\n)+")
 _PARAGRAPH = re.compile(r"\n\s*\n")
 
 
@@ -48,7 +50,7 @@ def canonical_text(batch: Batch, settings: TextSettings) -> Canonical:
     notes, texts = [], []
     for piece in batch.pieces:
         notes += piece.notes
-        paragraphs = _READERS[piece.kind](piece, settings, notes)
+        paragraphs = _EMPTY_LINES.sub("\n\n", plain_blanks(_READERS[piece.kind](piece, settings, notes)))
         texts.append(split_sentences(_short_lines(paragraphs, piece, notes)).strip("\n"))
     text = "\n\n".join(text for text in texts if text) + "\n\n"
     # JSON and XML can spell half of a character (a lone surrogate), which no file can hold.
@@ -80,7 +82,7 @@ def _decode(piece: Piece, notes: list[str]) -> str:
             " all left out (another encoding? `iconv -t utf-8` converts it)"
         )
         return ""
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    return text.removeprefix("\ufeff")
 
 
 def _plain(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
@@ -89,7 +91,7 @@ def _plain(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
 
 def _book(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
     """One document: paragraphs are parted by blank lines, and their lines were wrapped unless each is a sentence."""
-    text = _plain(piece, settings, notes)
+    text = plain_blanks(_plain(piece, settings, notes))
     if settings.sentences == "line":
         return _PARAGRAPH.sub("\n", text)
     paragraphs = (" ".join(paragraph.split()) for paragraph in _PARAGRAPH.split(text))
@@ -99,7 +101,8 @@ def _book(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
 def _jsonl(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
     """A document a line, its text under `text_column`; blank lines inside a text do not end it."""
     return "\n\n".join(
-        _without_tags(_PARAGRAPH.sub("\n", text.strip()), piece, notes) for text in _json_texts(piece, settings, notes)
+        _without_tags(_PARAGRAPH.sub("\n", plain_blanks(text).strip()), piece, notes)
+        for text in _json_texts(piece, settings, notes)
     )
 
 
@@ -115,7 +118,7 @@ def _json_texts(piece: Piece, settings: TextSettings, notes: list[str]) -> Itera
             )
             continue
         if isinstance(text, str):
-            yield text.replace("\r\n", "\n")
+            yield text
         else:
             notes.append(f'{piece.source}:{number}: "{settings.text_column}" is not a string; line left out')
 
