@@ -31,6 +31,7 @@ SAME_SHAPE = {  # a column and the one it goes with, element by element
     "next_sentence_weights": "next_sentence_labels",
 }
 SUFFIXES = (".hdf5", ".h5")
+PACKED_BY_HABANA = "mixed_strategies_part_"  # names of shards made by its pack_pretraining_data_pytorch.py
 CACHE_BYTES = 1 << 30  # shards kept in memory, per process
 CHECKED_BYTES = 1 << 28  # contents checked before the first step; later shards are checked as they are read
 
@@ -50,6 +51,7 @@ class Shard:
     path: Path
     num_rows: int
     seq_len: int
+    num_predictions: int  # slots for masked tokens that are read of a row
     packed: bool
     attributes: dict
 
@@ -59,14 +61,20 @@ class Shard:
 
 
 def find_shards(folder: Path, split: str) -> list[Path]:
-    """HDF5 files of `folder` with `split` ("training" or "test") in their names, in the order of their names."""
+    """HDF5 files of `folder` with `split` ("training" or "test") in their names, in the order of their names.
+
+    Habana's packed training shards have neither in theirs: where no name says "training", they are it.
+    """
     if not folder.is_dir():
         raise BadRequest(f"{folder}: no such folder: give the folder that holds the {split} shards (*.hdf5)")
     try:
         files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
     except OSError as error:
         raise BadRequest(f"{folder}: cannot be read ({error.strerror}): give a folder that you may read") from error
-    return [path for path in files if split in path.name]
+    named = [path for path in files if split in path.name]
+    if named or split != "training":
+        return named
+    return [path for path in files if path.name.startswith(PACKED_BY_HABANA)]
 
 
 def open_shards(folder: Path, split: str, limits: Limits) -> list[Shard]:
@@ -85,6 +93,9 @@ def open_shards(folder: Path, split: str, limits: Limits) -> list[Shard]:
     widths = sorted({shard.seq_len for shard in shards})
     if len(widths) > 1:
         problems.append(f"{folder}: shards with rows of {widths} tokens side by side: keep one length per folder")
+    slots = sorted({shard.num_predictions for shard in shards})
+    if len(slots) > 1:
+        problems.append(f"{folder}: shards with {slots} slots for masked tokens side by side: keep one per folder")
     if problems:
         raise BadRequest(problems)
     return shards
@@ -112,6 +123,8 @@ def _open_shard(path: Path, limits: Limits) -> Shard:
     uneven += [key for key, other in SAME_SHAPE.items() if key in used and shapes[key][0] != shapes[other][0]]
     if not packed and np.prod(shapes["next_sentence_labels"][0]) != num_rows:
         uneven.append("next_sentence_labels")
+    if len(shapes["masked_lm_positions"][0]) != 2:
+        uneven.append("masked_lm_positions")
     if uneven or len(shapes["input_ids"][0]) != 2:
         raise ValueError(
             f"{path}: {', '.join(dict.fromkeys(uneven)) or 'input_ids'} of the wrong shape: make this shard again"
@@ -129,7 +142,10 @@ def _open_shard(path: Path, limits: Limits) -> Shard:
             f"{path}: rows of {seq_len} tokens, but the model has {limits.max_position_embeddings} positions: "
             "raise max_position_embeddings in --config_file"
         )
-    return Shard(path, num_rows, seq_len, packed, attributes)
+    stored = shapes["masked_lm_positions"][0][1]
+    # A packed row has slots for the tokens of all its sequences, which a limit for one of them must not cut.
+    num_predictions = stored if packed else min(stored, limits.max_predictions_per_seq)
+    return Shard(path, num_rows, seq_len, num_predictions, packed, attributes)
 
 
 def _holds_ids(dtype) -> bool:
@@ -152,12 +168,12 @@ def read_shard(shard: Shard, limits: Limits) -> Rows:
             columns = {key: file[key][()] for key in (*KEYS, *(PACKED_KEYS if shard.packed else ()))}
     except (OSError, KeyError) as error:
         raise ValueError(f"{shard.path}: cannot be read ({error}): make or copy this shard again") from error
-    rows = _rows(columns, shard, limits)
+    rows = _rows(columns, shard)
     _check_content(rows, shard, limits)
     return rows
 
 
-def _rows(columns: dict, shard: Shard, limits: Limits) -> Rows:
+def _rows(columns: dict, shard: Shard) -> Rows:
     num_rows, seq_len = columns["input_ids"].shape
     masked_positions, masked_ids = columns["masked_lm_positions"], columns["masked_lm_ids"]
     if shard.packed:
@@ -165,8 +181,8 @@ def _rows(columns: dict, shard: Shard, limits: Limits) -> Rows:
         labels, weights = columns["next_sentence_labels"], columns["next_sentence_weights"]
         labels = np.where(weights != 0, labels, 0)
     else:
-        masked_positions = masked_positions[:, : limits.max_predictions_per_seq]
-        masked_ids = masked_ids[:, : limits.max_predictions_per_seq]
+        masked_positions = masked_positions[:, : shard.num_predictions]
+        masked_ids = masked_ids[:, : shard.num_predictions]
         positions = np.broadcast_to(np.arange(seq_len, dtype=np.int32), (num_rows, seq_len))
         cls = np.zeros((num_rows, 1), dtype=np.int32)
         labels = columns["next_sentence_labels"].reshape(num_rows, 1)
@@ -213,13 +229,21 @@ def average_sequences_per_row(folder: Path, shards: list[Shard]) -> float:
     """1.0 for ordinary shards; for packed ones what their metadata says, else Habana's averages."""
     if not shards[0].packed:
         return 1.0
+    folder = folder.absolute()
     for path in (folder.parent / f"{folder.name}_metadata.json", *sorted(folder.glob("*_metadata.json"))):
         if path.is_file():
-            try:
-                return float(json.loads(path.read_text())["avg_seq_per_sample"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise BadRequest(f"{path}: no number avg_seq_per_sample in it ({error})") from error
+            return _average_in(path)
     return 1.2 if shards[0].seq_len <= 128 else 2.0
+
+
+def _average_in(path: Path) -> float:
+    try:
+        average = float(json.loads(path.read_text())["avg_seq_per_sample"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadRequest(f"{path}: no number avg_seq_per_sample in it ({error})") from error
+    if not 1 <= average < float("inf"):
+        raise BadRequest(f"{path}: avg_seq_per_sample is {average}, where a number from 1 is due: correct it")
+    return average
 
 
 class ShardReader:

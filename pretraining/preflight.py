@@ -68,7 +68,7 @@ def check_request(settings: Settings, start: Start, device: Device, rank: Rank) 
         device,
         settings.micro_batch_size,
         shards[0].seq_len,
-        min(settings.max_predictions_per_seq, shards[0].seq_len),
+        shards[0].num_predictions,
         rank.local_world_size if device.type == "cpu" else 1,
         reader.kept_bytes,
     )

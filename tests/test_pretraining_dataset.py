@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -16,6 +17,7 @@ from pretraining.dataset import (
     ShardReader,
     Share,
     average_sequences_per_row,
+    find_shards,
     open_shards,
     ranges,
     read_shard,
@@ -182,6 +184,59 @@ def test_packed_files_are_read_as_they_are(tmp_path):
     assert average_sequences_per_row(tmp_path / "p", shards) == 1.5
 
 
+def write_habanas_folder(folder):
+    """What pack_pretraining_data_pytorch.py of Model-References leaves: its names, types, widths and metadata."""
+    columns = make_columns(3, 16, 3)
+    there = (columns["masked_lm_positions"] != 0).sum(axis=1)
+    masked = {name: np.pad(columns[name], ((0, 0), (0, 5))) for name in ("masked_lm_positions", "masked_lm_ids")}
+    sequences = np.array([[0, 0, 0]] * 3, np.int32)
+    packed = {
+        "input_ids": columns["input_ids"],
+        "input_mask": columns["input_mask"].astype(np.int32),
+        "segment_ids": columns["segment_ids"],
+        "positions": (np.arange(16) * columns["input_mask"]).astype(np.int32),
+        **masked,
+        "next_sentence_positions": sequences,
+        "next_sentence_labels": np.array([[1, 0, 0], [0, 0, 0], [1, 0, 0]], np.int8),
+        "next_sentence_weights": np.array([[1, 0, 0]] * 3, np.int32),
+    }
+    for part in (0, 1, 10):
+        write_shard(folder / f"mixed_strategies_part_{part}.hdf5", packed)
+    (folder.parent / f"{folder.name}_metadata.json").write_text(json.dumps({"avg_seq_per_sample": 1.25}))
+    return 3 * int(there.sum())
+
+
+def test_habanas_packed_folder_is_read_as_it_is(tmp_path, monkeypatch):
+    """Names without "training", more slots for masked tokens than --max_predictions_per_seq, metadata beside it."""
+    folder = tmp_path / "train_packed_new"
+    masked = write_habanas_folder(folder)
+    shards = open_shards(folder, "training", LIMITS)
+    assert [shard.path.name for shard in shards] == [f"mixed_strategies_part_{part}.hdf5" for part in (0, 1, 10)]
+    assert [shard.num_predictions for shard in shards] == [8, 8, 8]
+    rows = reader_of(folder).read(0, 9)
+    assert rows.masked_positions.shape == (9, 8) and rows.num_masked == masked and rows.num_sequences == 9
+    assert average_sequences_per_row(folder, shards) == 1.25
+    monkeypatch.chdir(folder)
+    assert average_sequences_per_row(Path("."), shards) == 1.25
+    assert find_shards(folder, "test") == []
+
+
+def test_habanas_names_do_not_join_shards_that_are_named_as_training(tmp_path):
+    folder = make_corpus(tmp_path / "c", shards=1)
+    write_habanas_folder(folder)
+    assert [path.name for path in find_shards(folder, "training")] == ["c_training_0.hdf5"]
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"avg_seq_per_sample": "x"}', '{"avg_seq_per_sample": NaN}', "{"])
+def test_metadata_without_an_average_is_named(tmp_path, content):
+    folder = tmp_path / "packed"
+    write_habanas_folder(folder)
+    path = tmp_path / "packed_metadata.json"
+    path.write_text(content)
+    with pytest.raises(BadRequest, match=f"{path}: .*avg_seq_per_sample"):
+        average_sequences_per_row(folder, open_shards(folder, "training", LIMITS))
+
+
 def test_nvidias_types_are_read(tmp_path):
     columns = {name: values.astype(np.int64) for name, values in make_columns(4, 16, 3).items()}
     shard = write_shard(tmp_path / "f" / "books_wiki_en_corpus_training_0.hdf5", columns)
@@ -214,6 +269,10 @@ def put(value):
         (spoil("input_mask", lambda v: v[:, :-1]), "input_mask of the wrong shape"),
         (spoil("masked_lm_ids", lambda v: v[:, :-1]), "masked_lm_ids of the wrong shape"),
         (spoil("next_sentence_labels", lambda v: np.stack([v, v], 1)), "next_sentence_labels of the wrong shape"),
+        (
+            lambda c: c.update({f"masked_lm_{n}": c[f"masked_lm_{n}"][:, 0] for n in ("ids", "positions")}),
+            "wrong shape",
+        ),
         (spoil("input_ids", put(VOCAB_SIZE)), f"input_ids has ids outside the vocabulary ({VOCAB_SIZE}"),
         (spoil("input_ids", put(-1)), "ids outside the vocabulary (-1"),
         (spoil("masked_lm_ids", put(5000)), "masked_lm_ids has ids outside the vocabulary (5000"),
@@ -232,6 +291,13 @@ def test_damaged_shards_are_named(tmp_path, spoiled, fault):
         reader_of(corpus).check_first()
     assert len(refused.value.problems) == 1
     assert refused.value.problems[0].startswith(f"{bad}: ") and fault in refused.value.problems[0]
+
+
+def test_shards_of_other_widths_are_named_and_not_met_in_the_middle_of_a_training(tmp_path):
+    corpus = make_corpus(tmp_path / "c", shards=1, max_predictions=3)
+    write_shard(corpus / "c_training_1.hdf5", make_columns(6, 16, 4))
+    with pytest.raises(BadRequest, match=r"shards with \[3, 4\] slots for masked tokens side by side"):
+        open_shards(corpus, "training", LIMITS)
 
 
 def test_a_shard_one_may_not_read_is_not_called_damaged(tmp_path, monkeypatch):
