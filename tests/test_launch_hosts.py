@@ -165,6 +165,54 @@ def test_a_host_with_another_copy_of_the_project(hosts, project, tmp_path):
     assert status == 2 and "host 192.0.2.2: project is " in err
 
 
+# What a rank of either host does to meet the others and to add up a number over gloo, as beside hccl.
+MEETING = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import torch, torch.distributed as dist
+from central.runtime import rank as ranks
+from central.runtime.device import init_process_group, open_device
+rank = ranks.from_environment()
+init_process_group(open_device("cpu", "eager", "fp32", rank), rank)
+total = torch.ones(1)
+dist.all_reduce(total, group=dist.new_group(backend="gloo"))
+print(os.environ["GLOO_SOCKET_IFNAME"], int(total))
+dist.barrier()
+"""
+
+
+@pytest.mark.parametrize("named", ["", "eth0"])
+def test_hosts_whose_own_names_are_of_loopback_meet_over_gloo(hosts, root, tmp_path, named):
+    """On Debian a host's own name is 127.0.1.1: gloo, left to itself, would tell the others to connect there."""
+    for host in hosts.hosts:
+        own = tmp_path / f"hosts_of_{host.name}"
+        others = [f"{other.address} {other.name}\n" for other in hosts.hosts if other is not host]
+        own.write_text(f"127.0.0.1 localhost\n127.0.1.1 {host.name}\n{''.join(others)}")
+        host.stop()
+        host.start({**hosts.files, "/etc/hosts": own})
+    told = {
+        "MASTER_ADDR": "hosta",
+        "MASTER_PORT": "12399",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+    }
+    told |= {"GLOO_SOCKET_IFNAME": named} if named else {}
+    clean = {name: value for name, value in os.environ.items() if name != "GLOO_SOCKET_IFNAME"}
+    started = [
+        subprocess.Popen(
+            host.on([sys.executable, "-c", MEETING, str(root)]),
+            env={**clean, **told, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, host in enumerate(hosts.hosts)
+    ]
+    said = [process.communicate(timeout=90) for process in started]
+    assert [out.split() for out, _ in said] == [["eth0", "2"], ["eth0", "2"]], said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS, indirect=True)
 def test_losses_of_two_hosts_are_those_of_one(hosts, root, tmp_path, version, monkeypatch):

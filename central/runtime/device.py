@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -25,6 +26,7 @@ from central.runtime.rank import Rank
 BACKENDS = {"hpu": "hccl", "cuda": "nccl", "cpu": "gloo"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LOOPBACK = "127.0.0.1"
+ANY_OTHER_HOST = "198.51.100.1"  # an address of nobody (RFC 5737), for the default route
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # rank 0 may be writing or compiling while the others wait
 PEAK_SIZES = {"cpu": (1536,), "cuda": (1024, 8192), "hpu": (1024, 8192)}  # sides of the square matrices timed
 PEAK_PATIENCE = 0.01  # s: a device that takes longer for one product is not asked for a larger one
@@ -180,8 +182,8 @@ def init_process_group(device: Device, rank: Rank) -> None:
     if device.type == "hpu":
         hpu.initialize_hccl(rank)
     on_one_server = os.environ["MASTER_ADDR"] in ("localhost", LOOPBACK)
-    if device.backend == "gloo" and on_one_server:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name that resolves to nothing must not matter
+    if "GLOO_SOCKET_IFNAME" not in os.environ:  # gloo itself asks for its own host name, which may be a loopback one
+        os.environ["GLOO_SOCKET_IFNAME"] = network_interface(os.environ["MASTER_ADDR"])
     # torchrun holds the store itself. Gaudi's hccl has only ever been seen with the store that torch makes.
     own_store = on_one_server and device.type != "hpu" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
@@ -207,6 +209,42 @@ def _let_go() -> None:
     """
     gc.collect()  # a reducer may be in a cycle
     _groups.clear()
+
+
+def network_interface(address: str) -> str:
+    """The network interface by which the ranks of other hosts are reached, given where they meet; `lo` on one server.
+
+    It is that of the route to `address`. The host whose address it is may know itself by a name of loopback, such as
+    Debian's `127.0.1.1 host`: there the interface of the default route, or else the first one, leads to the others.
+    """
+    if address in ("localhost", LOOPBACK):
+        return "lo"
+    own = _own_addresses()
+    for other in (address, ANY_OTHER_HOST):
+        if (found := own.get(_source_address(other), "lo")) != "lo":
+            return found
+    return min(set(own.values()) - {"lo"}, default="lo")
+
+
+def _own_addresses() -> dict[str, str]:
+    """Address -> interface of this host, those that are up."""
+    up = {name for name, state in psutil.net_if_stats().items() if state.isup}
+    return {
+        entry.address.partition("%")[0]: name
+        for name, entries in psutil.net_if_addrs().items()
+        for entry in entries
+        if name in up and entry.family in (socket.AF_INET, socket.AF_INET6)
+    }
+
+
+def _source_address(address: str) -> str:
+    """This host's own address on the way to another; empty without a way. Nothing is sent."""
+    with contextlib.suppress(OSError):
+        for family, kind, protocol, _, target in socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM):
+            with socket.socket(family, kind, protocol) as probe, contextlib.suppress(OSError):
+                probe.connect(target)
+                return probe.getsockname()[0].partition("%")[0]
+    return ""
 
 
 def _loopback_store(rank: Rank, port: int) -> dist.TCPStore:
