@@ -2,7 +2,7 @@
 
 import sys
 
-from central.launch.command_line import main
+from central.launch.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from central.launch import command_line, record
+from central.errors import BAD_REQUEST, BadRequest
+from central.launch import cli, run_record
 from central.launch.options import split_script_args
-from central.launch.problems import BAD_REQUEST, BadRequest
 
 
 def main(argv=None) -> int:
@@ -28,12 +28,12 @@ def main(argv=None) -> int:
     words, script_args = split_script_args(sys.argv[1:] if argv is None else argv)
     arguments, flags = parser.parse_known_args(words)
     try:
-        request = record.read_request(load(arguments.hb_config), arguments.hb_config)
+        request = run_record.read_request(load(arguments.hb_config), arguments.hb_config)
     except BadRequest as error:
         print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
         return BAD_REQUEST
     words = [request.command, *request.words, *flags, "--", *(script_args or request.script_args)]
-    return command_line.main(words, request.variables)
+    return cli.main(words, request.variables)
 
 
 def load(path):

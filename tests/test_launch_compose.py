@@ -4,11 +4,11 @@ import os
 
 import pytest
 
-from central.launch import batch, command_line, environment, hcl, hosts, mpi, pretraining
-from central.launch.failures import Failure, Listener, first_failure
+from central.errors import BadRequest
+from central.launch import batch, child_environment, cli, hcl, hosts, mpi, pretraining
 from central.launch.hosts import Layout, plan_layout
-from central.launch.problems import BadRequest
-from central.launch.topology import Topology, cores_per_rank, this_machine
+from central.launch.machine import Topology, cores_per_rank, this_machine
+from central.launch.supervise import Failure, Listener, first_failure
 
 DRY = ["--dry_run", "--mpi", "openmpi4", "--node_topology", "2x28"]
 PRETRAINING = "pretraining --model_name_or_path base --data_type fp32 --data_dir /a /b --accumulate_gradients".split()
@@ -16,14 +16,14 @@ FINETUNING = "finetuning --model_name_or_path base".split()
 
 
 def lines(capsys, *words):
-    status = command_line.main([*words, *DRY])
+    status = cli.main([*words, *DRY])
     out, err = capsys.readouterr()
     assert status == 0, err
     return out.splitlines()
 
 
 def refused(capsys, *words):
-    assert command_line.main([*words, *DRY]) == 2
+    assert cli.main([*words, *DRY]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     return err
@@ -266,7 +266,7 @@ def test_more_ranks_than_cores_are_not_bound(capsys):
         "finetuning --model_name_or_path base --data_type fp32 -d hpu --world_size 80 --dry_run --node_topology 2x28"
     )
     for version in ("openmpi4", "openmpi5"):
-        assert command_line.main([*words.split(), "--mpi", version]) == 0
+        assert cli.main([*words.split(), "--mpi", version]) == 0
         out, err = capsys.readouterr()
         assert "--bind-to none --oversubscribe" in out and "PE=" not in out
         assert err.count("not bound") == 1
@@ -316,7 +316,7 @@ def test_what_other_hosts_get():
     environ = {"LD_LIBRARY_PATH": "/l", "HOME": "/h", "HCCL_COMM_ID": "x", "PT_HPU_A": "1", "SECRET": "s"}
     environ |= {"HCCL_OVER_OFI": "1", "HABANA_VISIBLE_MODULES": "0,1"}
     variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "PYTHONPATH": "/r", "OMP_NUM_THREADS": "2"}
-    found = dict(environment.forwarded_variables(environ, variables, "hosta"))
+    found = dict(child_environment.forwarded_variables(environ, variables, "hosta"))
     assert found == {
         **{"LD_LIBRARY_PATH": "/l", "HCCL_COMM_ID": "x", "PT_HPU_A": "1", "PYTHONPATH": "/r"},
         **{"OMP_NUM_THREADS": "2", "MASTER_ADDR": "hosta", "MASTER_PORT": "1"},
@@ -335,7 +335,7 @@ def test_threads_of_cpu_ranks(capsys, monkeypatch):
 
 def test_lazy_is_never_left_unset_on_hpu(capsys, monkeypatch):
     monkeypatch.setenv("PT_HPU_LAZY_MODE", "1")
-    assert command_line.main([*PRETRAINING, "--device", "hpu", "--mode", "eager", *DRY]) == 0
+    assert cli.main([*PRETRAINING, "--device", "hpu", "--mode", "eager", *DRY]) == 0
     out, err = capsys.readouterr()
     assert "PT_HPU_LAZY_MODE=0" in out and "PT_HPU_LAZY_MODE=1 is set" in err
 
@@ -343,12 +343,12 @@ def test_lazy_is_never_left_unset_on_hpu(capsys, monkeypatch):
 def test_op_lists_of_the_user(capsys, monkeypatch, root):
     monkeypatch.setenv("PT_HPU_AUTOCAST_FP32_OPS_LIST", "/mine.txt")
     words = [*FINETUNING, "--data_type", "bf16", "--device", "hpu", *DRY]
-    assert command_line.main([*words, "--", "--hmp_bf16=/b.txt"]) == 0
+    assert cli.main([*words, "--", "--hmp_bf16=/b.txt"]) == 0
     out, err = capsys.readouterr()
     ours = f"{root}/ops_fp32_bert.txt"
     assert " PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST=/b.txt " in f" {out}" and out.endswith("--hmp_bf16=/b.txt\n")
     assert f"PT_HPU_AUTOCAST_FP32_OPS_LIST=/mine.txt is set, but this run takes {ours}" in err
-    assert command_line.main([*words, "--", "--hmp_fp32", "/mine.txt"]) == 0
+    assert cli.main([*words, "--", "--hmp_fp32", "/mine.txt"]) == 0
     out, err = capsys.readouterr()
     assert "PT_HPU_AUTOCAST_FP32_OPS_LIST=/mine.txt " in out and "is set, but" not in err
 

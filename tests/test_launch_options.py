@@ -7,8 +7,8 @@ import sys
 import pytest
 from launch_project import run
 
-from central.launch import command_line, finetuning, options, pretraining, record
-from central.launch.problems import BadRequest
+from central.errors import BadRequest
+from central.launch import cli, finetuning, options, pretraining, run_record
 
 PRETRAINING = "--model_name_or_path large --data_type bf16 --data_dir /a /b --accumulate_gradients".split()
 FINETUNING = "--model_name_or_path base --data_type fp32".split()
@@ -28,7 +28,7 @@ def complaints(subcommand, *words):
 
 def dry_run(capsys, *words):
     """(status, lines on standard output, standard error) of a dry run in this process."""
-    status = command_line.main([*words, *DRY])
+    status = cli.main([*words, *DRY])
     out, err = capsys.readouterr()
     return status, out.splitlines(), err
 
@@ -107,9 +107,7 @@ def test_switches_can_be_taken_back():
 
 
 def test_words_behind_a_bare_double_hyphen_go_to_the_script(capsys):
-    status = command_line.main(
-        ["pretraining", *PRETRAINING, *DRY, "--phase", "1", "--", "--eval-steps", "5", "--", "x"]
-    )
+    status = cli.main(["pretraining", *PRETRAINING, *DRY, "--phase", "1", "--", "--eval-steps", "5", "--", "x"])
     line = capsys.readouterr().out.splitlines()[0]
     assert status == 0 and line.endswith("--eval-steps 5 -- x")
 
@@ -149,7 +147,7 @@ def test_the_beginning_of_a_flag_is_taken_for_that_flag():
 
 
 def test_an_unknown_subcommand(capsys):
-    assert command_line.main(["finetune"]) == 2
+    assert cli.main(["finetune"]) == 2
     assert "did you mean finetuning?" in capsys.readouterr().err
 
 
@@ -161,7 +159,7 @@ def test_a_request_does_not_change():
 @pytest.mark.parametrize("subcommand", [pretraining, finetuning], ids=["pre", "fine"])
 def test_help_says_everything_within_the_width_of_a_terminal(capsys, subcommand):
     name = subcommand.__name__.split(".")[-1]
-    assert command_line.main([name, "-h"]) == 0
+    assert cli.main([name, "-h"]) == 0
     text = capsys.readouterr().out
     for option in options.options_of(subcommand.Settings):
         assert f"--{option}" in text
@@ -174,7 +172,7 @@ def test_help_says_everything_within_the_width_of_a_terminal(capsys, subcommand)
 def test_the_example_of_the_help_is_a_request(capsys):
     for subcommand in (pretraining, finetuning):
         words = subcommand.EXAMPLES.replace("\\\n", " ").split("demo_bert.py")[1].split()
-        assert command_line.main([*words, "--dry_run"]) == 0
+        assert cli.main([*words, "--dry_run"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
@@ -185,8 +183,8 @@ def test_nothing_heavy_is_imported(root, words):
     argv = [sys.executable, "-X", "importtime", str(root / "demo_bert.py"), *words]
     done = subprocess.run(argv, capture_output=True, text=True)
     loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
-    heavy = {"torch", "numpy", "yaml", "h5py", "transformers", "subprocess", "asyncio", "dataclasses", "typing", "json"}
-    assert done.returncode == 0 and "central.launch.command_line" in loaded and not heavy & loaded
+    heavy = {"torch", "numpy", "yaml", "h5py", "transformers", "subprocess", "asyncio", "typing", "json"}
+    assert done.returncode == 0 and "central.launch.cli" in loaded and not heavy & loaded
 
 
 def test_a_dry_run_touches_nothing(root, tmp_path):
@@ -222,7 +220,7 @@ def test_a_yaml_file_runs_the_same_commands(root, tmp_path, capsys):
     (tmp_path / "f.yaml").write_text(YAML)
     status, out, err, _ = runner(root, tmp_path / "f.yaml", "--batch_size", "12", "--num-train-epochs=1", *DRY)
     words = "--task_name squad --learning_rate 3e-5 --num_train_epochs 1 --do_eval --batch_size 12".split()
-    command_line.main(["finetuning", *FINETUNING, *words, *DRY, "--", "--max_train_samples", "10"])
+    cli.main(["finetuning", *FINETUNING, *words, *DRY, "--", "--max_train_samples", "10"])
     assert status == 0, err
     assert out.splitlines() == capsys.readouterr().out.splitlines()
     assert "--learning_rate=3e-05" in out and "--num_train_epochs=1 " in out
@@ -273,10 +271,12 @@ def test_a_record_reads_as_the_request_it_came_from(monkeypatch, tmp_path):
         "--node-topology=2x28",
     ]
     settings = parse(pretraining, *words, "--", "--eval_steps", "5")
-    from central.launch.command import Plan
+    from central.launch.commands import Plan
 
-    made = json.loads(json.dumps(record.run_record("pretraining", settings, Plan(()), {"MULTI_HLS_IPS": "a,b"}, "now")))
-    request = record.read_request(made, "run.json")
+    made = json.loads(
+        json.dumps(run_record.run_record("pretraining", settings, Plan(()), {"MULTI_HLS_IPS": "a,b"}, "now"))
+    )
+    request = run_record.read_request(made, "run.json")
     again = parse(pretraining, *request.words, "--", *request.script_args)
     assert request.variables == {"MULTI_HLS_IPS": "a,b"}
     assert again.init_checkpoint == (None, str(tmp_path / "x/ckpt_5.pt"))
@@ -287,11 +287,11 @@ def test_a_record_names_local_models_and_data_from_any_folder(monkeypatch, tmp_p
     monkeypatch.chdir(tmp_path)
     for folder in ("out", "base", "mrpc"):
         (tmp_path / folder).mkdir()
-    from central.launch.command import Plan
+    from central.launch.commands import Plan
 
     def recorded(model, data):
         settings = parse(finetuning, "--model_name_or_path", model, "--data_type", "fp32", "--dataset_name", data)
-        made = record.run_record("finetuning", settings, Plan(()), {}, "now")
+        made = run_record.run_record("finetuning", settings, Plan(()), {}, "now")
         return made["model_name_or_path"], made["dataset_name"]
 
     assert recorded("out", "out") == (str(tmp_path / "out"), str(tmp_path / "out"))
@@ -303,18 +303,18 @@ def test_a_record_keeps_0_finds_paths_from_anywhere_and_tells_no_secret(monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vocab.txt").touch()
     (tmp_path / "mrpc").mkdir()
-    from central.launch.command import Command, Plan
+    from central.launch.commands import Command, Plan
 
     passed = ["--vocab_file=vocab.txt", "--eval_dir", "./mrpc", "--task", "mrpc", "--hub_token", "hf_SECRET"]
     passed += ["--token=hf_SECRET", "--tokenizer_name=t", "--use_auth_token"]
     settings = parse(pretraining, *PRETRAINING, "--seed", "0", "--", *passed)
     plan = Plan((Command(("python", "x.py", *passed), (), "one"),))
-    made = json.loads(json.dumps(record.run_record("pretraining", settings, plan, {}, "now")))
+    made = json.loads(json.dumps(run_record.run_record("pretraining", settings, plan, {}, "now")))
     assert "SECRET" not in json.dumps(made)
     assert made["record"]["commands"] == [
         "python x.py --vocab_file=vocab.txt --eval_dir ./mrpc --task mrpc --tokenizer_name=t"
     ]
-    request = record.read_request(made, "run.json")
+    request = run_record.read_request(made, "run.json")
     assert parse(pretraining, *request.words).seed == 0
     assert list(request.script_args) == [
         *(f"--vocab_file={tmp_path / 'vocab.txt'}", "--eval_dir", str(tmp_path / "mrpc")),
@@ -342,6 +342,6 @@ def test_variables_of_a_file_count_where_neither_the_caller_nor_the_run_sets_the
 
 def test_records_of_earlier_runs_are_kept(tmp_path):
     for number in range(3):
-        record.write({"run": number}, str(tmp_path))
+        run_record.write({"run": number}, str(tmp_path))
     kept = {path.name: json.loads(path.read_text())["run"] for path in tmp_path.iterdir()}
     assert kept == {"run.json": 2, "run.json.1": 0, "run.json.2": 1}

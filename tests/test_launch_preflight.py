@@ -9,13 +9,12 @@ import h5py
 import pytest
 from launch_project import copy_project, left_running, run, words
 
-from central.launch import devices, preflight, remote
-from central.launch.compose import Place
-from central.launch.devices import Devices
+from central.launch import machine, preflight, remote
+from central.launch.commands import Place
 from central.launch.hosts import Layout
+from central.launch.machine import Devices, Topology
 from central.launch.mpi import Mpi
-from central.launch.runner import Captured
-from central.launch.topology import Topology
+from central.launch.processes import Captured
 
 
 @pytest.fixture
@@ -177,20 +176,20 @@ CARDS = "index, module_id\n0, 0\n1, 1\n2, 2\n3, 3\n"
     ],
 )
 def test_the_device_that_is_taken(monkeypatch, wanted, installed, answers, expected):
-    monkeypatch.setattr(devices, "_is_installed", lambda _: installed)
+    monkeypatch.setattr(machine, "_is_installed", lambda _: installed)
     answers = {name.replace("-", "_"): answer for name, answer in answers.items()}
-    assert devices.choose(wanted, answering(**answers), {}).type == expected
+    assert machine.choose(wanted, answering(**answers), {}).type == expected
 
 
 @pytest.mark.parametrize(("visible", "cards"), [("", 4), ("0,1", 2), ("0,1,2,3,4,5", 4)])
 def test_visible_modules_limit_the_cards(monkeypatch, visible, cards):
-    monkeypatch.setattr(devices, "_is_installed", lambda _: True)
-    assert devices.hpu_count(answering(hl_smi=(0, CARDS)), {"HABANA_VISIBLE_MODULES": visible}) == cards
+    monkeypatch.setattr(machine, "_is_installed", lambda _: True)
+    assert machine.hpu_count(answering(hl_smi=(0, CARDS)), {"HABANA_VISIBLE_MODULES": visible}) == cards
 
 
 def test_an_absent_device_says_what_was_found(monkeypatch):
-    monkeypatch.setattr(devices, "_is_installed", lambda _: False)
-    found = devices.choose("hpu", answering(), {})
+    monkeypatch.setattr(machine, "_is_installed", lambda _: False)
+    found = machine.choose("hpu", answering(), {})
     assert found.missing.startswith("--device hpu: habana_frameworks is not installed; found 0 cuda cards")
 
 

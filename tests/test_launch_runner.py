@@ -13,7 +13,7 @@ import pytest
 from launch_project import checkpoints, copy_project, left_running, run, start, wait_until, words
 
 from central.launch import supervise
-from central.launch.command import Command, Plan
+from central.launch.commands import Command, Plan
 from central.launch.mpi import parse_version
 
 

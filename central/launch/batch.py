@@ -1,9 +1,10 @@
 """Batch arithmetic of pre-training: what one rank sees, exact or refused."""
 
-from central.launch.values import Value
+from dataclasses import dataclass
 
 
-class Batch(Value):
+@dataclass(frozen=True)
+class Batch:
     """One optimizer step of a phase. `per_rank` sequences a rank, in `grad_accum_steps` micro-steps."""
 
     global_batch_size: int

@@ -2,9 +2,25 @@
 
 import os
 
-from central.launch.kinds import choice, count, count_or_zero, epochs, path, path_or, positive, switch
-from central.launch.models import MODELS
-from central.launch.options import BATCHES, DATA, MODEL, REQUIRED, SAVING, SCHEDULE, Common, option
+from central.launch.options import (
+    BATCHES,
+    DATA,
+    MODEL,
+    REQUIRED,
+    SAVING,
+    SCHEDULE,
+    Common,
+    choice,
+    count,
+    count_or_zero,
+    epochs,
+    option,
+    path,
+    path_or,
+    positive,
+    switch,
+)
+from central.models import MODELS
 
 GLUE_SCRIPT = "transformers/examples/pytorch/text-classification/run_glue.py"
 QA_SCRIPT = "transformers/examples/pytorch/question-answering/run_qa.py"

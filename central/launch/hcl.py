@@ -3,7 +3,7 @@
 import json
 import os
 
-from central.launch.problems import BadRequest
+from central.errors import BadRequest
 
 DEFAULT_PORT = 53432
 

@@ -1,14 +1,16 @@
 """Which hosts a run uses, and how many ranks each gets."""
 
 import re
+from dataclasses import dataclass
 
-from central.launch.problems import BadRequest
-from central.launch.values import Value
+from central.errors import BadRequest
+from central.slurm import expand_nodelist
 
 DEFAULT_SSH_PORT = "3022"
 
 
-class Layout(Value):
+@dataclass(frozen=True)
+class Layout:
     """Ranks and where they go. No hosts: all on this server. SLURM's hosts are reached by srun, others by ssh."""
 
     world_size: int
@@ -67,29 +69,6 @@ def read_hostfile(path) -> dict[str, int]:
     if problems:
         raise BadRequest(problems)
     return slots
-
-
-def expand_nodelist(text) -> tuple[str, ...]:
-    """Hosts of a SLURM node list: `gaudi[01-03,7],login` is gaudi01 gaudi02 gaudi03 gaudi7 login."""
-    hosts = []
-    if text.count("[") != text.count("]"):
-        raise BadRequest(f"SLURM_JOB_NODELIST={text} has brackets that do not match: was it cut short?")
-    for entry in re.findall(r"[^,\[]+(?:\[[^\]]*\][^,\[]*)*", text):
-        hosts += _expand_entry(entry.strip())
-    return tuple(hosts)
-
-
-def _expand_entry(entry):
-    head, bracket, rest = entry.partition("[")
-    if not bracket:
-        return [entry] if entry else []
-    ranges, _, tail = rest.partition("]")
-    names = []
-    for part in ranges.split(","):
-        first, _, last = part.partition("-")
-        for value in range(int(first), int(last or first) + 1):
-            names += [f"{head}{value:0{len(first)}d}{end}" for end in _expand_entry(tail) or [""]]
-    return names
 
 
 def _spread(hosts, source, world_size, process_per_node, by_ssh=True):

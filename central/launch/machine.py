@@ -1,9 +1,139 @@
-"""What this machine offers besides devices: cores, mpirun, ports."""
+"""What this machine offers: sockets and cores, devices, ports.
+
+Counting never acquires a card: a card that the parent holds, no rank can open.
+"""
 
 import os
+import sys
+from dataclasses import dataclass
 
-from central.launch.mpi import DEFAULT_PREFIX, Mpi, parse_version
-from central.launch.topology import Topology, this_machine
+
+@dataclass(frozen=True)
+class Topology:
+    """Physical cores that may be used."""
+
+    sockets: int
+    cores_per_socket: int
+
+    @classmethod
+    def parse(cls, text):
+        """From the form it prints in, such as 2x28."""
+        return cls(*map(int, text.split("x")))
+
+    @property
+    def cores(self):
+        return self.sockets * self.cores_per_socket
+
+    def __str__(self):
+        return f"{self.sockets}x{self.cores_per_socket}"
+
+
+def can_bind(topology, ranks) -> bool:
+    """Whether every rank of a node can have a core of its own."""
+    return ranks <= topology.cores
+
+
+def cores_per_rank(topology, ranks) -> int:
+    """Cores of one rank: bound, those of its socket shared out; unbound, a share of the node, at least 1."""
+    if not can_bind(topology, ranks):
+        return 1
+    return max(1, topology.cores_per_socket // -(-ranks // topology.sockets))
+
+
+def this_machine(cpu_folder="/sys/devices/system/cpu", quota_file="/sys/fs/cgroup/cpu.max") -> Topology:
+    """This machine within its cgroup: the cores this process may run on, at most the quota of processor time."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = {_core(cpu_folder, cpu) for cpu in allowed}
+    sockets = len({socket for socket, _ in cores})
+    usable = max(1, min(len(cores), _quota(quota_file) or len(cores)))
+    sockets = min(sockets, usable)
+    return Topology(sockets, usable // sockets)
+
+
+def _core(cpu_folder, cpu):
+    """(socket, core) of a logical processor; a core of its own where the system does not tell."""
+    try:
+        socket, core = (_read(f"{cpu_folder}/cpu{cpu}/topology/{name}") for name in ("physical_package_id", "core_id"))
+    except OSError:
+        return "0", f"cpu{cpu}"
+    return socket, core
+
+
+def _quota(quota_file):
+    """Whole processors the cgroup allows, or None. The file holds `microseconds|max period`."""
+    try:
+        allowance, period = _read(quota_file).split()
+    except (OSError, ValueError):
+        return None
+    return None if allowance == "max" else max(1, int(allowance) // int(period))
+
+
+def _read(path):
+    with open(path) as file:
+        return file.read().strip()
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The device of a run and how many cards of it there are; None where that is not known or does not count.
+
+    `missing` says why a device that was asked for cannot be had.
+    """
+
+    type: str
+    cards: int | None = None
+    missing: str = ""
+
+
+def hpu_count(capture, environ) -> int:
+    """Gaudi cards that may be used: none without habana_frameworks, else as hl-smi or the device folder counts them."""
+    if not _is_installed("habana_frameworks"):
+        return 0
+    answer = capture(["hl-smi", "-Q", "index,module_id", "-f", "csv"], env={"ENABLE_CONSOLE": "true"})
+    cards = [line for line in answer.stdout.splitlines() if line[:1].isdigit()]
+    if answer.status != 0:
+        cards = [name for name in _names("/dev/accel") if name.removeprefix("accel").isdigit()]
+    visible = environ.get("HABANA_VISIBLE_MODULES")
+    return min(len(cards), len(visible.split(","))) if visible else len(cards)
+
+
+def cuda_count(capture, environ) -> int:
+    """GPUs torch can use: none where nvidia-smi lists none, else torch is asked, in a process of its own."""
+    if "GPU " not in capture(["nvidia-smi", "-L"]).stdout:
+        return 0
+    answer = capture([sys.executable, "-c", "import torch; print(torch.cuda.device_count())"], timeout=120)
+    return int(answer.stdout.strip() or 0) if answer.status == 0 else 0
+
+
+def choose(wanted, capture, environ) -> Devices:
+    """The device asked for, or for auto the best there is: hpu, else cuda, else cpu."""
+    if wanted == "cpu":
+        return Devices("cpu")
+    found = {"hpu": hpu_count(capture, environ), "cuda": cuda_count(capture, environ)}
+    if wanted == "auto":
+        best = next((name for name, cards in found.items() if cards), "cpu")
+        return Devices(best, found.get(best))
+    return Devices(wanted, found[wanted], "" if found[wanted] else _why_missing(wanted, found))
+
+
+def _why_missing(wanted, found):
+    reason = {
+        "hpu": "no card is seen" if _is_installed("habana_frameworks") else "habana_frameworks is not installed",
+        "cuda": "torch sees no GPU",
+    }[wanted]
+    others = ", ".join(f"{cards} {name} cards" for name, cards in found.items() if name != wanted)
+    return f"--device {wanted}: {reason}; found {others} and the cpu (--device cpu)"
+
+
+def _is_installed(package):
+    import importlib.util
+
+    return importlib.util.find_spec(package) is not None
+
+
+def _names(folder):
+    return os.listdir(folder) if os.path.isdir(folder) else []
+
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DEFAULT_PORT = "12345"
@@ -12,32 +142,6 @@ DEFAULT_PORT = "12345"
 def node_topology(settings) -> Topology:
     """The node to compose for: --node_topology, else this machine."""
     return Topology.parse(settings.node_topology) if settings.node_topology else this_machine()
-
-
-def mpirun_version(capture) -> int | None:
-    """Major version of the Open MPI on the path; None without one."""
-    return parse_version(capture(["mpirun", "--version"]).stdout)
-
-
-def mpirun(settings, environ, capture) -> Mpi:
-    """The mpirun to compose for: as --mpi says, else the one found, else Open MPI 4.
-
-    It is installed in MPI_ROOT, else where the one on the path is, else in the usual place; with --mpi the usual
-    place goes first, and a dry run does not look.
-    """
-    major = {"openmpi4": 4, "openmpi5": 5}.get(settings.mpi) or mpirun_version(capture) or 4
-    prefix = environ.get("MPI_ROOT") or DEFAULT_PREFIX
-    usual_place_first = settings.mpi != "auto" and os.path.isdir(DEFAULT_PREFIX)
-    if not settings.dry_run and "MPI_ROOT" not in environ and not usual_place_first:
-        prefix = _found_prefix() or prefix
-    return Mpi(major, prefix)
-
-
-def _found_prefix():
-    import shutil
-
-    program = shutil.which("mpirun")
-    return os.path.dirname(os.path.dirname(os.path.realpath(program))) if program else None
 
 
 def port_is_taken(port) -> bool:
@@ -57,10 +161,10 @@ def claim_port(port) -> bool:
     """Keep a port of this server for the ranks of this launcher, which open it seconds from now. False: it is taken."""
     import tempfile
 
-    from central.launch import lock
+    from central import files
 
     try:
-        return not port_is_taken(port) and lock.hold(os.path.join(tempfile.gettempdir(), f"bert_port_{port}.lock"))
+        return not port_is_taken(port) and files.hold(os.path.join(tempfile.gettempdir(), f"bert_port_{port}.lock"))
     except OSError:  # another user's
         return False
 

@@ -4,22 +4,25 @@ Open MPI 4 gets the words of the reference. Open MPI 5 refuses `--rank-by core`,
 `ppr:N:socket`, so it gets slots and nodes. On both, local rank and rank line up with the cards.
 """
 
+import os
 import re
+from dataclasses import dataclass
 
-from central.launch.topology import can_bind, cores_per_rank
-from central.launch.values import Value
+from central.launch.machine import can_bind, cores_per_rank
 
 DEFAULT_PREFIX = "/usr/local/openmpi"
 
 
-class Mpi(Value):
+@dataclass(frozen=True)
+class Mpi:
     """An mpirun: its major version, and where it is installed on every host."""
 
     major: int
     prefix: str = DEFAULT_PREFIX
 
 
-class Remote(Value):
+@dataclass(frozen=True)
+class Remote:
     """How mpirun reaches other hosts: network of its own traffic ("" for any), port of sshd, variables to hand on."""
 
     network: str
@@ -31,6 +34,32 @@ def parse_version(text) -> int | None:
     """Major version from `mpirun --version`, such as "mpirun (Open MPI) 5.0.11" or "orterun (OpenRTE) 4.1.4"."""
     match = re.search(r"\((?:Open MPI|OpenRTE)\) (\d+)\.", text)
     return int(match[1]) if match else None
+
+
+def mpirun_version(capture) -> int | None:
+    """Major version of the Open MPI on the path; None without one."""
+    return parse_version(capture(["mpirun", "--version"]).stdout)
+
+
+def mpirun(settings, environ, capture) -> Mpi:
+    """The mpirun to compose for: as --mpi says, else the one found, else Open MPI 4.
+
+    It is installed in MPI_ROOT, else where the one on the path is, else in the usual place; with --mpi the usual
+    place goes first, and a dry run does not look.
+    """
+    major = {"openmpi4": 4, "openmpi5": 5}.get(settings.mpi) or mpirun_version(capture) or 4
+    prefix = environ.get("MPI_ROOT") or DEFAULT_PREFIX
+    usual_place_first = settings.mpi != "auto" and os.path.isdir(DEFAULT_PREFIX)
+    if not settings.dry_run and "MPI_ROOT" not in environ and not usual_place_first:
+        prefix = _found_prefix() or prefix
+    return Mpi(major, prefix)
+
+
+def _found_prefix():
+    import shutil
+
+    program = shutil.which("mpirun")
+    return os.path.dirname(os.path.dirname(os.path.realpath(program))) if program else None
 
 
 def one_server(mpi, layout, topology) -> list[str]:

@@ -10,7 +10,8 @@ import shutil
 
 from central.launch import finetuning, pretraining
 from central.launch.hostcheck import version
-from central.launch.machine import mpirun_version, port_is_taken
+from central.launch.machine import port_is_taken
+from central.launch.mpi import mpirun_version
 from central.launch.remote import host_problems
 
 BYTES_PER_PARAMETER = 12  # of a checkpoint: weight and two moments, fp32

@@ -4,21 +4,29 @@ import os
 import re
 
 from central.launch import batch
-from central.launch.kinds import (
+from central.launch.options import (
+    BATCHES,
+    DATA,
+    MODEL,
+    REQUIRED,
+    RUNNING,
+    SAVING,
+    SCHEDULE,
+    Common,
     choice,
     count,
     count_or_all,
     count_or_zero,
     fraction,
     maybe,
+    option,
     path,
     phase_number,
     positive,
     switch,
     text,
 )
-from central.launch.models import MODELS
-from central.launch.options import BATCHES, DATA, MODEL, REQUIRED, RUNNING, SAVING, SCHEDULE, Common, option
+from central.models import MODELS
 
 SCRIPT = "pretraining/run_pretraining.py"
 MAX_PREDICTIONS_PER_SEQ = {1: 20, 2: 80}

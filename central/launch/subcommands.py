@@ -1,6 +1,6 @@
 """The two subcommands that train. Each is a module: Settings, DESCRIPTION, EXAMPLES, problems(), script_words()."""
 
-from central.launch.problems import BadRequest, nearest
+from central.errors import BadRequest, nearest
 
 SUBCOMMANDS = ("pretraining", "finetuning")
 

@@ -9,25 +9,13 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
+from central.errors import BAD_REQUEST, DIVERGED, DONE, PREEMPTED, BadRequest
 from central.runtime import rank as ranks
-
-DONE = 0
-BAD_REQUEST = 2  # the request cannot run; nothing was changed
-DIVERGED = 3  # a non-finite update; the last checkpoint is good
-PREEMPTED = 85  # stopped by a signal after everything was saved
 
 # Rank 0 usually finds the same problem and its exit takes the others down; they wait this long (s) before they speak.
 OTHER_RANKS_WAIT = 2.0
-
-
-class BadRequest(ValueError):
-    """A request that cannot run: one problem or several, each naming the thing and the remedy."""
-
-    def __init__(self, problems: str | Iterable[str]):
-        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
-        super().__init__("\n".join(self.problems))
 
 
 class Diverged(RuntimeError):

@@ -3,7 +3,7 @@
 import fcntl
 import os
 
-from central.launch.problems import BadRequest
+from central.errors import BadRequest
 
 
 def hold(path) -> bool:

@@ -1,17 +1,22 @@
-"""What is wrong with a request: every problem at once, each with the nearest right word."""
+"""Exit statuses, and what is wrong with a request: every problem at once, each with the nearest right word."""
 
-DONE, BAD_REQUEST, DIVERGED, PREEMPTED = 0, 2, 3, 85
+from collections.abc import Iterable
+
+DONE = 0
+BAD_REQUEST = 2  # the request cannot run; nothing was changed
+DIVERGED = 3  # a non-finite update; the last checkpoint is good
+PREEMPTED = 85  # stopped by a signal after everything was saved
 
 
 class BadRequest(ValueError):
     """The request cannot run. `problems` holds one line for each reason."""
 
-    def __init__(self, problems):
+    def __init__(self, problems: str | Iterable[str]):
         self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
         super().__init__("\n".join(self.problems))
 
 
-def nearest(word, known) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
     """A remedy to append to a complaint about `word`: the most similar known word, or nothing."""
     import difflib  # slow to import, and needed on the way to an error only
 

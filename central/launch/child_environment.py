@@ -1,6 +1,6 @@
 """The environment of the children. The caller's own is never changed."""
 
-from central.launch.topology import can_bind, cores_per_rank
+from central.launch.machine import can_bind, cores_per_rank
 
 # Handed to other hosts when the caller has set them. No secret: what is handed on stands in the list of processes.
 FORWARDED = (

@@ -7,13 +7,12 @@ training script), `env_variables` (used where the caller has not set them) and `
 import json
 import os
 import re
+from dataclasses import dataclass, replace
 
-from central.launch.command import shell_line
-from central.launch.kinds import path
-from central.launch.options import options_of
-from central.launch.problems import BadRequest, nearest
+from central.errors import BadRequest, nearest
+from central.launch.commands import shell_line
+from central.launch.options import options_of, path
 from central.launch.subcommands import SUBCOMMANDS, subcommand_of
-from central.launch.values import Value
 
 BESIDE_OPTIONS = ("command", "script_args", "env_variables", "record")
 # Variables that decide how a run is composed, and so belong to its record.
@@ -39,7 +38,7 @@ def run_record(name, settings, plan, environ, when) -> dict:
 
 
 def _shell_line(command) -> str:
-    return shell_line(command.replace(argv=tuple(_without_secrets(command.argv))))
+    return shell_line(replace(command, argv=tuple(_without_secrets(command.argv))))
 
 
 def _without_secrets(words) -> list[str]:
@@ -67,7 +66,8 @@ def write(record, results_dir):
     os.replace(file_name + ".tmp", file_name)
 
 
-class Request(Value):
+@dataclass(frozen=True)
+class Request:
     """What a file asks for, as words of the command line."""
 
     command: str

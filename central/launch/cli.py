@@ -3,8 +3,8 @@
 import os
 import sys
 
+from central.errors import BAD_REQUEST, DONE, BadRequest
 from central.launch.messages import say
-from central.launch.problems import BAD_REQUEST, DONE, BadRequest
 from central.launch.subcommands import subcommand_of
 
 PROG = "python demo_bert.py"
@@ -55,8 +55,8 @@ def _main(words, environ, file_variables):
         return DONE
     settings = options.parse(subcommand.Settings, parser, words)
 
-    from central.launch.command import shell_line
-    from central.launch.prepare import prepare
+    from central.launch.commands import shell_line
+    from central.launch.plan import prepare
 
     place, plan = prepare(subcommand, settings, environ, file_variables)
     for note in plan.notes:
@@ -69,22 +69,23 @@ def _main(words, environ, file_variables):
 
 
 def _print_report(environ):
-    from central.launch import check, runner
+    from central.launch import processes
 
-    print("\n".join(check.report(environ, runner.capture)))
+    print("\n".join(report(environ, processes.capture)))
 
 
 def _run(name, settings, place, plan):
     """Leave a record, and run the commands."""
     import time
 
-    from central.launch import hcl, lock, record, remote, supervise
+    from central import files
+    from central.launch import hcl, remote, run_record, supervise
 
-    made = record.run_record(name, settings, plan, place.environ, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    made = run_record.run_record(name, settings, plan, place.environ, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     try:
         os.makedirs(settings.results_dir, exist_ok=True)
-        lock.take_folder(os.path.join(settings.results_dir, settings.lock_name), settings.output_dir)
-        record.write(made, settings.results_dir)
+        files.take_folder(os.path.join(settings.results_dir, settings.lock_name), settings.output_dir)
+        run_record.write(made, settings.results_dir)
     except OSError as error:
         raise BadRequest(f"--output_dir {settings.output_dir}: {error.strerror}") from None
     hcl.write_where_asked(place.layout, place.device, place.environ)
@@ -92,3 +93,35 @@ def _run(name, settings, place, plan):
     return supervise.run(
         plan, log_path=settings.log_path, max_restarts=settings.max_restarts, lost_host=lambda: watch.lost
     )
+
+
+PACKAGES = (
+    *("torch", "habana-torch-plugin", "numpy", "h5py", "safetensors", "tokenizers"),
+    *("transformers", "datasets", "accelerate", "mpi4py", "tensorboard"),
+)
+
+
+def report(environ, capture) -> list[str]:
+    """Lines `name: value` of everything a run depends on."""
+    import platform
+
+    from central.launch import hostcheck, machine
+    from central.launch.hosts import split_addresses
+
+    facts = hostcheck.facts()
+    mpirun = capture(["mpirun", "--version"]).stdout.splitlines()[:1]
+    rows = {
+        "host": facts["host"],
+        "system": platform.platform(),
+        "project": f"{machine.ROOT} ({facts['project']})",
+        "python": facts["python"],
+        **{package: hostcheck.version(package) for package in PACKAGES},
+        "mpirun": mpirun[0] if mpirun else "not found",
+        "cores": f"{machine.this_machine()} (sockets x cores this process may use)",
+        "hpu cards": machine.hpu_count(capture, environ),
+        "cuda cards": machine.cuda_count(capture, environ),
+        "port 12345": "in use" if machine.port_is_taken(machine.DEFAULT_PORT) else "free",
+        "MULTI_HLS_IPS": " ".join(split_addresses(environ.get("MULTI_HLS_IPS", ""))) or "not set",
+    }
+    width = max(map(len, rows))
+    return [f"{name:{width}}  {value}" for name, value in rows.items()]

@@ -2,41 +2,41 @@
 
 import sys
 
-from central.launch import compose, devices, machine
-from central.launch.command import Plan
+from central.errors import BadRequest
+from central.launch import commands, machine, mpi
+from central.launch.commands import Plan
 from central.launch.hosts import Layout, plan_layout
 from central.launch.messages import say
-from central.launch.problems import BadRequest
 
 # What only a run sets: ranks know that a launcher started them, and their lines come as they are written.
 RUN_VARIABLES = (("BERT_LAUNCHER", "1"), ("PYTHONUNBUFFERED", "1"))
 
 
-def prepare(subcommand, settings, environ, file_variables) -> tuple[compose.Place, Plan]:
+def prepare(subcommand, settings, environ, file_variables) -> tuple[commands.Place, Plan]:
     """Where a request will run and its commands; BadRequest with everything that would stop it."""
     problems = []
     layout = _layout(settings, environ, problems)
     place = look_around(settings, layout, environ, file_variables)
     problems += subcommand.problems(settings, layout.world_size)
     if not settings.dry_run:
-        from central.launch import preflight, runner
+        from central.launch import preflight, processes
 
-        problems += preflight.problems(settings, subcommand, place, runner.capture_all)
+        problems += preflight.problems(settings, subcommand, place, processes.capture_all)
     if problems:
         raise BadRequest(problems)
-    return place, compose.compose(settings, subcommand, place)
+    return place, commands.compose(settings, subcommand, place)
 
 
-def look_around(settings, layout, environ, file_variables) -> compose.Place:
+def look_around(settings, layout, environ, file_variables) -> commands.Place:
     """This machine, and what of it the run uses. A dry run asks for nothing but the version of mpirun."""
-    return compose.Place(
+    return commands.Place(
         python=sys.executable,
         root=machine.ROOT,
         environ=environ,
         devices=_devices(settings, environ),
         layout=layout,
         topology=machine.node_topology(settings),
-        mpirun=machine.mpirun(settings, environ, _capture) if _needs_mpirun(settings, layout) else None,
+        mpirun=mpi.mpirun(settings, environ, _capture) if _needs_mpirun(settings, layout) else None,
         master_port=_master_port(settings, environ, layout),
         extra_variables=file_variables if settings.dry_run else (*file_variables, *RUN_VARIABLES),
     )
@@ -66,14 +66,14 @@ def _needs_mpirun(settings, layout):
 
 def _devices(settings, environ):
     if not settings.dry_run:
-        found = devices.choose(settings.device, _capture, environ)
+        found = machine.choose(settings.device, _capture, environ)
         if not found.missing:
             say(f"device {found.type}" + (f", {found.cards} cards" if found.cards else ""))
         return found
     if settings.device == "auto":
         say("a dry run looks for no card: composed for --device hpu")
-        return devices.Devices("hpu")
-    return devices.Devices(settings.device)
+        return machine.Devices("hpu")
+    return machine.Devices(settings.device)
 
 
 def _master_port(settings, environ, layout):
@@ -87,7 +87,7 @@ def _master_port(settings, environ, layout):
 
 
 def _capture(argv, **how):
-    """runner.capture, loaded when there is something to ask."""
-    from central.launch import runner
+    """processes.capture, loaded when there is something to ask."""
+    from central.launch import processes
 
-    return runner.capture(argv, **how)
+    return processes.capture(argv, **how)

@@ -1,9 +1,10 @@
 """Short names of models."""
 
-from central.launch.values import Value
+from dataclasses import dataclass
 
 
-class Model(Value):
+@dataclass(frozen=True)
+class Model:
     """`pretrained`: where fine-tuning starts; `trained_as`, `config`: what pre-training makes, where it can."""
 
     pretrained: str

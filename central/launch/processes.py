@@ -1,15 +1,88 @@
-"""The one place that starts programs: to ask them something, or to run a command with its output live."""
+"""The one place that starts programs: to ask them something, or to run a command with its output live, and to end it
+in an order that lets ranks save.
+
+mpirun kills ranks faster than they can save when it gets SIGTERM, but hands SIGUSR1 on to them, on every host.
+torchrun does not, so its ranks get it from us. Ranks take SIGUSR1 as: save, meet, exit 85.
+"""
 
 import os
 import signal
 import sys
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 
-from central.launch import sessions
-from central.launch.values import Value
+LAST_SECONDS = 5
 
 
-class Captured(Value):
+def members(session) -> list[int]:
+    """Processes of a session that still run."""
+    return [pid for pid, state, _parent, in_session in _processes() if in_session == session and state not in "ZX"]
+
+
+def end(session, by_torchrun, grace, hurry=lambda: 0, ended=lambda: False):
+    """End a session, led by the process of its number: SIGUSR1 and `grace` seconds to save, then terminate it.
+
+    `hurry()` counts calls for more speed: each ends a wait. `ended()` tells of an end that /proc does not show yet.
+    """
+    calls = hurry()
+    ranks = [pid for pid, _state, parent, _session in _processes() if parent == session]
+    for pid in ranks if by_torchrun else [session]:
+        _send(pid, signal.SIGUSR1)
+    if not _gone(session, grace, lambda: ended() or hurry() > calls):
+        terminate(session, hurry, ended)
+
+
+def terminate(session, hurry=lambda: 0, ended=lambda: False):
+    """SIGTERM to the leader of a session, a few seconds, then SIGKILL to all of it."""
+    calls = hurry()
+    ranks = [pid for pid, _state, parent, _session in _processes() if parent == session]  # torchrun's have own sessions
+    if not ended():
+        _send(session, signal.SIGTERM)
+        _gone(session, LAST_SECONDS, lambda: ended() or hurry() > calls)
+    for pid in {*members(session), *ranks}:
+        _send(pid, signal.SIGKILL)
+
+
+def end_stragglers(session, patience) -> bool:
+    """Wait `patience` seconds for what a session left behind, then kill it; whether there was any for long."""
+    if _gone(session, min(patience, LAST_SECONDS), lambda: False):
+        return False
+    if not _gone(session, patience - LAST_SECONDS, lambda: False):
+        for pid in members(session):
+            _send(pid, signal.SIGKILL)
+    return True
+
+
+def _gone(session, seconds, give_up) -> bool:
+    """Whether the session ended within these seconds."""
+    deadline = time.monotonic() + seconds
+    while members(session):
+        if time.monotonic() >= deadline or give_up():
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _send(pid, number):
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _processes():
+    """(pid, state, parent, session) of every process; one that ends meanwhile is left out."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                # The program's name, in brackets, may hold spaces: fields count from behind it.
+                state, parent, _group, session = file.read().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        yield int(name), state, int(parent), int(session)
+
+
+@dataclass(frozen=True)
+class Captured:
     """What a program that was asked something said. Status 127: there is no such program; 124: no answer in time."""
 
     status: int
@@ -87,18 +160,18 @@ class Running:
 
     def end(self, grace, hurry=lambda: 0):
         """Let the ranks save for `grace` seconds, then end what still runs. `hurry()` counts calls for more speed."""
-        sessions.end(self._session, self.by_torchrun, grace, hurry, self._has_ended)
+        end(self._session, self.by_torchrun, grace, hurry, self._has_ended)
 
     def terminate(self):
         """End it without waiting for ranks to save: they could not meet any more."""
-        sessions.terminate(self._session, ended=self._has_ended)
+        terminate(self._session, ended=self._has_ended)
 
     def _has_ended(self):
         return self._process.poll() is not None
 
     def close(self, patience) -> bool:
         """After the end: `patience` seconds for stragglers, then leave nothing behind. Whether there were any."""
-        stragglers = sessions.end_stragglers(self._session, patience)
+        stragglers = end_stragglers(self._session, patience)
         self._process.wait()
         for thread in filter(None, self._threads):
             thread.join(timeout=2)
@@ -146,6 +219,6 @@ def _start_guard(session, by_torchrun, grace) -> int:
         for standard in (0, 1, 2):
             os.dup2(nowhere, standard)
         if not os.read(read_end, 4):
-            sessions.end(session, by_torchrun, grace)
+            end(session, by_torchrun, grace)
     finally:
         os._exit(0)

@@ -1,16 +1,40 @@
-"""From settings to commands: values in, values out."""
+"""Commands as values, and how settings become them: values in, values out."""
 
 import os
+import shlex
+from dataclasses import dataclass
 
-from central.launch import environment, mpi
-from central.launch.command import Command, Plan
-from central.launch.devices import Devices
+from central.launch import child_environment, mpi
 from central.launch.hosts import DEFAULT_SSH_PORT, Layout
-from central.launch.topology import Topology, can_bind
-from central.launch.values import Value
+from central.launch.machine import Devices, Topology, can_bind
 
 
-class Place(Value):
+@dataclass(frozen=True)
+class Command:
+    """Whole words, and the variables added to the caller's environment. `name` is for messages."""
+
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    name: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Commands in the order they run. `keep_going`: one that fails does not stop the others; the last sums them up."""
+
+    commands: tuple[Command, ...]
+    notes: tuple[str, ...] = ()
+    keep_going: bool = False
+
+
+def shell_line(command) -> str:
+    """The command as one line to paste into a shell."""
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in command.env]
+    return " ".join([*assignments, shlex.join(command.argv)])
+
+
+@dataclass(frozen=True)
+class Place:
     """Where the commands will run. `mpirun` is None where it is not needed."""
 
     python: str
@@ -56,14 +80,14 @@ def compose(settings, subcommand, place) -> Plan:
 def _variables(settings, subcommand, place, mode):
     several_local_ranks = place.layout.world_size > 1 and not place.layout.hosts
     bf16 = settings.data_type == "bf16"
-    variables = environment.child_variables(
+    variables = child_environment.child_variables(
         environ=place.environ,
         root=place.root,
         device=place.device,
         mode=mode,
         op_lists=_op_lists(settings, subcommand, place) if bf16 else None,
         master_port=place.master_port,
-        threads=environment.threads_per_rank(
+        threads=child_environment.threads_per_rank(
             place.topology, place.layout.ranks_per_node, bound=place.layout.world_size > 1 and not settings.no_mpirun
         ),
         loopback=several_local_ranks,
@@ -89,7 +113,7 @@ def _launcher_words(settings, place, variables):
         remote = mpi.Remote(
             network=mpi.network_of(layout.hosts[0]),
             ssh_port=place.environ.get("DOCKER_SSHD_PORT", DEFAULT_SSH_PORT),
-            variables=environment.forwarded_variables(place.environ, variables, layout.hosts[0]),
+            variables=child_environment.forwarded_variables(place.environ, variables, layout.hosts[0]),
         )
         return [*mpi.many_servers(place.mpirun, layout, place.topology, remote), place.python]
     if layout.world_size == 1:
@@ -109,7 +133,7 @@ def _notes(settings, subcommand, place, mode):
     if place.environ.get("MULTI_HLS_IPS") and layout.world_size > 1 and not layout.hosts:
         yield "MULTI_HLS_IPS counts with --process_per_node only: all ranks stay on this server"
     if place.device == "hpu" and settings.data_type == "bf16":
-        for name, list_ in zip(environment.OP_LIST_VARIABLES, _op_lists(settings, subcommand, place)):
+        for name, list_ in zip(child_environment.OP_LIST_VARIABLES, _op_lists(settings, subcommand, place)):
             if place.environ.get(name, list_) != list_:
                 yield f"{name}={place.environ[name]} is set, but this run takes {list_}; yours go behind --, see README"
     lazy = "1" if mode == "lazy" else "0"

@@ -1,0 +1,28 @@
+"""Names as SLURM writes them."""
+
+import re
+
+from central.errors import BadRequest
+
+
+def expand_nodelist(text) -> tuple[str, ...]:
+    """Hosts of a SLURM node list: `gaudi[01-03,7],login` is gaudi01 gaudi02 gaudi03 gaudi7 login."""
+    hosts = []
+    if text.count("[") != text.count("]"):
+        raise BadRequest(f"SLURM_JOB_NODELIST={text} has brackets that do not match: was it cut short?")
+    for entry in re.findall(r"[^,\[]+(?:\[[^\]]*\][^,\[]*)*", text):
+        hosts += _expand_entry(entry.strip())
+    return tuple(hosts)
+
+
+def _expand_entry(entry):
+    head, bracket, rest = entry.partition("[")
+    if not bracket:
+        return [entry] if entry else []
+    ranges, _, tail = rest.partition("]")
+    names = []
+    for part in ranges.split(","):
+        first, _, last = part.partition("-")
+        for value in range(int(first), int(last or first) + 1):
+            names += [f"{head}{value:0{len(first)}d}{end}" for end in _expand_entry(tail) or [""]]
+    return names
