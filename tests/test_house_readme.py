@@ -1,4 +1,4 @@
-"""Every command of the README: CPU lines are run, lines for other machines are composed, `make` lines under `fresh`.
+"""Every command of the README and of docs/: CPU lines are run, lines for other machines composed, `make` under `fresh`.
 
 A comment before each block of commands says which: `<!-- test: run -->`, `dry`, `fresh`, or `by hand` with the reason.
 """
@@ -16,12 +16,13 @@ ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"<!-- test: (?P<how>run|dry|fresh|by hand[^>]*?) -->\n```bash\n(?P<text>.*?)```", re.DOTALL)
 
 
-def readme() -> str:
-    return (ROOT / "README.md").read_text()
+def pages() -> str:
+    """The README and all pages beside it, as one text."""
+    return "\n".join(page.read_text() for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
 
 
 def blocks(how: str) -> list[str]:
-    return [match["text"] for match in BLOCK.finditer(readme()) if match["how"].startswith(how)]
+    return [match["text"] for match in BLOCK.finditer(pages()) if match["how"].startswith(how)]
 
 
 def commands(block: str) -> list[str]:
@@ -55,7 +56,7 @@ def shell(script: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 def test_every_block_says_how_it_is_tested():
-    assert len(BLOCK.findall(readme())) == readme().count("```bash")
+    assert len(BLOCK.findall(pages())) == pages().count("```bash")
     assert blocks("run") and blocks("dry") and blocks("fresh")
 
 

@@ -135,7 +135,7 @@ def _notes(settings, subcommand, place, mode):
     if place.device == "hpu" and settings.data_type == "bf16":
         for name, list_ in zip(child_environment.OP_LIST_VARIABLES, _op_lists(settings, subcommand, place)):
             if place.environ.get(name, list_) != list_:
-                yield f"{name}={place.environ[name]} is set, but this run takes {list_}; yours go behind --, see README"
+                yield f"{name}={place.environ[name]} is set, but this run takes {list_}; words after -- name others"
     lazy = "1" if mode == "lazy" else "0"
     if place.device == "hpu" and place.environ.get("PT_HPU_LAZY_MODE", lazy) != lazy:
         yield f"PT_HPU_LAZY_MODE={place.environ['PT_HPU_LAZY_MODE']} is set, but the mode of this run needs {lazy}"
