@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from central.habana_flags import translate
 from central.runtime.exits import BadRequest
 
 WITHOUT_EFFECT = ("loss_scale", "init_loss_scale", "hmp_opt_level", "num_train_epochs")
@@ -142,7 +143,9 @@ def parse(argv: list[str]) -> tuple[Settings, list[str]]:
     words = [f"{word}=" if word.startswith("--") and following == "" else word for word, following in followed if word]
     kept = [word for word in words if not (word.startswith("--") and word.endswith("="))]
     notes = [f"{word[:-1]} has no value: its default is used" for word in words if word not in kept]
+    kept, of_later_releases = translate(kept)
     args = parser.parse_args(kept)
+    notes += of_later_releases
     given = [name for name in WITHOUT_EFFECT if getattr(args, name) != parser.get_default(name)]
     notes += [f"--{name} has no effect here" for name in given]
     problems = _problems(args)

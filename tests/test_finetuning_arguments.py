@@ -35,14 +35,28 @@ def test_what_is_taken_in_another_way_is_said_once():
     _, flags, notes = modernise(
         ["--num_train_epochs=", "--save_steps=", "--use_fused_adam", "--hmp_opt_level=O1", "--logging_dir", "x"]
     )
-    assert len(notes) == 3
+    assert len(notes) == 2
     assert notes[0] == "--num_train_epochs, --save_steps: empty, taken as the default"
     assert notes[1] == "--hmp_opt_level: accepted, no effect here" and flags.logging_dir == "x"
-    assert "torch's fused AdamW" in notes[2]
     _, flags, notes = modernise(
         ["--use_habana", "--use_fused_adam", "--hmp", "--hmp_bf16=a.txt", "--hmp_fp32", "b.txt"]
     )
     assert notes == [] and flags.hmp and (flags.hmp_bf16, flags.hmp_fp32) == ("a.txt", "b.txt")
+
+
+def test_what_the_launcher_gives_on_every_device_is_not_commented_on():
+    _, flags, notes = modernise(["--no_cuda", "--use_fused_adam", "--use_fused_clip_norm"])
+    assert notes == [] and flags.use_fused_adam and flags.use_fused_clip_norm
+
+
+def test_flags_of_habanas_later_releases():
+    words, flags, notes = modernise(
+        "--use_habana --use_lazy_mode False --autocast --use_torch_compile --enable-tensorboard-logging "
+        "--gaudi_config_name Habana/bert-large --throughput_warmup_steps 3 --seed 4".split()
+    )
+    assert flags.hmp and flags.use_habana and not flags.use_lazy_mode
+    assert words == ["--torch_compile", "--report_to=tensorboard", "--seed", "4"]
+    assert [note.split()[0] for note in notes] == ["--gaudi_config_name", "--throughput_warmup_steps"]
 
 
 @pytest.mark.parametrize(

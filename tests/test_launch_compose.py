@@ -13,6 +13,7 @@ from central.launch.supervise import Failure, Listener, first_failure
 DRY = ["--dry_run", "--mpi", "openmpi4", "--node_topology", "2x28"]
 PRETRAINING = "pretraining --model_name_or_path base --data_type fp32 --data_dir /a /b --accumulate_gradients".split()
 FINETUNING = "finetuning --model_name_or_path base".split()
+FUSED = ["--use_fused_adam", "--use_fused_clip_norm"]  # composed for every device, as the reference does
 
 
 def lines(capsys, *words):
@@ -144,9 +145,9 @@ def test_local_files_win_over_names(capsys):
 @pytest.mark.parametrize(
     ("device", "present", "absent"),
     [
-        ("hpu", ["--hmp", "--use_habana", "--use_fused_adam", "--use_fused_clip_norm"], ["--bf16", "--no_cuda"]),
-        ("cpu", ["--bf16", "--no_cuda"], ["--hmp", "--use_habana", "--use_fused_adam", "--use_lazy_mode"]),
-        ("cuda", ["--bf16"], ["--hmp", "--no_cuda", "--use_habana"]),
+        ("hpu", ["--hmp", "--use_habana", *FUSED], ["--bf16", "--no_cuda"]),
+        ("cpu", ["--bf16", "--no_cuda", *FUSED], ["--hmp", "--use_habana", "--use_lazy_mode"]),
+        ("cuda", ["--bf16", *FUSED], ["--hmp", "--no_cuda", "--use_habana"]),
     ],
 )
 def test_words_of_a_device(capsys, device, present, absent):

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 
+from central.habana_flags import translate
 from central.runtime.device import init_process_group, keep_few_kernels, open_device
 from central.runtime.exits import BadRequest
 from central.runtime.rank import Rank
@@ -193,7 +194,9 @@ def modernise(argv: Sequence[str]) -> tuple[list[str], ReferenceFlags, list[str]
             words.append(word)
     if empty:
         notes.append(f"{', '.join(empty)}: empty, taken as the default")
-    words, dropped = _rename(words)
+    words, of_later_releases = translate(words)
+    notes += of_later_releases
+    words, dropped = _rename(["--report_to=tensorboard" if word == "--tensorboard" else word for word in words])
     if dropped:
         notes.append(f"{', '.join(dropped)}: accepted, no effect here")
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -211,10 +214,6 @@ def modernise(argv: Sequence[str]) -> tuple[list[str], ReferenceFlags, list[str]
     ]
     found, words = parser.parse_known_args(words)
     flags = ReferenceFlags(**vars(found))
-    if flags.use_fused_adam and not flags.use_habana:
-        notes.append("--use_fused_adam: torch's fused AdamW, as this is not a Gaudi")
-    if flags.use_fused_clip_norm and not flags.use_habana:
-        notes.append("--use_fused_clip_norm: torch's own clipping, as this is not a Gaudi")
     return words, flags, notes
 
 

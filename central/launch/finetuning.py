@@ -135,11 +135,8 @@ def _run_words(settings, root, device, mode, seed, output_dir):
         f"--per_device_train_batch_size={settings.batch_size}",
         f"--per_device_eval_batch_size={settings.per_device_eval_batch_size}",
         *_data_words(settings),
-        *{
-            "hpu": ["--use_fused_adam", "--use_fused_clip_norm", "--use_habana"],
-            "cpu": ["--no_cuda"],
-            "cuda": [],
-        }[device],
+        *["--use_fused_adam", "--use_fused_clip_norm"],  # of Gaudi; other devices have their own
+        *{"hpu": ["--use_habana"], "cpu": ["--no_cuda"], "cuda": []}[device],
         *([f"--max_steps={settings.max_steps}"] if settings.max_steps else []),
         *([f"--cache_dir={settings.cache_dir}"] if settings.cache_dir else []),
         *([f"--save_steps={settings.save_steps}"] if settings.save_steps else []),

@@ -10,6 +10,7 @@ import sys
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
+from central.habana_flags import translate
 from central.runtime import exits
 from central.runtime import rank as ranks
 from central.runtime.exits import BadRequest
@@ -99,7 +100,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(f"--{switch}", nargs="?", const=True, default=False, type=_truth)
     for file in ("hmp_bf16", "hmp_fp32"):
         parser.add_argument(f"--{file}", nargs="?", default="")
-    return parser.parse_known_args(argv)[0]
+    return parser.parse_known_args(translate(argv)[0])[0]
 
 
 def _truth(word: str) -> bool:

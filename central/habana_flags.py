@@ -1,0 +1,71 @@
+"""Flags of Habana's later releases in our words: one table for both trainings and for what sets their environment.
+
+They are those of run_pretraining.py and run_squad.py up to release 1.23, and of optimum-habana's Trainer.
+"""
+
+from collections.abc import Sequence
+
+# Switches that have another name here. A value of false leaves them out.
+RENAMED = {
+    "autocast": "--hmp",
+    "use_autocast": "--hmp",
+    "use_autocast_on_fp32": "--hmp",
+    "use_lazy_mode": "--use_lazy_mode",
+    "use_torch_compile": "--torch_compile",
+    "use_jit_trace": "--torch_compile",
+    "enable_tensorboard_logging": "--tensorboard",
+}
+# What decides in place of a flag that means nothing here.
+WITHOUT_EFFECT = {
+    "enable_packed_data_mode": "each shard says itself whether it is packed",
+    "avg_seq_per_pack": "it is counted or read from the metadata beside the shards",
+    "use_zero_optimizer": "every rank keeps the whole state of the optimizer",
+    "use_hpu_graphs": "training takes no HPU graphs",
+    "use_hpu_graphs_for_training": "training takes no HPU graphs",
+    "disable_tensor_cache_hpu_graphs": "training takes no HPU graphs",
+    "max_hpu_graphs": "training takes no HPU graphs",
+    "no_compiled_autograd": "PT_HPU_ENABLE_COMPILED_AUTOGRAD decides",
+    "compiled_autograd": "PT_HPU_ENABLE_COMPILED_AUTOGRAD decides",
+    "use_compiled_autograd": "PT_HPU_ENABLE_COMPILED_AUTOGRAD decides",
+    "compile_dynamic": "compiled shapes are always static",
+    "cache_size_limit": "compiled shapes are always static",
+    "profile": "there is no profiler here",
+    "profile_steps": "there is no profiler here",
+    "tensorboard_logdir": "there is no profiler here",
+    "log_memory_usage": "the last report of a run has its peak_memory_bytes",
+    "tqdm_smoothing": "the bar is not smoothed",
+    "distribution_strategy": "ranks exchange gradients by DDP, or once a step by --allreduce_post_accumulation",
+    "non_blocking_data_copy": "copies to the card do not wait for it",
+    "pipelining_fwd_bwd": "lazy mode decides where a graph ends",
+    "gaudi_config_name": "flags and variables decide",
+    "throughput_warmup_steps": "speed is reported for all steps",
+    "adjust_throughput": "speed is reported for all steps",
+    "per_param_grad_clipping": "the norm of all gradients is clipped",
+    "sdp_on_bf16": "the operation lists decide what runs in bf16",
+}
+ON, OFF = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
+
+
+def translate(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words of a training script with the flags above in our words or left out, and a line on each left out."""
+    kept, notes = [], {}
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_") if flag.startswith("--") else ""
+        if name not in RENAMED and name not in WITHOUT_EFFECT:
+            kept.append(word)
+            continue
+        follows = bool(words) and not equals and not words[0].startswith("-")
+        if name in RENAMED:
+            if follows and words[0].lower() in (*ON, *OFF):
+                value = words.pop(0)
+            if value.lower() not in OFF:
+                kept.append(RENAMED[name] + (f"={value}" if value and value.lower() not in ON else ""))
+            continue
+        if follows:
+            value = words.pop(0)
+        if name == "enable_packed_data_mode" or value.lower() not in OFF:
+            notes[flag] = f"{flag} has no effect here: {WITHOUT_EFFECT[name]}"
+    return kept, list(notes.values())
