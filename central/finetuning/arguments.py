@@ -17,6 +17,7 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from central.habana_flags import translate
+from central.runtime import cpu_bf16
 from central.runtime.device import init_process_group, keep_few_kernels, open_device
 from central.runtime.exits import BadRequest
 from central.runtime.rank import Rank
@@ -177,6 +178,8 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
     problems += _problems(data, training, flags)
     if problems:
         raise BadRequest(problems)
+    if device_type == "cpu" and (training.bf16 or training.bf16_full_eval):
+        cpu_bf16.use_fp32_arithmetic()
     if rank.is_main:
         for remark in replace(device, data_type="bf16" if training.bf16 else "fp32").remarks():
             print(remark, flush=True)

@@ -18,7 +18,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from central.runtime import hpu
+from central.runtime import cpu_bf16, hpu
 from central.runtime import rank as ranks
 from central.runtime.exits import BadRequest
 from central.runtime.rank import Rank
@@ -31,7 +31,7 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # rank 0 may be writing or compiling
 PEAK_SIZES = {"cpu": (1536,), "cuda": (1024, 8192), "hpu": (1024, 8192)}  # sides of the square matrices timed
 PEAK_PATIENCE = 0.01  # s: a device that takes longer for one product is not asked for a larger one
 PEAK_REPEATS = 5
-PEAK_SECONDS = 0.5  # of one size: bf16 on a CPU without its instructions takes as long for one product
+PEAK_SECONDS = 0.5  # of one size
 KERNELS_KEPT = 256  # a micro-batch needs a dozen, and five for every different length of a sequence in it
 CPU_TILE = 64  # tokens
 CGROUPS = (  # folder, its limit, what counts against it, and how files that the kernel would drop are named
@@ -72,10 +72,7 @@ class Device:
 
     def remarks(self) -> list[str]:
         """What the user should know of this choice, a line each."""
-        asks = self.type == "cpu" and self.data_type == "bf16" and torch.backends.mkldnn.is_available()
-        if asks and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # torch has this operation only with oneDNN
-            return ["this CPU has no instructions for bf16, in which it is several times slower than in fp32"]
-        return []
+        return cpu_bf16.remarks() if self.type == "cpu" and self.data_type == "bf16" else []
 
     def autocast(self):
         """Context for forward and loss; backward and optimizer stay outside."""
@@ -145,7 +142,7 @@ def token_tile(device_type: str, bf16: bool) -> int:
     On a CPU oneDNN compiles its bf16 kernels for every number that it meets: 1 to 8 ms each, a dozen for a micro-batch.
     Whole tiles take 5 % (`base`) to 14 % (`mini`) off pre-training, 30 % off fine-tuning (2 Xeon cores with AMX).
     """
-    return CPU_TILE if device_type == "cpu" and bf16 else 1
+    return CPU_TILE if device_type == "cpu" and bf16 and cpu_bf16.has_instructions() else 1
 
 
 def open_device(name: str, mode: str, data_type: str, rank: Rank) -> Device:
@@ -167,6 +164,8 @@ def open_device(name: str, mode: str, data_type: str, rank: Rank) -> Device:
         device = torch.device("cpu")
         keep_freed_memory()
         keep_few_kernels()
+        if data_type == "bf16":
+            cpu_bf16.use_fp32_arithmetic()
     else:
         raise ValueError(f"device {name!r}: choose hpu, cuda or cpu")
     if mode == "lazy" and name != "hpu":
