@@ -1,7 +1,8 @@
-"""The vocabulary of a run: its size, its fingerprint, and the files a checkpoint carries for Hugging Face."""
+"""Vocabularies: their one reader, their fingerprint, and the files a checkpoint carries for Hugging Face."""
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +15,16 @@ SPECIAL_TOKENS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]"
 class Vocabulary:
     tokens: tuple[str, ...]
     tokenizer_config: dict
+    text: str  # of the file, as it is
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256("\n".join(self.tokens).encode()).hexdigest()
+        return fingerprint(self.tokens)
 
     def files(self) -> dict[str, str]:
         """Names and contents of what `AutoTokenizer` needs."""
         return {
-            "vocab.txt": "".join(f"{token}\n" for token in self.tokens),
+            "vocab.txt": self.text,
             "tokenizer_config.json": json.dumps(self.tokenizer_config, indent=2) + "\n",
         }
 
@@ -30,20 +32,45 @@ class Vocabulary:
         return {token: self.tokens.index(token) for token in SPECIAL_TOKENS if token in self.tokens}
 
 
+def fingerprint(tokens: Sequence[str]) -> str:
+    """sha256 of the tokens in the order of their ids; empty ones at the end, which no text has, do not count."""
+    return hashlib.sha256("\n".join(tokens).rstrip("\n").encode()).hexdigest()
+
+
+def vocabulary_text(path: Path) -> str:
+    """The text of a vocabulary file, without a byte-order mark; BadRequest where it is empty or no text."""
+    text = _read(path).removeprefix("\ufeff")
+    if not text.strip():
+        raise BadRequest(f"{path}: is empty: give BERT's vocab.txt, one token a line")
+    if "\0" in text:
+        raise BadRequest(f"{path}: not a text file: give BERT's vocab.txt, one token a line")
+    return text
+
+
+def tokens_of(text: str) -> tuple[str, ...]:
+    """The tokens of a vocabulary file in the order of their ids, which are those of Hugging Face's reader.
+
+    Only "\\n" ends a line, and blanks at its end are not the token's: U+2028 in Google's Chinese file is a line of its
+    own, whose token is empty and never matches. Empty lines at the end have no id.
+    """
+    return tuple(line.rstrip() for line in text.replace("\r\n", "\n").rstrip("\n").split("\n"))
+
+
 def find_vocabulary(vocab_file: Path | None, folder: Path) -> Vocabulary | None:
     """`vocab_file`, else the vocab.txt in `folder`, else None; BadRequest where a file is there but is none."""
     path = vocab_file or folder / "vocab.txt"
     if vocab_file is None and not path.is_file():
         return None
-    tokens = tuple(_read(path).removesuffix("\n").split("\n"))
+    text = vocabulary_text(path)
+    tokens = tokens_of(text)
     missing = [token for token in SPECIAL_TOKENS if token not in tokens]
     if missing:
         raise BadRequest(f"{path}: no {', '.join(missing)} in it: give BERT's vocab.txt, one token a line")
     beside = path.parent / "tokenizer_config.json"
     if beside.is_file():
-        return Vocabulary(tokens, _read_settings(beside))
+        return Vocabulary(tokens, _read_settings(beside), text)
     lower = not any(token.isupper() for token in tokens if token not in SPECIAL_TOKENS)
-    return Vocabulary(tokens, {"tokenizer_class": "BertTokenizer", "do_lower_case": lower})
+    return Vocabulary(tokens, {"tokenizer_class": "BertTokenizer", "do_lower_case": lower}, text)
 
 
 def fingerprint_of(folder: Path) -> str | None:
@@ -57,14 +84,17 @@ def fingerprint_of(folder: Path) -> str | None:
     text = _read(path)
     try:
         ids = json.loads(text)["model"]["vocab"]
-        return Vocabulary(tuple(sorted(ids, key=ids.get)), {}).sha256
-    except (ValueError, KeyError, TypeError, AttributeError):
+        tokens = [""] * (max(ids.values()) + 1)  # an id without a token is that of one which cannot be written there
+        for token, number in ids.items():
+            tokens[number] = token
+        return fingerprint(tokens)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return None  # a tokenizer of another kind: nothing to compare
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode()  # bytes: line ends stay what they are
     except (OSError, UnicodeDecodeError) as error:
         raise BadRequest(f"{path}: cannot be read as UTF-8 text ({error}): make or copy it again") from error
 

@@ -18,9 +18,9 @@ import pytest
 
 from central.runtime import exits
 from central.runtime.exits import BadRequest
-from pretraining.data import prepare, prepare_options, sources, vocabulary
+from pretraining.data import pipeline, prepare, prepare_options, sources
 from pretraining.data.hdf5 import write_rows
-from pretraining.data.wordpiece import SPECIAL_TOKENS, Vocabulary
+from pretraining.data.wordpiece import SPECIAL_TOKENS, Tokenizer, Vocabulary, VocabularyFile
 
 WORDS = [f"w{number}" for number in range(300)]
 PHASES = {64: "seq_len_64_max_pred_10", 128: "seq_len_128_max_pred_20"}
@@ -400,7 +400,90 @@ def test_same_text_same_vocabulary(tmp_path):
         found.append(path.read_text(encoding="utf-8").split("\n")[:-1])
     assert found[0] == found[1] == found[2]
     assert len(found[0]) == len(set(found[0])) == 4000
-    assert sum(len(token) == 1 for token in found[0]) == vocabulary.MOST_CHARACTERS
+    characters = set((tmp_path / "text.txt").read_text(encoding="utf-8")) - {" ", "\n"}
+    assert len(characters & set(found[0])) > 1100
+
+
+def learn(text: str, folder: Path, *more: str) -> list[str]:
+    (folder / "learn.txt").write_text(text, encoding="utf-8")
+    line = ["vocab", "--input", str(folder / "learn.txt"), "--vocab_file", str(folder / "learned" / "vocab.txt"), *more]
+    assert prepare.main(line) == 0
+    return (folder / "learned" / "vocab.txt").read_text(encoding="utf-8").split("\n")[:-1]
+
+
+SCRIPT_TEXTS = {
+    "Greek capitals": "Ο ΔΡΟΜΟΣ ΕΙΝΑΙ ΚΑΛΟΣ. Ο ΝΟΜΟΣ ΤΗΣ ΠΟΛΗΣ ΙΣΧΥΕΙ.",
+    "Greek capitals with accents": "Ὁ ΛΌΓΟΣ ΤΟΎ ΘΕΟΎ. Πού πᾷς;",
+    "Turkish": "İSTANBUL'DA IŞIK, ağaç ve İğne.",
+    "German": "STRASSE, Straße, ẞ und Äpfel.",
+    "Hindi": "कुत्ता घर में है। यहाँ पानी मिलता है।",
+    "Japanese": "パンダはかぎを持っている。がっこうへ行きます。",
+    "Thai": "ภาษาไทยไม่มีจุด และวรรณยุกต์",
+    "Arabic with marks": "السَّلامُ عَلَيْكُمْ. أهلًا",
+    "Korean": "한국어 문장입니다. 또 하나.",
+    "Vietnamese": "Tiếng Việt có dấu. Đường phố.",
+    "Armenian": "Բարեւ ձեզ։ ՄԵԾ ՏԱՌԵՐ։",
+    "Cherokee, Georgian, Deseret": "ᎣᏏᏲ ꭳꮟᏺ ᲡᲐᲥᲐᲠᲗᲕᲔᲚᲝ საქართველო 𐐔𐐯𐑅𐐨𐑉𐐯𐐻",
+    "ligatures, full width, mathematics": "ﬁle Ｆｕｌｌ ① 𝐀𝐁 K Å ℵ",
+}
+
+
+@pytest.mark.parametrize("more", [(), ("--strip_accents", "0"), ("--do_lower_case", "0")])
+@pytest.mark.parametrize("name", SCRIPT_TEXTS)
+def test_a_learned_vocabulary_fits_its_text(name, more, tmp_path):
+    """No [UNK], neither in the data nor by the tokenizer that a checkpoint carries, and both give the same ids."""
+    transformers = pytest.importorskip("transformers")
+    text = SCRIPT_TEXTS[name]
+    tokens = learn(f"{text}\n" * 20, tmp_path, "--vocab_size", "300", *more)
+    options = dict(zip(more[::2], more[1::2], strict=True))
+    strip = options.get("--strip_accents")
+    lower = options.get("--do_lower_case") != "0"
+    file = VocabularyFile(tmp_path / "learned" / "vocab.txt", lower, None if strip is None else strip == "1")
+    (tmp_path / "data").mkdir()
+    pipeline._write_vocabulary(tmp_path / "data", file)
+    ids = Tokenizer(file.read()).encode(text).ids.tolist()
+    assert tokens.index("[UNK]") not in ids
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "data")
+    assert theirs(text, add_special_tokens=False)["input_ids"] == ids
+
+
+def test_an_alphabet_of_thousands(tmp_path, capsys):
+    """Chinese has more common characters than a thousand; the rarest of a text are left out, and said."""
+    common = [chr(0x4E00 + number) for number in range(3000)]
+    text = "".join(common) * 20 + "".join(chr(0x9000 + number) for number in range(7))
+    tokens = learn(text, tmp_path, "--vocab_size", "5000")
+    assert set(tokens) - set(SPECIAL_TOKENS) == set(common[:2999])  # 99.95 % of the text
+    said = capsys.readouterr().out
+    assert "note: 8 rare characters, 0.045% of the text, are left out and will be [UNK], the commonest: 妷 退" in said
+
+
+def test_few_rare_characters_are_taken_where_there_is_room(tmp_path):
+    text = "ab cd " * 5000 + "é ж Ω 力"
+    assert {"e", "ж", "ω", "力"} <= set(learn(text, tmp_path, "--vocab_size", "60"))
+    assert not {"ж", "ω", "力"} & set(learn(text, tmp_path, "--vocab_size", "16"))
+
+
+def test_a_vocabulary_is_never_written_over_its_input(tmp_path, capsys):
+    for number in range(2):
+        (tmp_path / f"{number}.txt").write_text("some text\n")
+    for inputs, out in (("0.txt", "0.txt"), ("0.txt 1.txt", "1.txt"), (".", "1.txt"), (".", "new/vocab.txt")):
+        line = ["vocab", "--input", *(str(tmp_path / name) for name in inputs.split())]
+        assert exits.run(prepare.main, [*line, "--vocab_file", str(tmp_path / out)]) == 2
+        assert f"--vocab_file {tmp_path / out}: inside of --input" in capsys.readouterr().err
+    (tmp_path / "link.txt").symlink_to(tmp_path / "0.txt")
+    line = ["vocab", "--input", str(tmp_path / "0.txt"), "--vocab_file", str(tmp_path / "link.txt")]
+    assert exits.run(prepare.main, line) == 2
+    assert (tmp_path / "0.txt").read_text() == (tmp_path / "1.txt").read_text() == "some text\n"
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**32)])
+def test_seeds_that_no_generator_takes(seed, text, vocab, tmp_path, capsys):
+    assert exits.run(prepare.main, words(text, vocab, tmp_path / "out", "--random_seed", seed)) == 2
+    assert f"--random_seed {seed}: from 0 to 4294967295" in capsys.readouterr().err
+    line = ["pack", "--input_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--random_seed", seed]
+    assert exits.run(prepare.main, line) == 2
+    assert f"--random_seed {seed}: from 0 to 4294967295" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_language_that_is_not_known(text, vocab, tmp_path, capsys):
@@ -491,8 +574,6 @@ def test_a_disk_too_small_is_refused_before_writing(text, vocab, small_disk):
 
 
 def test_a_disk_that_fills_up(text, vocab, small_disk, tmp_path, monkeypatch):
-    from pretraining.data import pipeline
-
     monkeypatch.setattr(pipeline, "BYTES_PER_POSITION", 0.0)  # the estimate did not see it coming
     monkeypatch.setattr(pipeline, "TOKEN_BYTES", 0.0)
     write_text(text, 2000)

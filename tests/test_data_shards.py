@@ -16,7 +16,7 @@ from pretraining.data.documents import TextSettings
 from pretraining.data.shards import choose_num_shards, draw_shards
 from pretraining.data.sources import Batch, Piece
 from pretraining.data.tokens import tokenize_batch
-from pretraining.data.wordpiece import SPECIAL_TOKENS
+from pretraining.data.wordpiece import SPECIAL_TOKENS, VocabularyFile
 
 WORDS = [f"w{number}" for number in range(40)]
 
@@ -31,7 +31,7 @@ def store(folder: Path, documents: list[list[int]], num_parts: int) -> list:
             "".join(" ".join(random.choices(WORDS, k=length)) + "\n" for length in documents[d]) + "\n" for d in chosen
         )
         batch = Batch(number, (Piece("t", "text", 1, text.encode()),), 0)
-        parts.append(tokenize_batch(batch, folder, vocab, True, TextSettings(sentences="line")))
+        parts.append(tokenize_batch(batch, folder, VocabularyFile(vocab), TextSettings(sentences="line")))
     return parts
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,11 @@ from pretraining.data.shards import (
 )
 from pretraining.data.sources import HubDataset, Source, batches, text_bytes
 from pretraining.data.tokens import Part, PartSummary, summary, tokenize_batch
-from pretraining.data.wordpiece import Vocabulary, read_vocabulary
+from pretraining.data.wordpiece import Vocabulary, VocabularyFile
 from pretraining.data.workers import Workers
+from pretraining.vocabulary import vocabulary_text
 
+TOKENS_VERSION = 2  # of the token store: goes up when the same request gives other tokens
 SPECIAL_TOKENS_PER_SEQUENCE = 3  # [CLS] and two [SEP]
 BYTES_PER_POSITION = 2.0  # of an HDF5 file, for each of sequences x max_seq_length; measured 1.8 to 1.97
 TOKEN_BYTES = 0.6  # of the token store, for each byte of English text; two bytes an id
@@ -54,13 +56,13 @@ class Request:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return read_vocabulary(self.settings.vocab_file, self.settings.do_lower_case)
+        return self.settings.vocabulary_file.read()
 
     def corpus_folder(self, phase: Phase) -> Path:
         """Where the files of a phase go: the reference's names."""
         s = self.settings
         name = (
-            f"hdf5_lower_case_{int(s.do_lower_case)}_seq_len_{phase.max_seq_length}"
+            f"hdf5_lower_case_{int(s.vocabulary_file.do_lower_case)}_seq_len_{phase.max_seq_length}"
             f"_max_pred_{phase.max_predictions_per_seq}_masked_lm_prob_{s.masked_lm_prob}"
             f"_random_seed_{s.random_seed}_dupe_factor_{s.dupe_factor}"
         )
@@ -117,7 +119,7 @@ def stored_corpus(request: Request) -> Corpus:
     made_with = json.loads((folder / RECORD).read_text(encoding="utf-8"))["vocabulary"]
     if made_with != request.vocabulary.sha256:
         raise BadRequest(
-            f"--vocab_file {request.settings.vocab_file}: the tokens in {folder} are of another vocabulary"
+            f"--vocab_file {request.settings.vocabulary_file.path}: the tokens in {folder} are of another vocabulary"
         )
     return _describe(folder, _stored_parts(folder))
 
@@ -154,7 +156,7 @@ def _tokenize(request: Request, workers: Workers) -> list[PartSummary]:
             if part.is_done:
                 parts[batch.number] = summary(part)
             else:
-                yield batch, part.folder, request.settings.vocab_file, request.settings.do_lower_case, request.text
+                yield batch, part.folder, request.settings.vocabulary_file, request.text
             progress.update(batch.bytes_read)
 
     for part in workers.map(tokenize_batch, new_batches()):
@@ -177,13 +179,25 @@ def _describe(folder: Path, parts: list[PartSummary]) -> Corpus:
 
 
 def _description(request: Request) -> dict[str, object]:
+    """What the tokens depend on, by names that stay: a request with the same description goes on where it stopped."""
+    vocabulary = request.vocabulary
     return {
         "sources": describe_sources(request.sources),
-        "dataset": repr(request.dataset),
-        "text": repr(request.text),
-        "vocabulary": request.vocabulary.sha256,
-        "do_lower_case": request.settings.do_lower_case,
+        "version": TOKENS_VERSION,
+        "dataset": _changed_fields(request.dataset),
+        "text": _changed_fields(request.text),
+        "vocabulary": vocabulary.sha256,
+        "do_lower_case": vocabulary.do_lower_case,
+        "strip_accents": vocabulary.strips_accents,
     }
+
+
+def _changed_fields(settings: HubDataset | TextSettings | None) -> dict[str, object] | None:
+    """The fields that are not at their defaults: a new option leaves what was made without it as it is."""
+    if settings is None:
+        return None
+    values = ((field.name, getattr(settings, field.name), field.default) for field in fields(settings))
+    return {name: value for name, value, default in values if value != default}
 
 
 def write_hdf5(request: Request, corpus: Corpus, workers: Workers) -> None:
@@ -216,7 +230,7 @@ def write_hdf5(request: Request, corpus: Corpus, workers: Workers) -> None:
     progress.close()
     counts = sum(np.load(counts_file(folder, shard.name)) for shard in shards if shard.split == TRAINING)
     for corpus_folder in request.corpus_folders:
-        _write_vocabulary(corpus_folder, request.vocabulary)
+        _write_vocabulary(corpus_folder, request.settings.vocabulary_file)
         write_synced(corpus_folder / "token_counts.npy", array_bytes(counts.astype(np.int64)))
         print(corpus_folder)
     if not request.keep_tokens:
@@ -231,7 +245,8 @@ def _common_attributes(request: Request, settings: ShardSettings, corpus: Corpus
         "random_seed": settings.random_seed,
         "vocab_sha256": request.vocabulary.sha256,
         "vocab_size": len(request.vocabulary),
-        "do_lower_case": int(settings.do_lower_case),
+        "do_lower_case": int(request.vocabulary.do_lower_case),
+        "strip_accents": int(request.vocabulary.strips_accents),
         "masked_lm_prob": settings.masked_lm_prob,
         "short_seq_prob": settings.short_seq_prob,
         "whole_word_masking": int(settings.whole_word_masking),
@@ -277,15 +292,15 @@ def _hdf5_size(request: Request, corpus: Corpus) -> float:
     return needed
 
 
-def _write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
-    """Leave what a tokenizer of Hugging Face needs, so that checkpoints can carry it."""
+def _write_vocabulary(folder: Path, vocabulary: VocabularyFile) -> None:
+    """Leave what a tokenizer of Hugging Face needs, so that checkpoints can carry it: the file as it is."""
     config = {
         "tokenizer_class": "BertTokenizer",
         "do_lower_case": vocabulary.do_lower_case,
         "model_max_length": 512,
         "tokenize_chinese_chars": True,
-        "strip_accents": None,
+        "strip_accents": vocabulary.strip_accents,
         **{f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")},
     }
-    write_synced(folder / "vocab.txt", "".join(f"{token}\n" for token in vocabulary.tokens).encode())
+    write_synced(folder / "vocab.txt", vocabulary_text(vocabulary.path).encode())
     write_synced(folder / "tokenizer_config.json", (json.dumps(config, indent=2) + "\n").encode())

@@ -23,7 +23,7 @@ from pretraining.data.extract import extract
 from pretraining.data.pack import pack_folder
 from pretraining.data.verify import verify_folder
 from pretraining.data.vocabulary import train_vocabulary, write_vocabulary
-from pretraining.data.wordpiece import SPECIAL_TOKENS
+from pretraining.data.wordpiece import SPECIAL_TOKENS, Vocabulary
 from pretraining.data.workers import workers
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -102,12 +102,15 @@ def vocab_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_vocab(args: argparse.Namespace) -> None:
-    sources, dataset = options.sources_of(args), options.dataset_of(args)
+    sources, dataset = options.sources_of(args, vocab_file=args.vocab_file), options.dataset_of(args)
     text = options.text_settings(args)
     if args.vocab_size <= len(SPECIAL_TOKENS):
         raise BadRequest(f"--vocab_size {args.vocab_size}: more than the {len(SPECIAL_TOKENS)} special tokens")
-    tokens = train_vocabulary(sources, dataset, text, args.vocab_size, bool(args.do_lower_case))
+    normaliser = Vocabulary((), *options.case_of(args)).normaliser
+    tokens, notes = train_vocabulary(sources, dataset, text, args.vocab_size, normaliser)
     write_vocabulary(tokens, args.vocab_file)
+    for note in notes:
+        print(f"note: {note}")
     print(f"{args.vocab_file}: {len(tokens)} tokens")
 
 
@@ -119,6 +122,7 @@ def pack_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_pack(args: argparse.Namespace) -> None:
+    options.check_seed(args.random_seed)
     with workers(args.num_processes) as pool:
         if pool:
             pack_folder(args.input_dir, args.output_dir, args.random_seed, pool)

@@ -13,9 +13,10 @@ from pretraining.data.pipeline import Request
 from pretraining.data.sentences import SPLITTERS, language_note, sentence_splitter
 from pretraining.data.shards import Phase, ShardSettings
 from pretraining.data.sources import HubDataset, Source, find_sources
-from pretraining.data.wordpiece import read_vocabulary
+from pretraining.data.wordpiece import VocabularyFile
 
 NO_TEXT = "no text given: --input FILE_OR_FOLDER..., --dataset ID, or --dataset alone for Wikipedia"
+MOST_SEED = 2**32 - 1
 WIKIPEDIA = "wikimedia/wikipedia"
 WIKIPEDIA_SNAPSHOT = "20231101"  # its configurations are named SNAPSHOT.LANGUAGE
 
@@ -51,6 +52,17 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
 
 def add_case_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--do_lower_case", type=int, choices=(0, 1), default=1, help="1: uncased")
+    parser.add_argument(
+        "--strip_accents",
+        type=int,
+        choices=(0, 1),
+        help="1: without combining marks (é is e, Hindi loses vowel signs); as --do_lower_case where not given",
+    )
+
+
+def case_of(args: argparse.Namespace) -> tuple[bool, bool | None]:
+    """(do_lower_case, strip_accents)."""
+    return bool(args.do_lower_case), None if args.strip_accents is None else bool(args.strip_accents)
 
 
 def add_process_option(parser: argparse.ArgumentParser) -> None:
@@ -123,14 +135,20 @@ def dataset_of(args: argparse.Namespace) -> HubDataset | None:
     return HubDataset(args.dataset, config, args.dataset_split, args.text_column)
 
 
-def sources_of(args: argparse.Namespace, output_dir: Path | None = None, text_is_needed: bool = True) -> list[Source]:
+def sources_of(
+    args: argparse.Namespace,
+    output_dir: Path | None = None,
+    text_is_needed: bool = True,
+    vocab_file: Path | None = None,
+) -> list[Source]:
     """The files to read; BadRequest when there is no text, or when what is written would be read as text."""
     problems = [NO_TEXT] if text_is_needed and not args.input and not args.dataset else []
-    if output_dir:
+    for flag, written in (("--output_dir", output_dir), ("--vocab_file", vocab_file)):
         problems += [
-            f"--output_dir {output_dir}: inside of --input {folder}, so its files would be read as text; choose another"
-            for folder in args.input
-            if output_dir.resolve().is_relative_to(Path(folder).resolve())
+            f"{flag} {written}: inside of --input {given}, so its files would be read as text, or replace it;"
+            " choose another"
+            for given in args.input
+            if written and written.resolve().is_relative_to(Path(given).resolve())
         ]
     sources = _gather(problems, find_sources, args.input, args.one_document_per_file)
     if problems:
@@ -142,14 +160,14 @@ def request_of(args: argparse.Namespace, text_is_needed: bool = True) -> Request
     """The run asked for; BadRequest with all that is wrong with it."""
     problems = list(_faults(args))
     sources = _gather(problems, sources_of, args, args.output_dir, text_is_needed)
-    _gather(problems, read_vocabulary, args.vocab_file.resolve(), bool(args.do_lower_case))
+    vocabulary_file = VocabularyFile(args.vocab_file.resolve(), *case_of(args))
+    _gather(problems, vocabulary_file.read)
     text = _gather(problems, text_settings, args)
     if problems:
         raise BadRequest(problems)
     settings = ShardSettings(
         phases=tuple(map(Phase, args.max_seq_length, args.max_predictions_per_seq)),
-        vocab_file=args.vocab_file.resolve(),
-        do_lower_case=bool(args.do_lower_case),
+        vocabulary_file=vocabulary_file,
         masked_lm_prob=args.masked_lm_prob,
         short_seq_prob=args.short_seq_prob,
         whole_word_masking=args.whole_word_masking,
@@ -160,6 +178,12 @@ def request_of(args: argparse.Namespace, text_is_needed: bool = True) -> Request
     )
     output_dir = args.output_dir.resolve()
     return Request(tuple(sources), dataset_of(args), text, settings, output_dir, args.corpus, args.keep_tokens)
+
+
+def check_seed(seed: int) -> None:
+    """BadRequest for a seed that the generators of random numbers do not take."""
+    if not 0 <= seed <= MOST_SEED:
+        raise BadRequest(f"--random_seed {seed}: from 0 to {MOST_SEED}")
 
 
 def _gather(problems: list[str], function: Callable[..., Any], *arguments: object) -> Any:
@@ -186,7 +210,7 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
         ("short_seq_prob", 0, 1),
         ("test_fraction", 0, 0.9),
         ("dupe_factor", 1, 1000),
-        ("random_seed", 0, 2**63 - 1),
+        ("random_seed", 0, MOST_SEED),
         ("num_shards", 0, 100_000),
         ("num_processes", 1, 4096),
     ):

@@ -13,7 +13,7 @@ from pretraining.data.hdf5 import array_bytes, rows_per_chunk, write_rows, write
 from pretraining.data.instances import Documents, Pairs, make_pairs
 from pretraining.data.masking import MaskSettings, mask_rows, token_rows
 from pretraining.data.tokens import SENTENCE_TYPE, Part, PartSummary
-from pretraining.data.wordpiece import Vocabulary, read_vocabulary
+from pretraining.data.wordpiece import Vocabulary, VocabularyFile
 
 FORMAT = "bert-hdf5-1"
 TOKENS_PER_SHARD = 4_000_000  # about 16 MiB of English
@@ -36,8 +36,7 @@ class ShardSettings:
     """What the content of the HDF5 files depends on, besides the tokens."""
 
     phases: tuple[Phase, ...]
-    vocab_file: Path
-    do_lower_case: bool
+    vocabulary_file: VocabularyFile
     masked_lm_prob: float
     short_seq_prob: float
     whole_word_masking: bool
@@ -131,7 +130,7 @@ def write_shard(
     shard: Shard, tokens_folder: Path, outputs: tuple[Path, ...], settings: ShardSettings, common: dict
 ) -> int:
     """Write one shard's file of every phase that is not there yet, and its token counts; return sequences written."""
-    vocabulary = read_vocabulary(settings.vocab_file, settings.do_lower_case)
+    vocabulary = settings.vocabulary_file.read()
     documents = _read_documents(shard, tokens_folder, vocabulary)
     counts = np.bincount(documents.tokens, minlength=len(vocabulary))
     write_synced(counts_file(tokens_folder, shard.name), array_bytes(counts))

@@ -16,7 +16,7 @@ import numpy as np
 from pretraining.data.documents import TextSettings, canonical_text
 from pretraining.data.hdf5 import write_synced
 from pretraining.data.sources import Batch
-from pretraining.data.wordpiece import BLOCK_CHARACTERS, Tokenizer, read_vocabulary
+from pretraining.data.wordpiece import BLOCK_CHARACTERS, Tokenizer, VocabularyFile
 
 SENTENCE_TYPE = np.int32
 HASH_SAMPLE = 16  # one sentence in so many, chosen by its hash, is looked at for duplicates
@@ -58,12 +58,10 @@ class PartSummary:
     notes: tuple[str, ...]
 
 
-def tokenize_batch(
-    batch: Batch, folder: Path, vocab_file: Path, do_lower_case: bool, settings: TextSettings
-) -> PartSummary:
+def tokenize_batch(batch: Batch, folder: Path, vocabulary: VocabularyFile, settings: TextSettings) -> PartSummary:
     """Write the part of one batch."""
     canonical = canonical_text(batch, settings)
-    tokenizer = _tokenizer(vocab_file, do_lower_case)
+    tokenizer = _tokenizer(vocabulary)
     blocks = [tokenizer.encode(block) for block in text_blocks(canonical.text)]
     ids, line_tokens, blank = (np.concatenate(column) for column in zip(*blocks, strict=True))
     is_sentence = line_tokens > 0
@@ -102,9 +100,9 @@ def summary(part: Part) -> PartSummary:
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(vocab_file: Path, do_lower_case: bool) -> Tokenizer:
+def _tokenizer(vocabulary: VocabularyFile) -> Tokenizer:
     """One tokenizer a process: its memory of words is what makes it fast."""
-    return Tokenizer(read_vocabulary(vocab_file, do_lower_case))
+    return Tokenizer(vocabulary.read())
 
 
 def text_blocks(text: str) -> Iterator[str]:

@@ -1,10 +1,10 @@
-"""WordPiece exactly as in Google's BERT (tokenization.py), fast: a cache from word to ids in front of the exact code.
+"""WordPiece with the ids of Hugging Face's BERT tokenizer, fast: a cache from word to ids in front of the exact code.
 
-Every step of the reference looks at one white-space separated word at a time, so the ids of a word never depend on its
-neighbours and can be remembered. Text is Zipfian: after a few megabytes nearly every word is a dictionary hit.
+Every step of it looks at one white-space separated word at a time, so the ids of a word never depend on its neighbours
+and can be remembered. Text is Zipfian: after a few megabytes nearly every word is a dictionary hit.
+Google's own tokenizer (tokenization.py) differs in capital sigma at the end of a word and in private-use characters.
 """
 
-import hashlib
 import re
 import unicodedata
 from array import array
@@ -17,15 +17,21 @@ from typing import NamedTuple
 import numpy as np
 
 from central.runtime.exits import BadRequest
+from pretraining.vocabulary import fingerprint, tokens_of, vocabulary_text
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LONGEST_WORD = 200  # characters; a longer word is [UNK], as in the reference
 LONGEST_CACHED_WORD = 64  # characters; longer ones are links and noise that would fill the cache
 CACHE_WORDS = 500_000  # about 150 MB; the cache starts anew beyond it
 BLOCK_CHARACTERS = 1 << 18  # text handled at once: the list of its words stays small
+BLOCKS_COUNTED = 64  # their words are counted together
+
+OTHER = "Other"  # script of words without a letter
+USAGE = ("words", "tokens", "unknown", "words_that_lose_marks", "lost_marks")  # numbers of a script's words
 
 _ASCII_WORD = re.compile("[A-Za-z0-9]+|[^A-Za-z0-9]")
 
+DELETED = ("Cc", "Cf", "Co")  # control, format and, as Hugging Face has it, private use
 LINE_END = "\0"  # stands for a line's end among the words; the reference deletes this character from text
 # White space to Python's str.split(), but control characters that the reference deletes.
 DELETED_BY_REFERENCE = "\0\x0b\x0c\x1c\x1d\x1e\x1f\x85"
@@ -37,9 +43,18 @@ class Vocabulary:
 
     tokens: tuple[str, ...]
     do_lower_case: bool = True
+    strip_accents: bool | None = None  # None: where text is lower-cased, as Hugging Face has it
+
+    @property
+    def strips_accents(self) -> bool:
+        return self.do_lower_case if self.strip_accents is None else self.strip_accents
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def normaliser(self) -> "Normaliser":
+        return Normaliser(self.do_lower_case, self.strips_accents)
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -52,7 +67,7 @@ class Vocabulary:
 
     @cached_property
     def sha256(self) -> str:
-        return hashlib.sha256("\n".join(self.tokens).encode()).hexdigest()
+        return fingerprint(self.tokens)
 
     @property
     def id_type(self) -> type[np.unsignedinteger]:
@@ -60,29 +75,39 @@ class Vocabulary:
         return np.uint16 if len(self.tokens) <= 1 << 16 else np.uint32
 
 
+@dataclass(frozen=True)
+class VocabularyFile:
+    """Where a vocabulary is, and how text is normalised for it."""
+
+    path: Path
+    do_lower_case: bool = True
+    strip_accents: bool | None = None
+
+    def read(self) -> Vocabulary:
+        return read_vocabulary(self.path, self.do_lower_case, self.strip_accents)
+
+
 @lru_cache(maxsize=2)
-def read_vocabulary(path: Path, do_lower_case: bool) -> Vocabulary:
+def read_vocabulary(path: Path, do_lower_case: bool, strip_accents: bool | None = None) -> Vocabulary:
     """Read a vocabulary, one token a line; BadRequest names every fault in it."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest(f"--vocab_file {path}: cannot be read ({error})") from error
-    tokens = tuple(line.strip() for line in lines)
+        tokens = tokens_of(vocabulary_text(Path(path)))
+    except BadRequest as error:
+        raise BadRequest([f"--vocab_file {problem}" for problem in error.problems]) from error
+    missing = [token for token in SPECIAL_TOKENS if token not in tokens]
     problems = [
-        f"--vocab_file {path}: no {token} in it; every BERT vocabulary has {' '.join(SPECIAL_TOKENS)}"
-        for token in SPECIAL_TOKENS
-        if token not in tokens
-    ]
-    problems += [
         f"--vocab_file {path}: {token!r} is on {count} lines; a token has one id"
         for token, count in Counter(tokens).items()
-        if count > 1
+        if count > 1 and token
     ]
+    if missing:
+        said = f"no {', '.join(missing)} in it; every BERT vocabulary has {' '.join(SPECIAL_TOKENS)}, one token a line"
+        problems.insert(0, f"--vocab_file {path}: {said}")
     if not problems and tokens[0] != "[PAD]":
         problems.append(f"--vocab_file {path}: line 1 is {tokens[0]!r}; padding is id 0, so it must be [PAD]")
     if problems:
         raise BadRequest(problems)
-    return Vocabulary(tokens, do_lower_case)
+    return Vocabulary(tokens, do_lower_case, strip_accents)
 
 
 def is_cjk(character: str) -> bool:
@@ -111,7 +136,51 @@ def split_punctuation(word: str) -> list[str]:
 
 
 def _is_deleted(character: str) -> bool:
-    return character == "\ufffd" or (unicodedata.category(character) in ("Cc", "Cf") and character not in "\t\n\r")
+    return character == "\ufffd" or (unicodedata.category(character) in DELETED and character not in "\t\n\r")
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """What becomes of a word of text before it is cut into pieces: the same for data, vocabulary and checkpoint."""
+
+    do_lower_case: bool = True
+    strip_accents: bool = True
+
+    def parts(self, word: str) -> list[str]:
+        """The parts between which no piece goes on: without control characters, at punctuation and ideographs."""
+        if word.isascii() and word.isprintable():
+            return _ASCII_WORD.findall(word.lower() if self.do_lower_case else word)
+        kept = (character for character in word if not _is_deleted(character))
+        spaced = "".join(f" {character} " if is_cjk(character) else character for character in kept)
+        return [part for word in spaced.split() for part in split_punctuation(self._normalise(word))]
+
+    def lost_marks(self, word: str) -> int:
+        """How many combining marks it takes away."""
+        if not self.strip_accents or word.isascii():
+            return 0
+        return sum(map(_is_mark, unicodedata.normalize("NFD", word)))
+
+    def _normalise(self, word: str) -> str:
+        """Without accents, then each letter in lower case by itself: a final sigma is not known to Hugging Face's."""
+        if self.strip_accents:
+            word = "".join(c for c in unicodedata.normalize("NFD", word) if not _is_mark(c))
+        return word.replace("Σ", "σ").lower() if self.do_lower_case else word
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character) == "Mn"
+
+
+def script_of(word: str) -> str:
+    """The script of the first letter in a word, by the first word of its name in Unicode; "Other" without a letter."""
+    letter = next((character for character in word if character.isalpha()), None)
+    if letter is None:
+        return OTHER
+    if letter.isascii():
+        return "Latin"
+    words = [*unicodedata.name(letter, OTHER).split(), OTHER]
+    name = words[1] if words[0] in ("FULLWIDTH", "HALFWIDTH", "MODIFIER", "SUPERSCRIPT") else words[0]
+    return "Han" if name == "CJK" else name.capitalize()
 
 
 class Encoded(NamedTuple):
@@ -122,17 +191,45 @@ class Encoded(NamedTuple):
     blank: np.ndarray  # bool[lines]: the line has nothing but white space (it ends a document)
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What the vocabulary made of some text."""
+
+    scripts: dict[str, np.ndarray]  # int64[len(USAGE)] of the words of each script
+    unknown_characters: Counter[str]  # behind the [UNK]: not in the vocabulary where they stand in their words
+
+    @classmethod
+    def none(cls) -> "Usage":
+        return cls({}, Counter())
+
+    def __add__(self, other: "Usage") -> "Usage":
+        scripts = dict(self.scripts)
+        for name, numbers in other.scripts.items():
+            scripts[name] = scripts.get(name, 0) + numbers
+        return Usage(scripts, self.unknown_characters + other.unknown_characters)
+
+
 class Tokenizer:
-    """Turns lines of text into ids identical to the reference's."""
+    """Turns lines of text into ids."""
 
     def __init__(self, vocabulary: Vocabulary):
         self.vocabulary = vocabulary
+        self._usage, self._used = Usage.none(), []
         self._forget()
+
+    def take_usage(self) -> Usage:
+        """What was encoded since the last call."""
+        usage = self._usage + self._rows.usage(self._used)
+        self._usage, self._used = Usage.none(), []
+        return usage
 
     def encode(self, text: str) -> Encoded:
         """Ids of whole lines; a line not closed by a line end counts as one."""
         if len(self._rows) > CACHE_WORDS or len(self._rows.ids) > 8 * CACHE_WORDS:
+            self._usage = self.take_usage()
             self._forget()
+        if len(self._used) >= BLOCKS_COUNTED:
+            self._usage = self.take_usage()
         for character in DELETED_BY_REFERENCE:
             if character in text:
                 text = text.replace(character, "")
@@ -141,6 +238,7 @@ class Tokenizer:
         words = text.replace("\n", f" {LINE_END} ").split()
         rows = np.fromiter(map(self._rows.__getitem__, words), np.int32, len(words))
         table = self._rows
+        self._used.append(rows)
         ends = np.frombuffer(table.ends, np.int64)
         starts, counts = ends[rows], np.diff(ends)[rows]
         token_ends = np.cumsum(counts)
@@ -166,36 +264,66 @@ class _WordTable(dict):
     def __init__(self, vocabulary: Vocabulary):
         super().__init__({LINE_END: 0})
         self.vocabulary = vocabulary
+        self.normaliser = vocabulary.normaliser
         self.pieces: dict[str, list[int]] = {}  # of the parts between punctuation: fewer than words
         self.ids = array("I")
         self.ends = array("q", (0, 0))
+        self.script_numbers = {OTHER: 0}
+        self.scripts = array("H", (0,))
+        self.unknown = array("H", (0,))  # [UNK] in each word
+        self.lost_marks = array("H", (0,))
+        self.unknown_characters: dict[int, str] = {}  # of the rows that have some
 
     def __missing__(self, word: str) -> int:
-        for part in self._words(word):
+        unknown_id, unknown, characters = self.vocabulary.ids["[UNK]"], 0, []
+        for part in self.normaliser.parts(word):
             pieces = self.pieces.get(part)
             if pieces is None:
                 pieces = self.pieces[part] = self._pieces(part)
             self.ids.extend(pieces)
+            if pieces[0] == unknown_id:
+                unknown += 1
+                characters += self._missing(part)
         self.ends.append(len(self.ids))
         row = len(self.ends) - 2
+        script = script_of(word)
+        self.scripts.append(self.script_numbers.setdefault(script, len(self.script_numbers)))
+        self.unknown.append(min(unknown, 0xFFFF))
+        self.lost_marks.append(min(self.normaliser.lost_marks(word), 0xFFFF))
+        if characters:
+            self.unknown_characters[row] = "".join(characters)
         if len(word) <= LONGEST_CACHED_WORD:
             self[word] = row
         return row
 
-    def _words(self, text: str) -> list[str]:
-        """The reference's basic tokenisation of one white-space separated word."""
-        if text.isascii() and text.isprintable():
-            return _ASCII_WORD.findall(text.lower() if self.vocabulary.do_lower_case else text)
-        kept = (character for character in text if not _is_deleted(character))
-        spaced = "".join(f" {character} " if is_cjk(character) else character for character in kept)
-        return [part for word in spaced.split() for part in split_punctuation(self._normalise(word))]
+    def usage(self, used: list[np.ndarray]) -> Usage:
+        """Numbers of the words in `used`, arrays of rows."""
+        if not used:
+            return Usage.none()
+        rows = np.concatenate(used)
+        words = np.bincount(rows, minlength=len(self.scripts))
+        words[0] = 0  # line ends
+        lost = np.frombuffer(self.lost_marks, np.uint16)
+        columns = (
+            words,
+            words * np.diff(np.frombuffer(self.ends, np.int64)),
+            words * np.frombuffer(self.unknown, np.uint16),
+            words * (lost > 0),
+            words * lost,
+        )
+        scripts = np.frombuffer(self.scripts, np.uint16)
+        table = np.stack([np.bincount(scripts, column, len(self.script_numbers)) for column in columns], axis=1)
+        characters: Counter[str] = Counter()
+        for row in np.flatnonzero(words * np.frombuffer(self.unknown, np.uint16)).tolist():
+            for character in self.unknown_characters.get(row, ""):
+                characters[character] += int(words[row])
+        by_script = {name: table[number].astype(np.int64) for name, number in self.script_numbers.items()}
+        return Usage({name: numbers for name, numbers in by_script.items() if numbers[0]}, characters)
 
-    def _normalise(self, word: str) -> str:
-        """Lower case in the context of the whole word (a Greek sigma at its end), then without accents."""
-        if not self.vocabulary.do_lower_case:
-            return word
-        decomposed = unicodedata.normalize("NFD", word.lower())
-        return "".join(character for character in decomposed if unicodedata.category(character) != "Mn")
+    def _missing(self, part: str) -> list[str]:
+        """The characters that are no piece where they stand."""
+        ids = self.vocabulary.ids
+        return [c for place, c in enumerate(part) if (f"##{c}" if place else c) not in ids]
 
     def _pieces(self, word: str) -> list[int]:
         """Greedy longest match first; one [UNK] for a word that cannot be made of pieces."""
