@@ -13,6 +13,7 @@ class Alone:
     """One rank: nothing to exchange."""
 
     loss_scale = 1.0
+    world_size = 1
 
     def wrap(self, model):
         return model
@@ -39,6 +40,7 @@ class Alone:
 class _Ranks(Alone):
     def __init__(self, bf16: bool):
         self.bf16 = bf16
+        self.world_size = dist.get_world_size()
         # Host numbers never touch the device: they go over gloo whatever carries the gradients.
         self._host = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
@@ -48,7 +50,7 @@ class _Ranks(Alone):
         return total.tolist()
 
     def agree(self, numbers):
-        return self.sum(numbers) == [number * dist.get_world_size() for number in numbers]
+        return self.sum(numbers) == [number * self.world_size for number in numbers]
 
     def barrier(self):
         dist.barrier(group=self._host)
@@ -77,7 +79,7 @@ class DdpExchange(_Ranks):
 
     def __init__(self, bf16: bool):
         super().__init__(bf16)
-        self.loss_scale = float(dist.get_world_size())  # DDP takes the mean over ranks, a step's loss is a sum
+        self.loss_scale = float(self.world_size)  # DDP takes the mean over ranks, a step's loss is a sum
 
     def wrap(self, model):
         wrapped = DistributedDataParallel(model, bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True)

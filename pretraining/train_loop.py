@@ -3,6 +3,7 @@
 It knows nothing of devices: `device.mark_step()` is empty where there is nothing to mark.
 """
 
+import time
 from dataclasses import asdict, dataclass
 
 import torch
@@ -10,6 +11,8 @@ import torch
 from central.runtime.exits import Preempted
 from pretraining.lamb import global_norm
 from pretraining.schedule import poly_warmup
+
+STOP_INTERVAL = 1e6  # microseconds between two looks of several ranks at whether one of them was asked to stop
 
 
 @dataclass
@@ -29,13 +32,16 @@ def train(run) -> None:
     """Train from `run.state` to the stop step; raises Preempted when a signal asked to stop, after saving."""
     state, settings, watch = run.state, run.settings, run.watch
     run.evaluate()
+    micro_step_time = 0  # of the step before, microseconds: integers add up to the same sum everywhere
     while state.step < settings.stop_step:
+        began = time.perf_counter()
         watch.restart()
         batch = next(run.batches)
         watch.lap("data")
-        counts = [batch.num_masked, batch.num_sequences, batch.num_tokens, run.stop.requested]
-        masked, sequences, tokens, stop = run.exchange.sum(counts)  # host integers over gloo, not a device sync
-        if stop or not take_step(run, batch, masked, sequences):
+        counts = [batch.num_masked, batch.num_sequences, batch.num_tokens, run.stop.requested, micro_step_time]
+        masked, sequences, tokens, stop, times = run.exchange.sum(counts)  # host integers over gloo, not a device sync
+        stops = StopAgreement(run.stop, run.exchange, times)
+        if stop or not take_step(run, batch, masked, sequences, stops):
             run.save(wait=True)
             run.exchange.barrier()
             where = "nothing was saved" if settings.skip_checkpoint else "--resume_from_checkpoint goes on from there"
@@ -44,6 +50,7 @@ def train(run) -> None:
         state.global_step += 1
         state.rows_read += run.share.global_rows_per_step
         watch.count(batch, masked, sequences, tokens)
+        micro_step_time = int((time.perf_counter() - began) * 1e6 / len(batch.micro_batches))
         last = state.step == settings.stop_step
         save_due = last or state.step % settings.save_steps == 0
         if last or state.step % settings.log_steps == 0:
@@ -54,10 +61,27 @@ def train(run) -> None:
             run.evaluate()
 
 
-def take_step(run, batch, masked: float, sequences: float) -> bool:
+class StopAgreement:
+    """Whether the ranks stop amid a step, which may take minutes: asked of all about once a second, between micro-steps.
+
+    `micro_step_times` is the sum over ranks of the microseconds that a micro-step takes; 0 where nobody knows yet. All
+    ranks have the same sum, and so ask after the same micro-steps.
+    """
+
+    def __init__(self, stop, exchange, micro_step_times: float):
+        self._stop, self._exchange = stop, exchange
+        per_rank = micro_step_times / exchange.world_size
+        self._interval = max(1, int(STOP_INTERVAL / per_rank)) if per_rank and exchange.world_size > 1 else 1
+
+    def reached(self, micro_step: int) -> bool:
+        """Before a micro-step, counted from 0: whether any rank was asked to stop. All ranks call it together."""
+        return (micro_step + 1) % self._interval == 0 and self._exchange.sum([self._stop.requested])[0] > 0
+
+
+def take_step(run, batch, masked: float, sequences: float, stops: StopAgreement) -> bool:
     """One optimizer step over this rank's micro-batches; `masked` and `sequences` are counts over all ranks.
 
-    Returns False, with nothing changed, where a rank alone was asked to stop on the way: its step may take minutes.
+    Returns False, with nothing changed, where the ranks agreed to stop on the way.
     """
     settings, state, device, watch = run.settings, run.state, run.device, run.watch
     lr = poly_warmup(
@@ -72,10 +96,10 @@ def take_step(run, batch, masked: float, sequences: float) -> bool:
     # Divisors change every step: as a tensor they do not change a compiled graph. A blocking copy would wait.
     host_weights = torch.tensor([1 / max(masked, 1), 1 / max(sequences, 1)])
     weights = host_weights.to(device.device, non_blocking=True)
-    for number, micro_batch in enumerate(batch.micro_batches, start=1):
-        if run.rank.world_size == 1 and run.stop.requested:
+    for number, micro_batch in enumerate(batch.micro_batches):
+        if stops.reached(number):
             return False
-        last = number == len(batch.micro_batches)
+        last = number == len(batch.micro_batches) - 1
         with run.exchange.between_micro_steps(run.model, last):
             sums = run.model(micro_batch.to(device.device))
             loss = (sums[:2] * weights).sum()

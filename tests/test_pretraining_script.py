@@ -1,6 +1,7 @@
 """run_pretraining.py as users run it: both phases, exact resume, ranks, signals, divergence, bad input."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -371,6 +373,29 @@ def test_a_signal_saves_on_all_ranks_and_exits_85(corpora, tmp_path, mpirun):
     (saved,) = checkpoints(tmp_path)
     assert is_complete(saved) and "exit status 85" in errors
     assert json.loads((saved / "state.json").read_text())["step"] == max(logged(tmp_path)[0])
+
+
+@pytest.mark.parametrize("exchange", [{}, {"allreduce_post_accumulation": True}], ids=["ddp", "flat"])
+def test_several_ranks_agree_to_stop_amid_a_step(corpora, tmp_path, mpirun, exchange):
+    """A step of 8,000 micro-steps; one rank alone is told, as a server that goes down tells its own."""
+    words = script_argv(
+        corpora[0], corpora[2], tmp_path, train_batch_size=8000, gradient_accumulation_steps=8000, **exchange
+    )
+    process = subprocess.Popen(
+        [mpirun, *MPIRUN, "2", sys.executable, str(SCRIPT), *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    for line in process.stdout:
+        if "held out" in line:
+            break
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    time.sleep(3)
+    os.kill(int(ranks[-1]), signal.SIGTERM)
+    begin = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 85, errors
+    assert time.monotonic() - begin < 20
+    assert "stopped by a signal after step 0" in errors and not checkpoints(tmp_path)  # there is nothing to save yet
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
