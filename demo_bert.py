@@ -1,6 +1,9 @@
 """Train BERT with one command: `python demo_bert.py pretraining|finetuning|check`, each with -h."""
 
+import os
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # Python itself does not with PYTHONSAFEPATH=1
 
 from central.launch.cli import main
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 DONE = 0
 BAD_REQUEST = 2  # the request cannot run; nothing was changed
 DIVERGED = 3  # a non-finite update; the last checkpoint is good
+HUNG = 124  # a rank hung, and the others ended the run; as timeout(1) has it
 PREEMPTED = 85  # stopped by a signal after everything was saved
 
 

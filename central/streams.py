@@ -5,7 +5,6 @@ import os
 import select
 import sys
 from contextlib import suppress
-from typing import TextIO
 
 
 def protect() -> None:
@@ -59,7 +58,7 @@ class _Text(io.TextIOWrapper):
         super().__init__(buffer, encoding=encoding, errors="backslashreplace", line_buffering=line_buffering)
 
 
-def _safe(stream: TextIO | None, descriptor: int) -> TextIO:
+def _safe(stream: io.TextIOWrapper | None, descriptor: int) -> io.TextIOWrapper:
     encoding = stream.encoding if stream else "utf-8"
     if stream:
         with suppress(OSError, ValueError):

@@ -3,6 +3,7 @@
 import os
 import sys
 
+from central import streams
 from central.errors import BAD_REQUEST, DONE, BadRequest
 from central.launch.messages import say
 from central.launch.subcommands import subcommand_of
@@ -25,6 +26,7 @@ def main(words, file_variables=None) -> int:
 
     `file_variables` are variables of a settings file: they count where the caller has not set them.
     """
+    streams.protect()
     from_file = {name: value for name, value in (file_variables or {}).items() if name not in os.environ}
     try:
         return _main(list(words), {**from_file, **os.environ}, tuple(from_file.items()))
@@ -32,6 +34,9 @@ def main(words, file_variables=None) -> int:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return BAD_REQUEST
+    except KeyboardInterrupt:  # before anything was started
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _main(words, environ, file_variables):

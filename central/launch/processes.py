@@ -12,6 +12,8 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
+from central.streams import write_all
+
 LAST_SECONDS = 5
 
 
@@ -127,6 +129,38 @@ def _answer(process, deadline):
     return Captured(process.returncode, stdout, stderr)
 
 
+class Log:
+    """A file that gets the output of a run. It is made again where it was deleted; where it cannot be, the run goes on.
+
+    OSError where it cannot be opened at first.
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+        self._file = open(path, "ab", buffering=0)
+        self._failed = False
+
+    def write(self, chunk: bytes) -> None:
+        try:
+            if not self._is_there():
+                self._file.close()
+                os.makedirs(os.path.dirname(self._path), exist_ok=True)
+                self._file = open(self._path, "ab", buffering=0)
+            self._failed = not write_all(self._file.fileno(), chunk) or self._failed
+        except OSError:
+            self._failed = True
+
+    def _is_there(self) -> bool:
+        with suppress(OSError):
+            return not self._file.closed and os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        return False
+
+    def close(self) -> bool:
+        """Whether all that was written is there."""
+        self._file.close()
+        return not self._failed
+
+
 class Running:
     """A command that runs in a session of its own. Should the launcher be killed, a guard ends that session."""
 
@@ -136,13 +170,14 @@ class Running:
 
         self.by_torchrun = "torch.distributed.run" in command.argv
         several_ranks = self.by_torchrun or command.argv[0] == "mpirun"
-        # One process alone keeps our terminal, and with it its progress bar.
+        # One process alone keeps our terminal, and with it its progress bar. mpirun would end of one that goes away.
+        heard = bool(log) or several_ranks or not sys.stderr.isatty()
         self._process = subprocess.Popen(
             command.argv,
             env={**os.environ, **dict(command.env)},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if log else None,
-            stderr=subprocess.PIPE if log or several_ranks else None,
+            stdout=subprocess.PIPE if heard else None,
+            stderr=subprocess.PIPE if heard else None,
             start_new_session=True,
         )
         self._session = self._process.pid
@@ -189,12 +224,8 @@ def _pass_on(source, target, hearers):
         while chunk := source.read1(65536):
             for hear in hearers:
                 hear(chunk)
-            try:
-                view = memoryview(chunk)
-                while target_is_there and view:
-                    view = view[os.write(target, view) :]
-            except OSError:
-                target_is_there = False  # the terminal went away; the training goes on
+            # Where the terminal went away, the training goes on.
+            target_is_there = target_is_there and write_all(target, chunk)
 
     if source is None:
         return None

@@ -3,12 +3,11 @@
 import re
 import signal
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-from central.errors import BAD_REQUEST, DIVERGED, DONE, PREEMPTED
+from central.errors import BAD_REQUEST, DIVERGED, DONE, HUNG, PREEMPTED
 from central.launch.messages import say
-from central.launch.processes import Running
+from central.launch.processes import Log, Running
 
 # How ranks end because another one did: an error in the exchange, a request to stop, SIGTERM.
 CONSEQUENCES = (1, PREEMPTED, 128 + 15)
@@ -20,6 +19,7 @@ _FAILURES = (
     re.compile(r"Process name: \[\S+,(?P<rank>\d+)\] Exit code: (?P<status>\d+)"),
     re.compile(r"failed \(exitcode: (?P<status>-?\d+)\) local_rank: (?P<rank>\d+)"),
 )
+_SAVING = re.compile(r"\brank \d+ on \S+: asked to stop")
 _TORCHRUN_CLOSES = re.compile(r"Sending process \d+ closing signal")
 _DAEMON_LOST = re.compile(r"lost communication with a remote daemon.*?Remote daemon *: \S+ on node (\S+)")
 _LONGEST_MESSAGE = 4096
@@ -36,6 +36,7 @@ class Failure:
     def __str__(self):
         host = f" on {self.host}" if self.host else ""
         killed = f" (killed by signal {self.status - 128})" if self.status > 128 else ""
+        killed = " (it hung)" if self.status == HUNG else killed
         return f"rank {self.rank}{host}: exit status {self.status}{killed}"
 
 
@@ -48,6 +49,8 @@ class Listener:
     def __init__(self):
         self.failures = []
         self.rank_is_gone = False
+        self.rank_hangs = False
+        self.saving = False  # asked to stop, the ranks save
         self.lost_host = None
         self._text = ""
         self._unfinished = b""
@@ -61,6 +64,8 @@ class Listener:
         found = find_failures(text)
         self.failures += [failure for _end, failure in found]
         self.rank_is_gone = self.rank_is_gone or bool(found) or bool(_TORCHRUN_CLOSES.search(text))
+        self.rank_hangs = self.rank_hangs or any(failure.status == HUNG for _end, failure in found)
+        self.saving = self.saving or bool(_SAVING.search(text))
         if lost := _DAEMON_LOST.search(text):
             self.lost_host = lost[1]
         self._text = text[found[-1][0] if found else 0 :][-_LONGEST_MESSAGE:]
@@ -92,6 +97,8 @@ def _failure(found):
 
 GRACE = 60  # seconds for ranks to save once they are asked to stop
 AFTER_A_DEAD_RANK = 15  # seconds the other ranks may take to notice
+ONE_PRESS = 1.0  # second within which two signals may come of one press of Ctrl-C
+AFTER_A_SECOND_SIGNAL = 15  # seconds to begin to save
 STRAGGLERS = 30  # seconds a rank may outlive its mpirun
 RESUME = "--resume_from_checkpoint"
 LOST_HOST = 1  # status of a run whose host is gone
@@ -105,13 +112,16 @@ def run(plan, *, log_path=None, max_restarts=0, grace=GRACE, lost_host=lambda: N
     `lost_host()` names a host of the run that does not answer any more.
     """
     statuses = []
-    with StopSignals() as stop, open(log_path, "ab", buffering=0) if log_path else nullcontext() as log:
+    log = Log(log_path) if log_path else None
+    with StopSignals() as stop:
         for command in plan.commands:
             if plan.keep_going and command is plan.commands[-1]:
                 command = replace(command, argv=(*command.argv, *_failed_words(plan.commands, statuses)))
             statuses.append(_run_with_restarts(command, stop, log, max_restarts, grace, lost_host))
             if statuses[-1] == BAD_REQUEST or statuses[-1] != DONE and (stop.count or not plan.keep_going):
                 break
+    if log and not log.close():
+        say(f"{log_path}: not all of the output could be written there")
     return next((status for status in statuses if status != DONE), DONE)
 
 
@@ -122,11 +132,18 @@ def _failed_words(commands, statuses) -> list[str]:
 
 
 class StopSignals:
-    """Counts signals in place of dying of them. A SIGHUP that nohup set aside stays aside."""
+    """Counts signals in place of dying of them. A SIGHUP that nohup set aside stays aside.
+
+    Schedulers send SIGTERM twice, and wrappers hand on the Ctrl-C that a terminal has sent already: only a Ctrl-C some
+    time after the signal before it is a call to hurry.
+    """
 
     def __init__(self):
         self.count = 0
         self.last = 0
+        self.hurries = 0
+        self.repeated_at = None  # when a second signal came
+        self._last_at = 0.0
 
     def __enter__(self):
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -138,11 +155,17 @@ class StopSignals:
 
     def __exit__(self, *_error):
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # Another request to stop must not change the status of a run that has just stopped.
+            signal.signal(number, signal.SIG_IGN if self.count else handler)
 
     def _note(self, number, _frame):
+        now = time.monotonic()
         self.count += 1
         self.last = number
+        if self.count > 1:
+            self.repeated_at = self.repeated_at or now
+            self.hurries += number == signal.SIGINT and now - self._last_at > ONE_PRESS
+        self._last_at = now
 
 
 def _run_with_restarts(command, stop, log, max_restarts, grace, lost_host):
@@ -195,19 +218,25 @@ def _run_once(command, stop, log, grace, lost_host):
     return status
 
 
+def _hurries(stop, listener) -> int:
+    """Reasons to wait for the ranks no longer. A second SIGTERM is one where they do not say that they save."""
+    repeated = stop.repeated_at is not None and time.monotonic() - stop.repeated_at > AFTER_A_SECOND_SIGNAL
+    return stop.hurries + (repeated and not listener.saving) + listener.rank_hangs
+
+
 def _wait(running, listener, stop, grace, lost_host):
     """Wait for the end. Asked to stop, let ranks save; when a rank or a host is gone, end the others soon."""
     gone_since, told = None, False
     while (status := running.status()) is None:
         if stop.count:
             if not told:  # a process whose threads end after it comes here again
-                say(f"stopping: ranks have {grace} s to save; a second signal cuts that short")
+                say(f"stopping: ranks have {grace} s to save; a second Ctrl-C cuts that short")
             told = True
-            running.end(grace, lambda: stop.count)
+            running.end(grace, lambda: _hurries(stop, listener))
             continue
         if listener.rank_is_gone:
             gone_since = gone_since or time.monotonic()
-        if lost_host() or gone_since and time.monotonic() - gone_since > AFTER_A_DEAD_RANK:
+        if lost_host() or listener.rank_hangs or gone_since and time.monotonic() - gone_since > AFTER_A_DEAD_RANK:
             running.terminate()
         time.sleep(0.1)
     return status

@@ -67,6 +67,7 @@ def apply_or_exit() -> None:
     status = exits.run(_apply_as_main)
     if status != exits.DONE:
         sys.exit(status)
+    exits.report_failed_imports()
 
 
 def op_list_problems(flag: str, file: Path) -> list[str]:

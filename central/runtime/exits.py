@@ -3,6 +3,7 @@
 Standard library only: an entry script imports this before torch.
 """
 
+import errno
 import os
 import signal
 import socket
@@ -11,8 +12,10 @@ import time
 import traceback
 from collections.abc import Callable
 
+from central import streams
 from central.errors import BAD_REQUEST, DIVERGED, DONE, PREEMPTED, BadRequest
 from central.runtime import rank as ranks
+from central.runtime.rank import STOP_SIGNALS
 
 # Rank 0 usually finds the same problem and its exit takes the others down; they wait this long (s) before they speak.
 OTHER_RANKS_WAIT = 2.0
@@ -26,7 +29,31 @@ class Preempted(RuntimeError):
     """Training was asked to stop, has saved, and all ranks have met at a barrier."""
 
 
+# What the machine refuses, and its remedy: the request cannot run here, and a traceback would say no more.
+_REFUSALS = {
+    errno.ENOSPC: "the disk is full: make room",
+    errno.EDQUOT: "the quota of the disk is used up: make room",
+    errno.EFBIG: "larger than a file may be here: raise the limit (ulimit -f), or choose another disk",
+    errno.EROFS: "this disk can only be read: choose another folder",
+    errno.ENOMEM: "out of memory: take smaller batches or fewer ranks, or raise the limit on memory",
+}
+# How a loader, torch on a CPU and torch on a card say that there is no memory.
+_NO_MEMORY = ("failed to map segment", "Cannot allocate memory", "can't allocate memory", "out of memory")
+
+
+def refusal(error: BaseException) -> str:
+    """The one line for an error by which the machine refuses, "" for any other error."""
+    no_memory = isinstance(error, ImportError | RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    if isinstance(error, MemoryError) or no_memory:
+        return _REFUSALS[errno.ENOMEM]
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return ": ".join(map(str, filter(None, (error.filename, _REFUSALS[error.errno]))))
+    return ""
+
+
 def _status_of(error: BaseException) -> int:
+    if refusal(error):
+        return BAD_REQUEST
     for kind, status in ((BadRequest, BAD_REQUEST), (Diverged, DIVERGED), (Preempted, PREEMPTED)):
         if isinstance(error, kind):
             return status
@@ -35,6 +62,8 @@ def _status_of(error: BaseException) -> int:
 
 def _describe(error: BaseException, status: int) -> str:
     """Text for standard error: a line per problem, or the traceback of an error that is ours."""
+    if refusal(error):
+        return f"error: {refusal(error)}"
     if status == 1:
         return "".join(traceback.format_exception(error)).rstrip()
     if isinstance(error, BadRequest):
@@ -48,6 +77,7 @@ def run(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
     A rank of several ends with the line `rank 3 on hostb: exit status 2`, by which the launcher knows who failed
     first, and leaves at once: a collective that waits for ranks already gone must not keep it.
     """
+    streams.protect()
     try:
         here = ranks.from_environment()
     except ValueError as error:
@@ -63,6 +93,9 @@ def run(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
     except Exception as error:
         status = _status_of(error)
         text = _describe(error, status)
+    if status == PREEMPTED:  # asked once more, a process that ends would be killed by it
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
     if here.world_size > 1 and status != DONE:
         _leave_at_once(here, status, text)
     if text:
@@ -70,11 +103,24 @@ def run(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
     return status
 
 
+def report_failed_imports() -> None:
+    """From now on what fails before `run`, at the imports of an entry script, ends as it would within it."""
+    sys.excepthook = _uncaught
+
+
+def _uncaught(_kind: type[BaseException], error: BaseException, _trace: object) -> None:
+    status, text = (130, "interrupted") if isinstance(error, KeyboardInterrupt) else (_status_of(error), "")
+    try:
+        _leave_at_once(ranks.from_environment(), status, text or _describe(error, status))
+    finally:
+        os._exit(status)
+
+
 def _leave_at_once(here: ranks.Rank, status: int, text: str) -> None:
     if not here.is_main and status == BAD_REQUEST:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(OTHER_RANKS_WAIT)
     sys.stdout.flush()
-    line = f"rank {here.rank} on {socket.gethostname()}: exit status {status}"
+    line = f"rank {here.rank} on {socket.gethostname()}: exit status {status}" if here.world_size > 1 else ""
     print(*filter(None, (text, line)), sep="\n", file=sys.stderr, flush=True)
     os._exit(status)

@@ -29,6 +29,8 @@ OTHER_MPI = ("PMI_RANK", "PMIX_RANK", "MPI_LOCALRANKID")
 # Set by whoever starts ranks as its own children: without it a shell that ends must not end its nohup job.
 STARTED_BY_A_LAUNCHER = ("BERT_LAUNCHER", "OMPI_COMM_WORLD_RANK", "TORCHELASTIC_RUN_ID")
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
 PARENT_POLL = 1.0  # s
 ORPHAN_GRACE = 20.0  # s between SIGTERM to itself and the end of a rank whose parent is gone
 
@@ -136,7 +138,7 @@ class StopRequest:
 
     def __init__(self):
         self.requested = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._request)
 
     def _request(self, number, frame) -> None:
