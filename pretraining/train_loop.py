@@ -62,10 +62,10 @@ def train(run) -> None:
 
 
 class StopAgreement:
-    """Whether the ranks stop amid a step, which may take minutes: asked of all about once a second, between micro-steps.
+    """Whether the ranks stop amid a step, which may take minutes: they ask each other about once a second.
 
     `micro_step_times` is the sum over ranks of the microseconds that a micro-step takes; 0 where nobody knows yet. All
-    ranks have the same sum, and so ask after the same micro-steps.
+    ranks have the same sum, and so ask before the same micro-steps.
     """
 
     def __init__(self, stop, exchange, micro_step_times: float):

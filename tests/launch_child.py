@@ -26,6 +26,7 @@ def main(argv):
     parser.add_argument("--act", default="none", choices=["none", "refuse", "diverge", "crash", "die", "hang"])
     parser.add_argument("--rank", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--saving", type=float, default=0.3, help="seconds")
     parser.add_argument("--once", action="store_true", help="act in no attempt that resumes")
     parser.add_argument("--phase2", action="store_true")
     parser.add_argument("--resume_from_checkpoint", action="store_true")
@@ -42,7 +43,7 @@ def main(argv):
         if step == 5 and here.rank == settings.rank and not spared:
             act(settings.act)
         if stop.requested:
-            time.sleep(0.3)  # saving
+            time.sleep(settings.saving)
             (settings.output_dir / f"saved_by_rank_{here.rank}").touch()
             raise exits.Preempted("saved")
         time.sleep(STEP)

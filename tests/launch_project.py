@@ -38,8 +38,12 @@ def words(project, *options, act="none", steps=10, rank=1, **script):
     request = """pretraining --model_name_or_path tiny --data_type fp32 --device cpu --accumulate_gradients
         --train_batch_size 16 8 --batch_size 2 2""".split()
     data = ["--data_dir", str(folder / "phase 1"), str(folder / "phase 2"), "--output_dir", str(folder / "out put")]
-    child = ["--act", act, "--steps", str(steps), "--rank", str(rank), *(f"--{name}" for name in script)]
+    child = ["--act", act, "--steps", str(steps), "--rank", str(rank), *_switches(script)]
     return [sys.executable, str(project / "demo_bert.py"), *request, *data, *options, "--", *child]
+
+
+def _switches(script):
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in script.items()]
 
 
 def checkpoints(project) -> Path:

@@ -177,3 +177,32 @@ def test_a_rank_ends_with_its_launcher_and_a_script_by_hand_does_not(tmp_path):
     assert not alive(launched)
     assert alive(by_hand)
     os.kill(by_hand, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "error: out of memory: take smaller batches"),
+        (ImportError("libtorch.so: failed to map segment from shared object"), "error: libtorch.so: failed to map"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"), "error: DefaultCPU"),
+        (OSError(27, "File too large", "out/weights"), "error: out/weights: larger than a file may be"),
+        (OSError(28, "No space left on device"), "error: the disk is full"),
+    ],
+)  # fmt: skip
+def test_what_the_machine_refuses_is_one_line(capsys, error, line):
+    assert exits.run(raising(error), []) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(line) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "script", ["pretraining/run_pretraining.py", *map(str, (ROOT / "transformers").rglob("run_*.py"))]
+)
+def test_too_little_memory_to_import_torch_is_one_line(script):
+    command = f"ulimit -v 150000; exec {sys.executable} {ROOT / script} --do_train"
+    environ = os.environ | {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    done = subprocess.run(["bash", "-c", command], env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    first, last = done.stderr.splitlines()
+    assert first.startswith("error: ") and "out of memory" in first
+    assert last.endswith(": exit status 2")

@@ -137,28 +137,32 @@ class Log:
 
     def __init__(self, path: str):
         self._path = path
-        self._file = open(path, "ab", buffering=0)
+        self._descriptor = _open_log(path)
         self._failed = False
 
     def write(self, chunk: bytes) -> None:
         try:
             if not self._is_there():
-                self._file.close()
                 os.makedirs(os.path.dirname(self._path), exist_ok=True)
-                self._file = open(self._path, "ab", buffering=0)
-            self._failed = not write_all(self._file.fileno(), chunk) or self._failed
+                os.dup2(made := _open_log(self._path), self._descriptor)
+                os.close(made)
+            self._failed = not write_all(self._descriptor, chunk) or self._failed
         except OSError:
             self._failed = True
 
     def _is_there(self) -> bool:
         with suppress(OSError):
-            return not self._file.closed and os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+            return os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))
         return False
 
     def close(self) -> bool:
         """Whether all that was written is there."""
-        self._file.close()
+        os.close(self._descriptor)
         return not self._failed
+
+
+def _open_log(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
 
 class Running:

@@ -43,8 +43,9 @@ _NO_MEMORY = ("failed to map segment", "Cannot allocate memory", "can't allocate
 
 def refusal(error: BaseException) -> str:
     """The one line for an error by which the machine refuses, "" for any other error."""
-    no_memory = isinstance(error, ImportError | RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
-    if isinstance(error, MemoryError) or no_memory:
+    if isinstance(error, ImportError | RuntimeError | OSError) and any(words in str(error) for words in _NO_MEMORY):
+        return f"{str(error).partition(chr(10))[0]}: {_REFUSALS[errno.ENOMEM]}"
+    if isinstance(error, MemoryError):
         return _REFUSALS[errno.ENOMEM]
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return ": ".join(map(str, filter(None, (error.filename, _REFUSALS[error.errno]))))
@@ -94,7 +95,7 @@ def run(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
         status = _status_of(error)
         text = _describe(error, status)
     if status == PREEMPTED:  # asked once more, a process that ends would be killed by it
-        for number in STOP_SIGNALS:
+        for number in filter(ranks.is_heard, STOP_SIGNALS):
             signal.signal(number, signal.SIG_IGN)
     if here.world_size > 1 and status != DONE:
         _leave_at_once(here, status, text)

@@ -145,6 +145,11 @@ class StopRequest:
         self.requested = True
 
 
+def is_heard(number: int) -> bool:
+    """Whether a signal asks for something here, and neither kills nor is passed over."""
+    return callable(signal.getsignal(number))
+
+
 def watch_parent(environ: Mapping[str, str] = os.environ) -> None:
     """End this rank when the launcher that started it is gone, so that nothing is left running on any host.
 
