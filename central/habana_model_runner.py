@@ -2,7 +2,8 @@
 
     python central/habana_model_runner.py --framework pytorch --model bert --hb_config hb_configs/FILE.yaml
 
-Flags of demo_bert.py may follow, and win over the file. The results/run.json of a run is such a file, too.
+Flags of demo_bert.py may follow, and win over the file. The results/run.json of a run is such a file, too, and so are
+the YAML files of Habana's release 1.1.1.
 """
 
 import argparse
@@ -33,20 +34,38 @@ def main(argv=None) -> int:
         print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
         return BAD_REQUEST
     words = [request.command, *request.words, *flags, "--", *(script_args or request.script_args)]
-    return cli.main(words, request.variables)
+    return cli.main(words, request.variables, request.notes)
 
 
 def load(path):
-    """What a YAML file holds."""
+    """What a YAML file holds, numbers as the text they are written in: each option reads its own, and 010 is no 8.
+
+    Raises BadRequest for a file that is no YAML, and for a key given twice, of which YAML takes the last.
+    """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for key in keys:
+                if any(other.value == key.value for other in keys[: keys.index(key)]):
+                    line = key.start_mark.line + 1
+                    raise BadRequest(f"--hb_config {path}: the key {key.value} is given twice, again in line {line}")
+            return super().construct_mapping(node, deep)
+
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag.rpartition(":")[2] in ("bool", "null", "merge")]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
     try:
-        with open(path) as file:
-            return yaml.safe_load(file)
+        with open(path, "rb") as file:
+            return yaml.load(file, Loader)
     except OSError as error:
         raise BadRequest(f"--hb_config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadRequest(f"--hb_config {path}: no YAML: {error}") from None
+    except yaml.YAMLError as error:
+        raise BadRequest(f"--hb_config {path}: no YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise BadRequest(f"--hb_config {path}: nested too deeply for a file of settings") from None
 
 
 if __name__ == "__main__":

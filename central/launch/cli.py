@@ -21,15 +21,16 @@ Train BERT on Intel Gaudi, NVIDIA GPU or CPU: one card, one server or many.
 """
 
 
-def main(words, file_variables=None) -> int:
+def main(words, file_variables=None, notes=()) -> int:
     """Run demo_bert.py with these words; the status to exit with.
 
-    `file_variables` are variables of a settings file: they count where the caller has not set them.
+    Of a settings file: `file_variables` are its variables, which count where the caller has not set them, and `notes`
+    what to say of it.
     """
     streams.protect()
     from_file = {name: value for name, value in (file_variables or {}).items() if name not in os.environ}
     try:
-        return _main(list(words), {**from_file, **os.environ}, tuple(from_file.items()))
+        return _main(list(words), {**from_file, **os.environ}, tuple(from_file.items()), notes)
     except BadRequest as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
@@ -39,7 +40,7 @@ def main(words, file_variables=None) -> int:
         return 130
 
 
-def _main(words, environ, file_variables):
+def _main(words, environ, file_variables, notes):
     checking = words[:1] == ["check"]
     if not words or words[int(checking) :][:1] in (["-h"], ["--help"]):
         print(USAGE, end="")
@@ -63,7 +64,7 @@ def _main(words, environ, file_variables):
     from central.launch.commands import shell_line
     from central.launch.plan import prepare
 
-    place, plan = prepare(subcommand, settings, environ, file_variables)
+    place, plan = prepare(subcommand, settings, environ, file_variables, notes)
     for note in plan.notes:
         say(note)
     if settings.dry_run:

@@ -12,11 +12,16 @@ from central.launch.messages import say
 RUN_VARIABLES = (("BERT_LAUNCHER", "1"), ("PYTHONUNBUFFERED", "1"))
 
 
-def prepare(subcommand, settings, environ, file_variables) -> tuple[commands.Place, Plan]:
-    """Where a request will run and its commands; BadRequest with everything that would stop it."""
+def prepare(subcommand, settings, environ, file_variables, notes=()) -> tuple[commands.Place, Plan]:
+    """Where a request will run and its commands; BadRequest with everything that would stop it.
+
+    `notes` are said behind the device, whether it can run or not.
+    """
     problems = []
     layout = _layout(settings, environ, problems)
     place = look_around(settings, layout, environ, file_variables)
+    for note in notes:
+        say(note)
     problems += subcommand.problems(settings, layout.world_size)
     if not settings.dry_run:
         from central.launch import preflight, processes
@@ -71,7 +76,7 @@ def _devices(settings, environ):
             say(f"device {found.type}" + (f", {found.cards} cards" if found.cards else ""))
         return found
     if settings.device == "auto":
-        say("a dry run looks for no card: composed for --device hpu")
+        say("a dry run looks for no card: composed for --device hpu; give --device cuda or --device cpu for another")
         return machine.Devices("hpu")
     return machine.Devices(settings.device)
 

@@ -2,6 +2,8 @@
 
 A file holds `command` (pretraining or finetuning), options by their names, and if need be `script_args` (words for the
 training script), `env_variables` (used where the caller has not set them) and `record`, which is for people to read.
+The YAML files of Habana's release 1.1.1 are read, too: `parameters` with the options, in it `store_true` with the
+switches and `dataset_parameters` with the numbers of each task and data type.
 """
 
 import json
@@ -74,10 +76,14 @@ class Request:
     words: tuple[str, ...]
     script_args: tuple[str, ...]
     variables: dict[str, str]
+    notes: tuple[str, ...] = ()  # what was read in another way than it is written
 
 
 def read_request(values, where) -> Request:
     """A request from what a file holds; BadRequest names unknown keys. `where` is the file, for messages."""
+    notes = ()
+    if isinstance(values, dict) and "parameters" in values:
+        values, notes = _from_reference(values, where)
     command = values.get("command") if isinstance(values, dict) else None
     if command not in SUBCOMMANDS:
         raise BadRequest(f"{where}: the key `command` must say {' or '.join(SUBCOMMANDS)}")
@@ -89,12 +95,89 @@ def read_request(values, where) -> Request:
             continue
         if name not in known:
             problems.append(f"{where}: unknown key {key}{nearest(name, [*known, *BESIDE_OPTIONS])}")
+        parts = value if isinstance(value, list | tuple) else [value]
+        problems += [f"{where}: {key} holds {fault}" for fault in map(_no_value, parts) if fault]
         words += _words(name, value)
     if problems:
         raise BadRequest(problems)
     variables = values.get("env_variables") or {}
     variables = {str(key): _variable(value) for key, value in variables.items() if value is not None}
-    return Request(command, tuple(words), tuple(map(str, values.get("script_args") or ())), variables)
+    return Request(command, tuple(words), tuple(map(str, values.get("script_args") or ())), variables, tuple(notes))
+
+
+# Keys of the reference's files that are no flags of its own launcher, and what they are.
+REFUSED_BY_REFERENCE = {
+    "pretraining": {
+        "all_reduce_post_accumulation": "allreduce_post_accumulation",
+        "all_reduce_post_accumulation_fp16": "allreduce_post_accumulation_fp16",
+    },
+    "finetuning": {"data_dir": "dataset_name"},
+}
+
+
+def _from_reference(values, where) -> tuple[dict, list[str]]:
+    """A file of the reference in our own form, and a line on each key that has another name here.
+
+    As its runner did: the numbers of the chosen task and data type stand behind the other parameters, and win.
+    """
+    unknown = [key for key in values if key not in ("model", "env_variables", "parameters")]
+    problems = [f"unknown key {key}{nearest(str(key), ('model', 'env_variables', 'parameters'))}" for key in unknown]
+    if values.get("model", "bert") != "bert":
+        problems.append(f"model must be bert, and is {values['model']}")
+    parameters = _one_map(values["parameters"], problems)
+    switches = parameters.pop("store_true", None) or []
+    if not isinstance(switches, list):
+        problems.append("store_true must be a list of switches")
+        switches = []
+    numbers = _of_task(parameters.pop("dataset_parameters", None) or {}, parameters, problems)
+    if problems:
+        raise BadRequest(f"{where}: {problem}" for problem in problems)
+    found = {**parameters, **numbers, **{str(name): True for name in switches}}
+    command = found.get("command")
+    names = REFUSED_BY_REFERENCE.get(str(command), {})
+    notes = [f"{where}: {name} of {command} is {ours} here" for name, ours in names.items() if name in found]
+    renamed = {names.get(name, name): value for name, value in found.items()}
+    if command == "pretraining" and isinstance(renamed.get("data_dir"), str):
+        renamed["data_dir"] = renamed["data_dir"].split(",")  # one folder for each phase
+    return {**renamed, "env_variables": values.get("env_variables")}, notes
+
+
+def _one_map(parameters, problems) -> dict:
+    """`parameters` as one map; a list of maps stands for one, too."""
+    whole = {}
+    for part in parameters if isinstance(parameters, list) else [parameters]:
+        if not isinstance(part, dict):
+            problems.append("parameters must be a map")
+            return {}
+        problems += [f"the key {key} is given twice" for key in part if key in whole]
+        whole |= part
+    return whole
+
+
+def _of_task(tasks, parameters, problems) -> dict:
+    """What `dataset_parameters` says of the chosen task: the numbers of the chosen data type, then its others."""
+    own = _chosen(tasks, "dataset_parameters", parameters.get("task_name"), problems)
+    by_type = own.pop("data_type_parameters", None) or {}
+    place = f"dataset_parameters/{parameters.get('task_name')}/data_type_parameters"
+    return {**_chosen(by_type, place, parameters.get("data_type"), problems), **own}
+
+
+def _chosen(maps, place, name, problems) -> dict:
+    """A copy of the map of this name, of those at a place; empty where there are none at all."""
+    if not isinstance(maps, dict) or not all(isinstance(each, dict) for each in maps.values()):
+        problems.append(f"{place} must be a map of maps")
+    elif maps and name not in maps:
+        problems.append(f"{place} has nothing for {name}, only for {', '.join(map(str, maps))}")
+    else:
+        return dict(maps.get(name, {}))
+    return {}
+
+
+def _no_value(value) -> str:
+    """What stands in place of one value, if anything does."""
+    if isinstance(value, dict):
+        return "a map, where a value is due"
+    return "a list in a list, where values are due" if isinstance(value, list) else ""
 
 
 def _misshapen(values, where):
