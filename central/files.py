@@ -1,7 +1,8 @@
-"""Files that one process at a time may hold; the kernel lets go of them when that process ends."""
+"""Files that one process at a time may hold, until it ends; and which files of a folder are its shards."""
 
 import fcntl
 import os
+from collections.abc import Iterable
 
 from central.errors import BadRequest
 
@@ -29,3 +30,19 @@ def take_folder(path, folder) -> None:
         raise BadRequest(
             f"--output_dir {folder}: another run ({holder}) writes there: wait for its end, or name another folder"
         )
+
+
+SHARD_SUFFIXES = (".hdf5", ".h5")
+PACKED_BY_HABANA = "mixed_strategies_part_"  # names of shards made by its pack_pretraining_data_pytorch.py
+
+
+def shards_of(names: Iterable[str], split: str) -> list[str]:
+    """Of the names of files in a folder those of its shards of a split ("training" or "test"), in order.
+
+    Habana's packed shards say neither: where no name says "training", they are the training shards.
+    """
+    shards = sorted(name for name in names if name.endswith(SHARD_SUFFIXES))
+    named = [name for name in shards if split in name]
+    if named or split != "training":
+        return named
+    return [name for name in shards if name.startswith(PACKED_BY_HABANA)]

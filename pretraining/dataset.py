@@ -17,6 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from central.files import SHARD_SUFFIXES, shards_of
 from central.runtime.exits import BadRequest
 from pretraining.batches import Masking, Rows, Step, concatenate, flat_micro_batches, static_micro_batches
 from pretraining.data.hdf5 import KEYS
@@ -30,8 +31,6 @@ SAME_SHAPE = {  # a column and the one it goes with, element by element
     "next_sentence_positions": "next_sentence_labels",
     "next_sentence_weights": "next_sentence_labels",
 }
-SUFFIXES = (".hdf5", ".h5")
-PACKED_BY_HABANA = "mixed_strategies_part_"  # names of shards made by its pack_pretraining_data_pytorch.py
 CACHE_BYTES = 1 << 30  # shards kept in memory, per process
 CHECKED_BYTES = 1 << 28  # contents checked before the first step; later shards are checked as they are read
 
@@ -61,27 +60,21 @@ class Shard:
 
 
 def find_shards(folder: Path, split: str) -> list[Path]:
-    """HDF5 files of `folder` with `split` ("training" or "test") in their names, in the order of their names.
-
-    Habana's packed training shards have neither in theirs: where no name says "training", they are it.
-    """
+    """HDF5 files of `folder` with `split` ("training" or "test") in their names, in the order of their names."""
     if not folder.is_dir():
         raise BadRequest(f"{folder}: no such folder: give the folder that holds the {split} shards (*.hdf5)")
     try:
-        files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+        files = [path.name for path in folder.iterdir() if path.is_file()]
     except OSError as error:
         raise BadRequest(f"{folder}: cannot be read ({error.strerror}): give a folder that you may read") from error
-    named = [path for path in files if split in path.name]
-    if named or split != "training":
-        return named
-    return [path for path in files if path.name.startswith(PACKED_BY_HABANA)]
+    return [folder / name for name in shards_of(files, split)]
 
 
 def open_shards(folder: Path, split: str, limits: Limits) -> list[Shard]:
     """Open and check all shards of a folder; every damaged one is named, none is passed over."""
     paths = find_shards(folder, split)
     if not paths:
-        inside = sorted({path.parent for path in folder.glob(f"*/*{split}*") if path.suffix in SUFFIXES})
+        inside = sorted({path.parent for path in folder.glob(f"*/*{split}*") if path.suffix in SHARD_SUFFIXES})
         hint = f"; there are some in {inside[0]}" if inside else ": make them with pretraining/data/prepare.py"
         raise BadRequest(f"{folder}: no file *{split}*.hdf5 in this folder{hint}")
     shards, problems = [], []

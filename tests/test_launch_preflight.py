@@ -9,7 +9,7 @@ import h5py
 import pytest
 from launch_project import copy_project, left_running, run, words
 
-from central.launch import machine, preflight, remote
+from central.launch import cli, machine, preflight, remote
 from central.launch.commands import Place
 from central.launch.hosts import Layout
 from central.launch.machine import Devices, Topology
@@ -77,6 +77,18 @@ def test_data_of_phase_2_are_looked_at_before_phase_1_begins(project):
     assert not (project.parent / "out put").exists()
 
 
+def test_habanas_packed_folders_are_data(project):
+    """Files without "training" in their names, beside what prepare.py does not make."""
+    for phase in (1, 2):
+        shard = project.parent / f"phase {phase}" / "corpus_training_0.hdf5"
+        shard.rename(shard.with_name("mixed_strategies_part_0.hdf5"))
+        (shard.parent / "README.txt").touch()
+    status, _, err, _ = run(words(project))
+    assert status == 0, err
+    status, _, err, _ = run(words(project, "--max_seq_length", "128", "256", "--resume_from_checkpoint"))
+    assert status == 2 and "mixed_strategies_part_0.hdf5: rows of 512 tokens are longer" in err
+
+
 @pytest.mark.parametrize(
     "content", ['{"hidden_size": "128"}', '{"max_position_embeddings": "x"}', "[1]", "x", "\udcff"]
 )
@@ -85,6 +97,16 @@ def test_a_configuration_that_is_none(project, content):
     config.write_text(content, errors="surrogateescape")
     status, _, err, _ = run(words(project, "--config_file", str(config)))
     assert status == 2 and f"--config_file {config}: no " in err and "Traceback" not in err
+
+
+def test_a_folder_of_data_that_is_not_there_is_told_with_the_way_out(capsys, tmp_path):
+    words = "finetuning --model_name_or_path base --data_type fp32 --device cpu --task_name squad".split()
+    status = cli.main(["check", *words, "--max_seq_length=384", "--dataset_name=/root/bert/Squad/"])
+    err = capsys.readouterr().err
+    assert (
+        status == 2 and "--dataset_name: no folder /root/bert/Squad/; --dataset_name squad takes the task's own" in err
+    )
+    assert cli.main(["check", *words, "--max_seq_length=384", f"--dataset_name={tmp_path}"]) == 0
 
 
 def test_check_reports_and_starts_nothing(project):

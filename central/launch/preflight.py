@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 
+from central import files
 from central.launch import finetuning, pretraining
 from central.launch.hostcheck import version
 from central.launch.machine import port_is_taken
@@ -128,6 +129,11 @@ def used_folder_problems(settings):
 def finetuning_problems(settings, _place, _capture_all):
     names = ("train_file", "validation_file", "test_file")
     found = missing_files({name: getattr(settings, name) for name in names})
+    data_set = settings.dataset_name or ""
+    if data_set.startswith((os.sep, ".")) and not settings.train_file and not os.path.exists(data_set):
+        found.append(
+            f"--dataset_name: no folder {data_set}; --dataset_name {settings.task_name} takes the task's own data"
+        )
     if settings.task_name in finetuning.QA_TASKS and settings.doc_stride >= settings.max_seq_length:
         found.append(
             f"--doc_stride {settings.doc_stride}: windows of --max_seq_length {settings.max_seq_length} cannot share as"
@@ -148,7 +154,7 @@ def shard_faults(folder):
 def row_length_faults(folder, max_seq_length, place, capture_all):
     """Files that are no whole shards, or of longer rows: found now, and not when phase 2 begins after days."""
     script = os.path.join(place.root, "pretraining", "data", "row_lengths.py")
-    (answer,) = capture_all([[place.python, script, *sorted(training_shards(folder))]], timeout=READ_SECONDS)
+    (answer,) = capture_all([[place.python, script, *training_shards(folder)]], timeout=READ_SECONDS)
     lengths = json.loads(answer.stdout) if answer.status == 0 else {}
     found = []
     for path, length in lengths.items():
@@ -160,7 +166,8 @@ def row_length_faults(folder, max_seq_length, place, capture_all):
 
 
 def training_shards(folder) -> list[str]:
-    return glob.glob(os.path.join(glob.escape(folder), "*training*.hdf5"))
+    """Paths of a folder's training shards, as pre-training itself finds them."""
+    return [os.path.join(folder, name) for name in files.shards_of(os.listdir(folder), "training")]
 
 
 def missing_files(named):
