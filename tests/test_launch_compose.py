@@ -1,6 +1,7 @@
 """Words and numbers: batch arithmetic, hosts, cores, mpirun of both versions, environment, scripts."""
 
 import os
+import shlex
 
 import pytest
 
@@ -361,6 +362,64 @@ def test_settings_of_the_hub_reach_every_host_and_no_token_does(capsys, monkeypa
     (line,) = lines(capsys, *FINETUNING, "--data_type=fp32", "--world_size", "16", "--process_per_node", "8")
     assert "-x HF_HUB_OFFLINE=value" in line and "-x HF_HOME=value" in line and "-x ENABLE_CONSOLE=value" in line
     assert "HF_TOKEN" not in line
+
+
+HABANAS_IMAGE = {  # what its Dockerfiles set, and a session of sshd does not have
+    "HABANA_SCAL_BIN_PATH": "/opt/habanalabs/engines_fw",
+    "HABANA_PLUGINS_LIB_PATH": "/opt/habanalabs/habana_plugins",
+    "RDMA_CORE_ROOT": "/opt/habanalabs/rdma-core/src",
+    "RDMA_CORE_LIB": "/opt/habanalabs/rdma-core/src/build/lib",
+    "RDMAV_FORK_SAFE": "1",
+    "FI_EFA_USE_DEVICE_RDMA": "1",
+    "LD_PRELOAD": "/lib/x86_64-linux-gnu/libtcmalloc.so.4",
+    "LD_LIBRARY_PATH": "/opt/amazon/openmpi/lib:/usr/lib/habanalabs",
+    "TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD": "1000000000000",
+    "PATH": "/opt/amazon/openmpi/bin:/usr/bin",
+}
+WAYS_OUT = {
+    "https_proxy": "http://proxy:3128",
+    "NO_PROXY": "localhost,.lan",
+    "HF_ENDPOINT": "https://mirror.lan",
+    "HF_HOME": "/data/hub",
+    "HF_TOKEN_PATH": "/root/.hub token",
+    "REQUESTS_CA_BUNDLE": "/etc/ca.pem",
+}
+OF_THIS_HOST_ALONE = {
+    "HF_TOKEN": "hf_abc",
+    "http_proxy": "http://me:word@proxy:3128",
+    "HABANA_API_KEY": "abc",
+    "WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "SLURM_SUBMIT_PATH": "/here",
+    "PRTE_MCA_prefix_path": "/here",
+    "OLDPWD": "/here",
+    "HOME": "/root",
+    "BASH_FUNC_PATH%%": "() { :; }",
+}
+
+
+def test_the_environment_of_habanas_images_reaches_every_host(capsys, monkeypatch):
+    for name, value in {**HABANAS_IMAGE, **WAYS_OUT, **OF_THIS_HOST_ALONE}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("MULTI_HLS_IPS", "10.0.0.1,10.0.0.2")
+    words = [*FINETUNING, "--data_type=fp32", "--world_size", "16", "--process_per_node", "8"]
+    assert cli.main([*words, *DRY]) == 0
+    out, err = capsys.readouterr()
+    found = shlex.split(out)
+    handed_on = dict(after.split("=", 1) for word, after in zip(found, found[1:]) if word == "-x")
+    assert {**HABANAS_IMAGE, **WAYS_OUT}.items() <= handed_on.items()
+    assert not handed_on.keys() & OF_THIS_HOST_ALONE.keys()
+    assert "hf_abc" not in out + err and "word" not in out + err
+    said = [line for line in err.splitlines() if "is not handed to other hosts" in line]
+    assert [line.split()[1] for line in said] == ["HABANA_API_KEY", "HF_TOKEN", "http_proxy"]
+    assert "HF_TOKEN_PATH" in said[1]
+
+
+def test_secrets_are_spoken_of_where_there_are_other_hosts_only(capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_abc")
+    assert cli.main([*FINETUNING, "--data_type=fp32", *DRY]) == 0
+    assert "HF_TOKEN" not in capsys.readouterr().err
 
 
 def test_a_step_to_resume_is_a_wish_to_resume(capsys):

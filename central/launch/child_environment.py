@@ -1,18 +1,22 @@
 """The environment of the children. The caller's own is never changed."""
 
+import re
+
 from central.launch.machine import can_bind, cores_per_rank
 
-# Handed to other hosts when the caller has set them. No secret: what is handed on stands in the list of processes.
-FORWARDED = (
-    *("HCL_CONFIG_PATH", "MAX_WAIT_ATTEMPTS", "LOG_LEVEL_ALL", "LOG_LEVEL_SYN_API", "LD_LIBRARY_PATH"),
-    *("PYTORCH_MODULES_ROOT_PATH", "BUILD_ROOT_LATEST", "PYTHONPATH", "HABANA_LOGS", "GC_KERNEL_PATH"),
-    *("HCCL_BOX_SIZE", "HCCL_OVER_TCP", "HCCL_COMM_ID", "HCCL_SOCKET_IFNAME", "SOCKET_NTHREADS"),
-    *("NSOCK_PERTHREAD", "HCCL_DEFAULT_NIC_COUNT"),
-    *("HCCL_OVER_OFI", "HABANA_VISIBLE_MODULES", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"),
-    *("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE"),
-    *("ENABLE_CONSOLE", "LOG_LEVEL_PT_FALLBACK"),
+# Handed to other hosts where the caller has set them: what Habana's images set, which a session of sshd does not have,
+# what the reference handed on (HABANA, PATH, LD_, HCCL), what the libraries below torch read, and the ways to the Hub.
+FORWARDED = re.compile(
+    r"""\w*(HABANA|HCCL|PATH)\w*
+    |(LD|PT|HCL|GC|TPC|SYN|LOG_LEVEL|ENABLE|FI|NCCL|GLOO|UCX|TCMALLOC|MALLOC|KMP|OMP|HF|TRANSFORMERS)_\w+|RDMA\w+
+    |MAX_WAIT_ATTEMPTS|BUILD_ROOT_LATEST|SOCKET_NTHREADS|NSOCK_PERTHREAD
+    |(?i:https?_proxy|all_proxy|no_proxy)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|SSL_CERT_FILE|SSL_CERT_DIR""",
+    re.VERBOSE,
 )
-FORWARDED_PREFIX = "PT_HPU_"
+# Never handed on: what other launchers tell their own ranks, and secrets, which would stand in the lists of processes.
+OF_OTHER_LAUNCHERS = re.compile(r"(OMPI|OPAL|PMIX|PRTE|PMI|SLURM|TORCHELASTIC)_\w+")
+SECRETS = re.compile(r"(?!HF_TOKEN_PATH$)\w*(TOKEN|SECRET|PASSW|CREDENTIAL|_KEY)\w*", re.IGNORECASE)
+PASSWORD_IN_URL = re.compile(r"\w+://[^/@\s]+@")
 OP_LIST_VARIABLES = ("PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST", "PT_HPU_AUTOCAST_FP32_OPS_LIST")
 OURS = ("OMP_NUM_THREADS", "BERT_LAUNCHER", "PYTHONUNBUFFERED")
 
@@ -41,14 +45,26 @@ def child_variables(*, environ, root, device, mode, op_lists, master_port, threa
 def forwarded_variables(environ, variables, master_address) -> tuple[tuple[str, str], ...]:
     """What other hosts get with -x: the names above as far as they are set, and the first host as meeting point."""
     merged = {**environ, **variables}
-    names = [name for name in FORWARDED if name in merged]
-    names += sorted(name for name in merged if name.startswith(FORWARDED_PREFIX))
-    names += [name for name in OURS if name in variables]
+    names = sorted(name for name, value in merged.items() if _is_for_others(name) and not _is_secret(name, value))
+    names += [name for name in OURS if name in variables and name not in names]
     return (
         *((name, merged[name]) for name in names),
         ("MASTER_ADDR", master_address),
         ("MASTER_PORT", merged["MASTER_PORT"]),
     )
+
+
+def withheld_variables(environ) -> list[str]:
+    """Names that other hosts would need, and do not get because they hold a secret."""
+    return sorted(name for name, value in environ.items() if _is_for_others(name) and _is_secret(name, value))
+
+
+def _is_for_others(name) -> bool:
+    return bool(FORWARDED.fullmatch(name)) and not OF_OTHER_LAUNCHERS.fullmatch(name)
+
+
+def _is_secret(name, value) -> bool:
+    return bool(SECRETS.fullmatch(name) or PASSWORD_IN_URL.match(value))
 
 
 def threads_per_rank(topology, ranks_per_node, bound) -> int:

@@ -132,6 +132,10 @@ def _notes(settings, subcommand, place, mode):
         yield f"{layout.ranks_per_node} ranks of a node on its {topology.cores} cores: ranks are not bound to cores"
     if place.environ.get("MULTI_HLS_IPS") and layout.world_size > 1 and not layout.hosts:
         yield "MULTI_HLS_IPS counts with --process_per_node only: all ranks stay on this server"
+    if layout.hosts:
+        for name in child_environment.withheld_variables(place.environ):
+            remedy = "; HF_TOKEN_PATH, a file that only you can read, is" if name == "HF_TOKEN" else ""
+            yield f"{name} is not handed to other hosts, where the list of processes would show what it holds{remedy}"
     if place.device == "hpu" and settings.data_type == "bf16":
         for name, list_ in zip(child_environment.OP_LIST_VARIABLES, _op_lists(settings, subcommand, place)):
             if place.environ.get(name, list_) != list_:
