@@ -17,18 +17,102 @@ CASES = {
         ["The U.S. Army came at 5 p.m. and left."],
         ["The site example.com is down.", "1984 was a year."],
     ],
-    "de": [["Das ist z.B. gut.", "Es kostet ca. 5 Euro."], ["Am 5. Mai kam er."]],
+    "de": [
+        ["Das ist z.B. gut.", "Es kostet ca. 5 Euro."],
+        ["Am 5. Mai kam er."],
+        ["Viele Früchte, z. B. Äpfel, wachsen hier.", "Er kam mit u. a. Herrn Müller."],
+        ["Das gilt i. d. R. Montags nicht.", "Siehe § 3 Abs. 2 und Nr. 5 dort."],
+        ["Brot, Milch usw.", "Der Rest blieb liegen."],
+        ["„Darf ich mitspielen?“, fragte sie.", "»Ja.«", "Dann ging er.", "„Nein.“", "Sie blieb."],
+    ],
+    "fr": [["« Tu viens ? »", "Il se tut.", "M. Dupont habite av. Foch."]],
+    "ru": [["Это было в 1812 г.", "Он ушёл."], ["Города, т. е. Москва и др. места, растут.", "Да."]],
     "zh": [["今天下雨。", "明天晴！", "好吗？"], ["他说：「好。」"], ["真的吗？？", "是。。。"]],
-    "hi": [["यह एक वाक्य है।", "यह दूसरा है।"]],
+    "ja": [
+        ["「行こう。」と彼は言った。", "雨だ。"],
+        ["「だめ！」って叫んだ。", "「いいよ。」", "そして帰った。", "「うん。」", "もう遅い。"],
+        ["値は３．５です。", "次へ。"],
+    ],
+    "hi": [["यह एक वाक्य है।", "यह दूसरा है।"], ["डॉ. राम आए।", "ए. पी. जे. अब्दुल कलाम आए।"]],
     "ar": [["ما هذا؟", "هذا كتاب."]],
-    "xx": [["Unknown language.", "Two sentences."]],
+    "am": [["መጽሐፉ ተጠናቋል።", "ችግር አለ፡፡", "እሱ አልተፈታም::", "ምን ነው፧", "ደህና።"]],
+    "hy": [["Բարեւ ձեզ։", "Ինչպես եք:", "Լավ։"]],
+    "el": [["Τι κάνεις;", "Είμαι καλά.", "Πού πας;", "Σπίτι."]],
+    "my": [["ဒါက စာအုပ်ပါ။", "ဟုတ်ကဲ့၊ ကောင်းပါတယ်။"]],
+    "km": [["នេះជាសៀវភៅ។", "ល្អណាស់។"]],
+    "bo": [["བཀྲ་ཤིས་བདེ་ལེགས།", "ཁྱེད་རང་སྐུ་གཟུགས།"]],
+    "ur": [["یہ کتاب ہے۔", "کیا حال ہے؟", "ٹھیک ہے۔"]],
+    "xx": [["Unknown language.", "Two sentences."], ["Vitamin C is good.", "At 5 p.m. it closed."]],
 }
+CASES["en"] += [
+    ["The answer is no.", "He left at 5 p.m.", "She stayed (see Fig. 3).", "No. 5 is alive."],
+    ["Peter Pan is a J. M. Barrie play.", "Visit the U.S. Army.", "It cost $5.50.", "OK...", "Fine."],
+    ["She lives in the U.S.", "She likes it.", "So did I.", "We all did."],
+    ["“Really?!”", "‘Yes.’", "It is (or was.)", "He loves art.", "Art. 3 says so.", "In Sept. 1999 he came."],
+    ["Wait . . . what?", "Stop! ! !", "Is it; or is it not?", "Note: this::that; or.", "Yes."],
+]
 
 
 @pytest.mark.parametrize(("language", "sentences"), [(lang, case) for lang, cases in CASES.items() for case in cases])
 def test_cases(language, sentences):
-    between = "" if language == "zh" else " "
+    between = "" if language in ("zh", "ja") else " "
     assert sentence_splitter("rules", language)(between.join(sentences)).split("\n") == sentences
+
+
+def test_any_blank_after_a_mark():
+    for blank in " \t\xa0\u2003\u3000\u202f":
+        assert sentence_splitter("rules", "en")(f"One.{blank}Two.{blank}{blank}Three.").split("\n") == (
+            ["One.", "Two.", "Three."]
+        )
+
+
+def test_the_marks_are_unicodes():
+    """Sentence_Terminal by a library that has Unicode's tables, but a comma and a dot that leads a line."""
+    regex = pytest.importorskip("regex")
+    split = sentence_splitter("rules", "en")
+    terminal = regex.compile(r"\p{Sentence_Terminal}")
+    marks = [chr(code) for code in range(0x20000) if not 0xD800 <= code < 0xE000 and terminal.match(chr(code))]
+    assert len(marks) > 130
+    lost = [mark for mark in marks if split(f"Aa bb{mark} Cc dd.") != f"Aa bb{mark}\nCc dd."]
+    assert lost == ["\u104a", "\u2024"]
+
+
+SENTENCES = (
+    "The old man J. K. Rowland lived by the sea for Mr. Smith.",
+    "He had no. 5 painted on his boat!",
+    '"Where are you going?" he asked her.',
+    "She said that it was 3.5 miles to the u.s. border, so did I.",
+    "We all went home at 5 p.m. and slept...",
+    "Was it raining?",
+    "Nobody knows.",
+)
+
+
+def test_a_text_without_capitals_is_split_at_every_mark():
+    split = sentence_splitter("rules", "en")
+    lower = [sentence.lower() for sentence in SENTENCES]
+    document = " ".join(lower[:4] + lower[5:])  # an ellipsis before a small letter may be inside of a sentence
+    assert split(document).split("\n") == lower[:4] + lower[5:]
+    with_capitals = " ".join(SENTENCES[:4] + SENTENCES[5:])
+    # Told for each document, whatever stands beside it; one capital in a long text is a name.
+    both = split(f"{with_capitals}\n\n{document}\n\n{with_capitals}").split("\n")
+    assert both == [*SENTENCES[:4], *SENTENCES[5:], "", *lower[:4], *lower[5:], "", *SENTENCES[:4], *SENTENCES[5:]]
+    assert split(f"{document} " * 3 + "The CEO of IBM, I. B. M., went. yes.").count("\n") == 3 * 6 + 1
+
+
+def test_a_text_without_capitals_in_other_scripts():
+    for text in ("он ушёл. она осталась. дождь шёл.", "ήρθε ο νίκος. τι κάνεις; είμαι καλά."):
+        assert sentence_splitter("rules", "ru")(text).count("\n") == 2
+
+
+def test_a_small_letter_after_a_mark_goes_on_where_there_are_capitals():
+    text = "The Foo Corp. of London (est. 1900) was sold. Then approx. five men left. The band Wham! was good."
+    assert sentence_splitter("rules", "en")(text).count("\n") == 2
+
+
+def test_a_language_without_marks_is_said():
+    assert "--language th: Thai has no mark that ends a sentence" in language_note("rules", "th")
+    assert language_note("line", "th") is None
 
 
 def test_a_language_without_abbreviations_is_said():
