@@ -22,6 +22,9 @@ class Alone:
         """Context of one micro-step's forward and backward."""
         return contextlib.nullcontext()
 
+    def settle(self, model, micro_batch, device) -> None:
+        """Whatever changes once, after the first backward pass of a process, changes now, before the first step."""
+
     def gradients(self, parameters) -> None:
         """Make every rank's gradients the sum over ranks."""
 
@@ -80,6 +83,7 @@ class DdpExchange(_Ranks):
     def __init__(self, bf16: bool):
         super().__init__(bf16)
         self.loss_scale = float(self.world_size)  # DDP takes the mean over ranks, a step's loss is a sum
+        self._settled = False
 
     def wrap(self, model):
         wrapped = DistributedDataParallel(model, bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True)
@@ -89,6 +93,17 @@ class DdpExchange(_Ranks):
 
     def between_micro_steps(self, model, last):
         return contextlib.nullcontext() if last else model.no_sync()
+
+    def settle(self, model, micro_batch, device):
+        """DDP sorts its buckets anew after the first backward pass, and a ring of three ranks or more adds an element
+        up in an order that goes by its place: the first step of a resumed run would differ in the last bits."""
+        if self._settled:
+            return
+        self._settled = True
+        (model(micro_batch.to(device.device))[:2].sum() * 0).backward()
+        device.mark_step()
+        for parameter in model.parameters():
+            parameter.grad = None
 
 
 def _mean_in_bf16(_, bucket):

@@ -7,15 +7,24 @@ so that the two read each other's checkpoints. No step waits for the device: no 
 import torch
 from torch.optim import Optimizer
 
-CHUNK = 1 << 18  # elements; they fit a cache, and a long fp32 sum of squares would be wrong in its third digit
+CHUNK = 1 << 18  # elements that fit a cache
+ROW = 1 << 10  # elements; a long fp32 sum of squares would be wrong in its third digit
 NO_CORRECTION = 1e9  # a step count at which Adam's bias corrections are 1
 
 
 def square_sum(x):
-    """Sum of squares as a 0-dim tensor; on a CPU in fp64 over chunks, to about 2e-7."""
+    """Sum of squares as a 0-dim tensor; on a CPU over rows, to about 2e-7.
+
+    A function of the values alone, wherever they lie in memory: `torch.dot` gives other bits at another alignment, and
+    DDP lays gradients elsewhere after the first step of a process.
+    """
     if x.device.type != "cpu":
         return torch.linalg.vector_norm(x).square()
-    return torch.stack([torch.dot(chunk, chunk) for chunk in x.reshape(-1).split(CHUNK)]).sum(dtype=torch.float64)
+    x = x.reshape(-1)
+    rest = x.numel() % ROW
+    rows = x[: x.numel() - rest].view(-1, ROW)
+    squares = torch.linalg.vector_norm(rows, dim=1).square().sum(dtype=torch.float64)
+    return squares + torch.linalg.vector_norm(x[x.numel() - rest :]).square()
 
 
 def global_norm(gradients):
@@ -66,7 +75,7 @@ def _fused_direction(p, grad, exp_avg, exp_avg_sq, *, step, betas, eps, weight_d
             [s], [g], [m], [v], max_exp_avg_sqs=[], state_steps=[step], lr=1.0, beta1=betas[0], beta2=betas[1],
             weight_decay=0.0, eps=eps, amsgrad=False, maximize=False, found_inf=skip,
         )  # fmt: skip
-        squares.append(torch.stack([torch.dot(w, w), torch.dot(s, s)]) if weight_decay else step.expand(2))
+        squares.append(torch.stack([square_sum(w), square_sum(s)]) if weight_decay else step.expand(2))
     return grad, *torch.stack(squares).sum(0, dtype=torch.float64)
 
 

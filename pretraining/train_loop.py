@@ -38,6 +38,7 @@ def train(run) -> None:
         watch.restart()
         batch = next(run.batches)
         watch.lap("data")
+        run.exchange.settle(run.model, batch.micro_batches[0], run.device)
         counts = [batch.num_masked, batch.num_sequences, batch.num_tokens, run.stop.requested, micro_step_time]
         masked, sequences, tokens, stop, times = run.exchange.sum(counts)  # host integers over gloo, not a device sync
         stops = StopAgreement(run.stop, run.exchange, times)

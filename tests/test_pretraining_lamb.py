@@ -77,6 +77,28 @@ def test_trust_ratio_is_one_for_zero_weights():
     assert [float(trust_ratio(w, u)) for w, u in ((zero, one), (one, zero), (one, four))] == [1.0, 1.0, 0.5]
 
 
+def at_offset(tensor, offset):
+    """A copy that begins `offset` elements into its memory, as a view of a bucket does."""
+    room = torch.empty(tensor.numel() + offset)
+    return room[offset:].view(tensor.shape).copy_(tensor)
+
+
+@pytest.mark.parametrize("offset", [1, 3, 8, 13])
+def test_lamb_goes_by_values_wherever_gradients_and_weights_lie(offset):
+    shapes = [(70001,), (31, 1025), (1024,)]
+    torch.manual_seed(1)
+    weights, gradients = ([torch.randn(shape) for shape in shapes] for _ in range(2))
+    found = {}
+    for place in (0, offset):
+        params = [torch.nn.Parameter(at_offset(weight, place)) for weight in weights]
+        for p, gradient in zip(params, gradients):
+            p.grad = at_offset(gradient, place)
+        norm = global_norm([p.grad for p in params])
+        Lamb(params, lr=0.1).step(norm)
+        found[place] = [norm, *params, *(square_sum(at_offset(weight, place)) for weight in weights)]
+    assert all(torch.equal(a, b) for a, b in zip(found[0], found[offset]))
+
+
 def test_lamb_repeats_to_the_bit_and_resumes_from_its_state():
     first, grads = setup()
     second, third = copy.deepcopy(first), copy.deepcopy(first)

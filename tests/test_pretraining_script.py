@@ -278,6 +278,39 @@ def test_two_ranks_resume_exactly_and_one_rank_reads_on_in_the_same_order(corpor
     assert losses(tmp_path / "c") == pytest.approx(losses(alone), rel=1e-4)
 
 
+SLOW = pytest.mark.slow
+RESUMES_OF_RANKS = [  # ranks, words
+    # A ring of three ranks adds an element up in an order that goes by its place in a bucket.
+    pytest.param(3, {}, id="3 ranks, ddp"),
+    *(
+        pytest.param(ranks, {**phase, **exchange, **precision}, id=f"{ranks}{phase}{exchange}{precision}", marks=SLOW)
+        for ranks in (1, 2)
+        for phase in ({}, {"phase2": True})
+        for exchange in ({}, {"allreduce_post_accumulation": True})
+        for precision in ({}, {"hmp": True})
+    ),
+]
+
+
+@pytest.mark.mpi
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("ranks", "flags"), RESUMES_OF_RANKS)
+def test_thirty_steps_with_a_stop_amid_leave_the_same_checkpoints(corpora, whole_run, tmp_path, mpirun, ranks, flags):
+    """Every checkpoint of a run stopped at step 8 and resumed is that of an uninterrupted one, to the bit."""
+    corpus = corpora[1] if "phase2" in flags else corpora[0]
+    flags = {**flags, "max_steps": 30, "num_steps_per_checkpoint": 11, "train_batch_size": 4, "save_total_limit": 9}
+    if "phase2" in flags:
+        flags["init_checkpoint"] = checkpoints(whole_run[0])[0]
+    words = {name: script_argv(corpus, corpora[2], tmp_path / name, **flags) for name in "ab"}
+    for argv in (words["a"], [*words["b"], "--steps_this_run=8"], [*words["b"], "--resume_from_checkpoint"]):
+        done = run_script(argv, prefix=(mpirun, *MPIRUN, ranks))
+        assert done.returncode == 0, done.stderr
+    uninterrupted = checkpoints(tmp_path / "a")
+    assert len(uninterrupted) == 3
+    for whole in uninterrupted:
+        assert_same_weights(whole, tmp_path / "b" / whole.relative_to(tmp_path / "a"))
+
+
 def test_resuming_a_finished_phase_touches_nothing(whole_run, corpora, capsys):
     out, long, config = whole_run[0], corpora[1], corpora[2]
     before = {path: path.stat().st_mtime_ns for path in (out / "results").rglob("*")}
