@@ -9,7 +9,7 @@ import h5py
 import pytest
 from launch_project import copy_project, left_running, run, words
 
-from central.launch import cli, machine, preflight, remote
+from central.launch import child_environment, cli, machine, preflight, remote
 from central.launch.commands import Place
 from central.launch.hosts import Layout
 from central.launch.machine import Devices, Topology
@@ -207,6 +207,64 @@ def test_the_device_that_is_taken(monkeypatch, wanted, installed, answers, expec
 def test_visible_modules_limit_the_cards(monkeypatch, visible, cards):
     monkeypatch.setattr(machine, "_is_installed", lambda _: True)
     assert machine.hpu_count(answering(hl_smi=(0, CARDS)), {"HABANA_VISIBLE_MODULES": visible}) == cards
+
+
+MOVED = "index, module_id\n0, 6\n1, 4\n2, 7\n3, 5\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "environ", "handed_on"),
+    [
+        ((0, CARDS), {}, None),  # 0, 1, 2, 3: as the plugin counts itself
+        ((0, MOVED), {}, "4,5,6,7"),
+        ((0, "index, module_id\n0, 3\n"), {}, "3"),
+        ((0, "index, module_id\n0, 1\n1, 0\n"), {}, None),
+        ((0, MOVED), {"HABANA_VISIBLE_MODULES": "6,7"}, None),
+        ((0, MOVED), {"HABANA_VISIBLE_MODULES": ""}, "4,5,6,7"),
+        ((1, MOVED), {}, None),
+    ],
+)
+def test_modules_that_are_not_counted_from_0_are_handed_to_the_ranks(monkeypatch, answer, environ, handed_on):
+    monkeypatch.setattr(machine, "_is_installed", lambda _: True)
+    devices = machine.choose("hpu", answering(hl_smi=answer), environ)
+    told = {"root": "/r", "mode": "lazy", "op_lists": None, "master_port": "1", "threads": 1, "loopback": False}
+    found = child_environment.child_variables(environ=environ, devices=devices, **told)
+    assert found.get("HABANA_VISIBLE_MODULES") == handed_on
+
+
+@pytest.mark.parametrize(
+    ("visible", "ranks", "said"),
+    [
+        ("0,1,2", 2, ["3 modules in HABANA_VISIBLE_MODULES: Habana supports 1, 2, 4 and 8"]),
+        ("0,1,2,3,4,5", 6, ["6 modules in", "6 ranks on a server"]),
+        ("0,1,2,3", 3, ["3 ranks on a server: Habana supports"]),
+        ("3", 1, []),
+        ("0,1,2,3,4,5,6,7", 8, []),
+        ("", 2, ["the modules of this server are 4,5,6,7, which ranks are told in HABANA_VISIBLE_MODULES"]),
+    ],
+)
+def test_numbers_of_cards_that_habana_does_not_support_are_said(visible, ranks, said):
+    devices = Devices("hpu", 4, modules=(4, 5, 6, 7))
+    found = list(child_environment.module_notes({"HABANA_VISIBLE_MODULES": visible}, devices, ranks))
+    assert len(found) == len(said) and all(map(str.startswith, found, said)), found
+
+
+@pytest.mark.parametrize(
+    ("visible", "problem"),
+    [
+        ("4,5", None),
+        ("4, 5", "HABANA_VISIBLE_MODULES=4, 5: expected different module ids between commas"),
+        ("0,5", "HABANA_VISIBLE_MODULES=0,5: no module 0; hl-smi shows 4, 5, 6, 7"),
+        ("4,4", "HABANA_VISIBLE_MODULES=4,4: expected different module ids"),
+        ("4,", "HABANA_VISIBLE_MODULES=4,: expected"),
+        ("all", "HABANA_VISIBLE_MODULES=all: expected"),
+    ],
+)
+def test_modules_that_are_not_there_are_told_before_the_start(visible, problem):
+    place = place_of(Layout(1, 1), {"HABANA_VISIBLE_MODULES": visible}, devices=Devices("hpu", 4, modules=(4, 5, 6, 7)))
+    found = child_environment.module_problems(place.environ, place.devices)
+    assert [text[: len(problem)] for text in found] == [problem] if problem else found == []
+    assert child_environment.module_problems(place.environ, Devices("cpu")) == []
 
 
 def test_an_absent_device_says_what_was_found(monkeypatch):

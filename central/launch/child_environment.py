@@ -1,8 +1,9 @@
 """The environment of the children. The caller's own is never changed."""
 
 import re
+from collections.abc import Iterator, Mapping
 
-from central.launch.machine import can_bind, cores_per_rank
+from central.launch.machine import Devices, can_bind, cores_per_rank
 
 # Handed to other hosts where the caller has set them: what Habana's images set, which a session of sshd does not have,
 # what the reference handed on (HABANA, PATH, LD_, HCCL), what the libraries below torch read, and the ways to the Hub.
@@ -18,14 +19,17 @@ OF_OTHER_LAUNCHERS = re.compile(r"(OMPI|OPAL|PMIX|PRTE|PMI|SLURM|TORCHELASTIC)_\
 SECRETS = re.compile(r"(?!HF_TOKEN_PATH$)\w*(TOKEN|SECRET|PASSW|CREDENTIAL|_KEY)\w*", re.IGNORECASE)
 PASSWORD_IN_URL = re.compile(r"\w+://[^/@\s]+@")
 OP_LIST_VARIABLES = ("PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST", "PT_HPU_AUTOCAST_FP32_OPS_LIST")
+VISIBLE_MODULES = "HABANA_VISIBLE_MODULES"
+SUPPORTED_COUNTS = (1, 2, 4, 8)  # of cards in one job on a server
 OURS = ("OMP_NUM_THREADS", "BERT_LAUNCHER", "PYTHONUNBUFFERED")
 
 
-def child_variables(*, environ, root, device, mode, op_lists, master_port, threads, loopback) -> dict[str, str]:
+def child_variables(*, environ, root, devices, mode, op_lists, master_port, threads, loopback) -> dict[str, str]:
     """Variables a child gets beside the caller's: where ranks meet, where our code is, what its device needs.
 
     `op_lists` are the two files of bf16 on hpu, or None; `threads` is for the cpu; `loopback`: ranks of one server.
     """
+    device = devices.type
     variables = {
         "MASTER_ADDR": environ.get("MASTER_ADDR", "localhost"),
         "MASTER_PORT": master_port,
@@ -37,9 +41,40 @@ def child_variables(*, environ, root, device, mode, op_lists, master_port, threa
         variables["PT_HPU_LAZY_MODE"] = "1" if mode == "lazy" else "0"
         if op_lists:
             variables |= zip(OP_LIST_VARIABLES, op_lists)
+        if modules := modules_to_name(environ, devices):
+            variables[VISIBLE_MODULES] = ",".join(map(str, modules))
     if loopback:
         variables["GLOO_SOCKET_IFNAME"] = environ.get("GLOO_SOCKET_IFNAME", "lo")
     return variables
+
+
+def modules_to_name(environ: Mapping[str, str], devices: Devices) -> tuple[int, ...]:
+    """Modules that ranks must be told: Habana's plugin counts from 0, and takes any free card where that is wrong."""
+    known = environ.get(VISIBLE_MODULES) or devices.modules == tuple(range(len(devices.modules)))
+    return () if known else devices.modules
+
+
+def module_problems(environ: Mapping[str, str], devices: Devices) -> list[str]:
+    """What is wrong with the modules that the caller names."""
+    text = environ.get(VISIBLE_MODULES)
+    if not text or devices.type != "hpu":
+        return []
+    names = text.split(",")
+    if not all(name.isdecimal() for name in names) or len(set(names)) < len(names):
+        return [f"{VISIBLE_MODULES}={text}: expected different module ids between commas, such as 0,1,2,3"]
+    absent = [name for name in names if devices.modules and int(name) not in devices.modules]
+    shown = ", ".join(map(str, devices.modules))
+    return [f"{VISIBLE_MODULES}={text}: no module {', '.join(absent)}; hl-smi shows {shown}"] if absent else []
+
+
+def module_notes(environ: Mapping[str, str], devices: Devices, ranks_per_node: int) -> Iterator[str]:
+    """Numbers of cards that Habana does not support, and modules that were found, one line each."""
+    if modules := modules_to_name(environ, devices):
+        yield f"the modules of this server are {','.join(map(str, modules))}, which ranks are told in {VISIBLE_MODULES}"
+    named = environ[VISIBLE_MODULES].split(",") if environ.get(VISIBLE_MODULES) else modules
+    for number, of_what in ((len(named), f"modules in {VISIBLE_MODULES}"), (ranks_per_node, "ranks on a server")):
+        if number not in (0, *SUPPORTED_COUNTS):
+            yield f"{number} {of_what}: Habana supports 1, 2, 4 and 8 cards of a server; others may fail to start"
 
 
 def forwarded_variables(environ, variables, master_address) -> tuple[tuple[str, str], ...]:
@@ -54,16 +89,16 @@ def forwarded_variables(environ, variables, master_address) -> tuple[tuple[str, 
     )
 
 
-def withheld_variables(environ) -> list[str]:
+def withheld_variables(environ: Mapping[str, str]) -> list[str]:
     """Names that other hosts would need, and do not get because they hold a secret."""
     return sorted(name for name, value in environ.items() if _is_for_others(name) and _is_secret(name, value))
 
 
-def _is_for_others(name) -> bool:
+def _is_for_others(name: str) -> bool:
     return bool(FORWARDED.fullmatch(name)) and not OF_OTHER_LAUNCHERS.fullmatch(name)
 
 
-def _is_secret(name, value) -> bool:
+def _is_secret(name: str, value: str) -> bool:
     return bool(SECRETS.fullmatch(name) or PASSWORD_IN_URL.match(value))
 
 

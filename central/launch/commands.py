@@ -83,7 +83,7 @@ def _variables(settings, subcommand, place, mode):
     variables = child_environment.child_variables(
         environ=place.environ,
         root=place.root,
-        device=place.device,
+        devices=place.devices,
         mode=mode,
         op_lists=_op_lists(settings, subcommand, place) if bf16 else None,
         master_port=place.master_port,
@@ -136,6 +136,8 @@ def _notes(settings, subcommand, place, mode):
         for name in child_environment.withheld_variables(place.environ):
             remedy = "; HF_TOKEN_PATH, a file that only you can read, is" if name == "HF_TOKEN" else ""
             yield f"{name} is not handed to other hosts, where the list of processes would show what it holds{remedy}"
+    if place.device == "hpu":
+        yield from child_environment.module_notes(place.environ, place.devices, layout.ranks_per_node)
     if place.device == "hpu" and settings.data_type == "bf16":
         for name, list_ in zip(child_environment.OP_LIST_VARIABLES, _op_lists(settings, subcommand, place)):
             if place.environ.get(name, list_) != list_:

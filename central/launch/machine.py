@@ -4,8 +4,10 @@ Counting never acquires a card: a card that the parent holds, no rank can open.
 """
 
 import os
+import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -77,24 +79,35 @@ def _read(path):
 class Devices:
     """The device of a run and how many cards of it there are; None where that is not known or does not count.
 
-    `missing` says why a device that was asked for cannot be had.
+    `missing` says why a device that was asked for cannot be had. `modules` are the ids of all Gaudi cards of this
+    server, in order; empty where hl-smi does not tell.
     """
 
     type: str
     cards: int | None = None
     missing: str = ""
+    modules: tuple[int, ...] = ()
 
 
-def hpu_count(capture, environ) -> int:
-    """Gaudi cards that may be used: none without habana_frameworks, else as hl-smi or the device folder counts them."""
-    if not _is_installed("habana_frameworks"):
-        return 0
+def hpu_modules(capture: Callable) -> tuple[int, ...]:
+    """Module ids of this server's Gaudi cards as hl-smi shows them, in order; empty where it does not answer."""
     answer = capture(["hl-smi", "-Q", "index,module_id", "-f", "csv"], env={"ENABLE_CONSOLE": "true"})
-    cards = [line for line in answer.stdout.splitlines() if line[:1].isdigit()]
-    if answer.status != 0:
-        cards = [name for name in _names("/dev/accel") if name.removeprefix("accel").isdigit()]
+    found = [re.fullmatch(r"\s*\d+\s*,\s*(\d+)\s*", line) for line in answer.stdout.splitlines()]
+    return tuple(sorted(int(match[1]) for match in found if match)) if answer.status == 0 else ()
+
+
+def hpu_count(capture: Callable, environ: Mapping[str, str]) -> int:
+    """Gaudi cards that may be used: none without habana_frameworks, else as hl-smi or the device folder counts them."""
+    return _hpu_devices(capture, environ).cards
+
+
+def _hpu_devices(capture: Callable, environ: Mapping[str, str]) -> Devices:
+    if not _is_installed("habana_frameworks"):
+        return Devices("hpu", 0)
+    modules = hpu_modules(capture)
+    cards = len(modules) or sum(name.removeprefix("accel").isdigit() for name in _names("/dev/accel"))
     visible = environ.get("HABANA_VISIBLE_MODULES")
-    return min(len(cards), len(visible.split(","))) if visible else len(cards)
+    return Devices("hpu", min(cards, len(visible.split(","))) if visible else cards, modules=modules)
 
 
 def cuda_count(capture, environ) -> int:
@@ -105,15 +118,15 @@ def cuda_count(capture, environ) -> int:
     return int(answer.stdout.strip() or 0) if answer.status == 0 else 0
 
 
-def choose(wanted, capture, environ) -> Devices:
+def choose(wanted: str, capture: Callable, environ: Mapping[str, str]) -> Devices:
     """The device asked for, or for auto the best there is: hpu, else cuda, else cpu."""
     if wanted == "cpu":
         return Devices("cpu")
-    found = {"hpu": hpu_count(capture, environ), "cuda": cuda_count(capture, environ)}
+    found = {"hpu": _hpu_devices(capture, environ), "cuda": Devices("cuda", cuda_count(capture, environ))}
     if wanted == "auto":
-        best = next((name for name, cards in found.items() if cards), "cpu")
-        return Devices(best, found.get(best))
-    return Devices(wanted, found[wanted], "" if found[wanted] else _why_missing(wanted, found))
+        return next((devices for devices in found.values() if devices.cards), Devices("cpu"))
+    counts = {name: devices.cards for name, devices in found.items()}
+    return replace(found[wanted], missing="" if counts[wanted] else _why_missing(wanted, counts))
 
 
 def _why_missing(wanted, found):

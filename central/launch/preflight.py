@@ -10,6 +10,7 @@ import shutil
 
 from central import files
 from central.launch import finetuning, pretraining
+from central.launch.child_environment import module_problems
 from central.launch.hostcheck import version
 from central.launch.machine import port_is_taken
 from central.launch.mpi import mpirun_version
@@ -35,6 +36,7 @@ def problems(settings, subcommand, place, capture_all) -> list[str]:
         *nesting_problems(place.environ),
         *package_problems(PACKAGES[subcommand]),
         *card_problems(place.layout, place.devices),
+        *module_problems(place.environ, place.devices),
         *core_problems(place.layout, place.topology),
         *(mpirun_problems(place.mpirun, capture_all) if place.mpirun else []),
         *port_problems(place),

@@ -79,7 +79,7 @@ class Request:
     notes: tuple[str, ...] = ()  # what was read in another way than it is written
 
 
-def read_request(values, where) -> Request:
+def read_request(values: object, where: str) -> Request:
     """A request from what a file holds; BadRequest names unknown keys. `where` is the file, for messages."""
     notes = ()
     if isinstance(values, dict) and "parameters" in values:
@@ -115,7 +115,7 @@ REFUSED_BY_REFERENCE = {
 }
 
 
-def _from_reference(values, where) -> tuple[dict, list[str]]:
+def _from_reference(values: dict, where: str) -> tuple[dict, list[str]]:
     """A file of the reference in our own form, and a line on each key that has another name here.
 
     As its runner did: the numbers of the chosen task and data type stand behind the other parameters, and win.
@@ -142,7 +142,7 @@ def _from_reference(values, where) -> tuple[dict, list[str]]:
     return {**renamed, "env_variables": values.get("env_variables")}, notes
 
 
-def _one_map(parameters, problems) -> dict:
+def _one_map(parameters: object, problems: list[str]) -> dict:
     """`parameters` as one map; a list of maps stands for one, too."""
     whole = {}
     for part in parameters if isinstance(parameters, list) else [parameters]:
@@ -154,7 +154,7 @@ def _one_map(parameters, problems) -> dict:
     return whole
 
 
-def _of_task(tasks, parameters, problems) -> dict:
+def _of_task(tasks: object, parameters: dict, problems: list[str]) -> dict:
     """What `dataset_parameters` says of the chosen task: the numbers of the chosen data type, then its others."""
     own = _chosen(tasks, "dataset_parameters", parameters.get("task_name"), problems)
     by_type = own.pop("data_type_parameters", None) or {}
@@ -162,7 +162,7 @@ def _of_task(tasks, parameters, problems) -> dict:
     return {**_chosen(by_type, place, parameters.get("data_type"), problems), **own}
 
 
-def _chosen(maps, place, name, problems) -> dict:
+def _chosen(maps: object, place: str, name: object, problems: list[str]) -> dict:
     """A copy of the map of this name, of those at a place; empty where there are none at all."""
     if not isinstance(maps, dict) or not all(isinstance(each, dict) for each in maps.values()):
         problems.append(f"{place} must be a map of maps")
@@ -173,7 +173,7 @@ def _chosen(maps, place, name, problems) -> dict:
     return {}
 
 
-def _no_value(value) -> str:
+def _no_value(value: object) -> str:
     """What stands in place of one value, if anything does."""
     if isinstance(value, dict):
         return "a map, where a value is due"
