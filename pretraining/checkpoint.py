@@ -222,6 +222,7 @@ def write_checkpoint(target: Path, weights: dict, moments: dict, state: dict, te
         try:
             save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
             torch.save(moments, partial / MOMENTS)
+            (partial / WEIGHTS).chmod((partial / MOMENTS).stat().st_mode)  # safetensors leaves it to its owner alone
         except (SafetensorError, RuntimeError) as error:  # both hide the errno of a full disk
             raise OSError(errno.ENOSPC if _is_full(partial, weights) else errno.EIO, str(error)) from error
         for name, text in texts.items():

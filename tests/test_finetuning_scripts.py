@@ -85,6 +85,7 @@ def test_glue_trains_evaluates_and_predicts(tiny_model, pairs, tmp_path, capsys)
     assert [int(line.split("\t")[1]) for line in lines[1:]] == [int((i * 7) % 3 > 0) for i in range(9)]
     for name in ("model.safetensors", "config.json", "tokenizer.json", "trainer_state.json", "eval_results.json"):
         assert (out / name).exists()
+    assert len({path.stat().st_mode for path in out.iterdir() if path.is_file()}) == 1  # all as the umask has it
     said = capsys.readouterr().out
     assert "made anew" in said and "classifier.weight" in said
     card = (out / "README.md").read_text()

@@ -73,6 +73,17 @@ def test_a_checkpoint_is_a_hugging_face_folder(tmp_path):
     assert len(tokenizer) == VOCAB_SIZE and tokenizer("w1 w2").input_ids[1:3] == [6, 7]
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_of_a_checkpoint_have_the_mode_of_the_umask(tmp_path, umask):
+    """safetensors leaves its files to their owner alone."""
+    before = os.umask(umask)
+    try:
+        folder = saved(tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~umask}
+
+
 def test_saving_and_loading_is_exact(tmp_path):
     model = make_model()
     optimizer = stepped(model)

@@ -138,6 +138,11 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
     if rank.is_main:
         for note in notes:
             print(note, flush=True)
+    foreign = sorted(name for name in os.environ if name.startswith("ACCELERATE_"))
+    for name in foreign:  # else accelerate would take precision, compilation or accumulation from there
+        del os.environ[name]
+    if foreign and rank.is_main:
+        print(f"{', '.join(foreign)}: in the environment, not used: the command line decides", flush=True)
     device_type = "hpu" if flags.use_habana else "cpu" if _wants_cpu(words, flags) else "cuda"
     if device_type == "cpu":
         keep_few_kernels(KERNELS_KEPT)

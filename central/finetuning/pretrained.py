@@ -1,13 +1,23 @@
 """Load a model with the head of a task, and its tokenizer: by name, Hub id, local folder or pre-training folder."""
 
-from collections.abc import Callable, Sequence
+import copy
+import importlib.util
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import ACT2FN
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from central.finetuning.arguments import ModelArguments
 from central.runtime.checkpoints import newest_checkpoint
+from central.runtime.device import available_host_memory
 from central.runtime.exits import BadRequest
 
 # Short names of the launcher's `--model_name_or_path`, so that a script started by hand takes them too.
@@ -21,6 +31,23 @@ HUB_MODELS = {
 }
 # Model types that number positions from their padding id on, and so have fewer than the table has rows.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer")
+NO_CODE = {"trust_remote_code": False}  # without it transformers asks on standard input, and `yes |` would agree
+# Settings of a config.json that would change what the trainer reads from a model.
+PLAIN_OUTPUTS = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
+SENTENCEPIECE_FILES = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+COUNTS = {  # in a config.json, with the most that is looked at
+    "num_hidden_layers": 1000,
+    "hidden_size": 2**20,
+    "intermediate_size": 2**22,
+    "num_attention_heads": 2**12,
+    "vocab_size": 2**26,
+}
+RELATIVE_POSITIONS = ("relative_key", "relative_key_query")  # BERT's, up to transformers 4
+HEADS = re.compile("cls|class|head|output|predict|project|transform|layer_norm|score|logits|pooler|summary")
+CASED_SHARE = 0.01  # of a vocabulary: an uncased one has no word with capitals
+MOST_INFLATED = 4  # times its size that a file of weights may unpack to
+LONGEST_REASON = 300  # characters of a library's message
 UNKNOWN_SHARE = 0.1  # more [UNK] than this in ordinary text: tokenizer and vocabulary do not belong together
 
 
@@ -47,14 +74,32 @@ def load_tokenizer(args: ModelArguments, name: str, say: Callable[[str], None]) 
     source = args.tokenizer_name or name
     remedy = "name one with --tokenizer_name"
     folder = Path(source)
-    if folder.is_dir() and not any((folder / f).exists() for f in ("tokenizer.json", "vocab.txt", "vocab.json")):
-        raise BadRequest(
-            f"{source}: a model without a tokenizer (no tokenizer.json, vocab.txt or vocab.json): {remedy}"
-        )
+    if folder.is_dir() and not any((folder / file).exists() for file in TOKENIZER_FILES):
+        pieces = next((file for file in SENTENCEPIECE_FILES if (folder / file).exists()), None)
+        if pieces is None:
+            raise BadRequest(
+                f"{source}: a model without a tokenizer (no tokenizer.json, vocab.txt or vocab.json): {remedy}"
+            )
+        if importlib.util.find_spec("sentencepiece") is None:
+            raise BadRequest(
+                f"{folder / pieces}: is read by the package sentencepiece, which is not installed: pip install "
+                f"sentencepiece protobuf, or {remedy}"
+            )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **_hub(args))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise BadRequest(f"tokenizer of {source}: {_first_line(error)}: {remedy}") from None
+        settings = get_tokenizer_config(source, **_hub(args))
+        vocabulary = _vocabulary(folder / "vocab.txt")
+        tokenizer = AutoTokenizer.from_pretrained(source, **_hub(args), **vocabulary)
+        lowers = getattr(tokenizer, "do_lower_case", False) and is_uncased(tokenizer)
+        if lowers and "do_lower_case" not in settings and _tells_capitals(tokenizer):
+            tokenizer = AutoTokenizer.from_pretrained(source, **_hub(args), **vocabulary, do_lower_case=False)
+            say(
+                f"{source}: no do_lower_case in its tokenizer_config.json, and its vocabulary has words with capitals: "
+                "capitals are kept"
+            )
+    except BadRequest:
+        raise
+    except Exception as error:  # of a broken file the libraries raise what they happen to meet
+        raise BadRequest(f"tokenizer of {source}: {_reason(error, 'tokenizer.json')}: {remedy}") from None
     if not tokenizer.is_fast:
         raise BadRequest(f"tokenizer of {source}: has no fast version, which the scripts need: {remedy}")
     if tokenizer.pad_token_id is None:
@@ -62,6 +107,28 @@ def load_tokenizer(args: ModelArguments, name: str, say: Callable[[str], None]) 
     if is_uncased(tokenizer):
         say("the tokenizer is uncased: it does not tell capitals from small letters")
     return tokenizer
+
+
+def _vocabulary(file: Path) -> dict:
+    """The argument with which transformers reads a vocab.txt that begins with a byte-order mark; else none."""
+    if not file.is_file() or file.with_name("tokenizer.json").exists():
+        return {}
+    content = file.read_bytes()
+    if not content.strip():
+        raise BadRequest(f"{file}: is empty: copy it again from where the model comes from")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"{file}: is not UTF-8 text (byte {error.start}): copy it again") from None
+    if not text.startswith("\ufeff"):
+        return {}
+    return {"vocab": {token: i for i, token in enumerate(re.split("\r\n|\r|\n", text[1:].rstrip("\r\n")))}}
+
+
+def _tells_capitals(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the vocabulary has words with capitals, special tokens apart."""
+    words = [word for word in tokenizer.get_vocab() if not re.fullmatch(r"\[.*\]|<.*>", word)]
+    return sum(word != word.lower() for word in words) > CASED_SHARE * len(words)
 
 
 def is_uncased(tokenizer) -> bool:
@@ -72,23 +139,60 @@ def load_config(args: ModelArguments, name: str, max_seq_length: int = 0, **chan
     """The configuration, checked for the sequence length asked for."""
     source = args.config_name or name
     try:
-        config = AutoConfig.from_pretrained(source, **_hub(args), **changes)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadRequest(
-            f"model {source}: {_first_line(error)}: check the name and the network, or give a folder"
-        ) from None
+        config = AutoConfig.from_pretrained(source, **_hub(args), **PLAIN_OUTPUTS, **changes)
+    except Exception as error:  # see load_tokenizer
+        remedy = "correct it" if Path(source).is_dir() else "check the name and the network, or give a folder"
+        raise BadRequest(f"model {source}: {_reason(error, 'config.json')}: {remedy}") from None
+    _check_config(config, source)
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None:
+    if positions is not None and positions > 0:  # -1 is no limit
         usable = positions - (config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0)
         if max_seq_length > usable:
             raise BadRequest(f"--max_seq_length {max_seq_length}: {source} has {usable} positions: at most {usable}")
     return config
 
 
+def _check_config(config, source: str) -> None:
+    """Raise BadRequest for numbers that no model can have, and for what transformers would pass over in silence."""
+    problems = []
+    for name, most in COUNTS.items():
+        value = getattr(config, name, None)
+        if isinstance(value, int) and not 1 <= value <= most:
+            shown = value if abs(value) < 10**12 else f"a number of {len(str(abs(value)))} digits"
+            problems.append(f"model {source}: {name} in its config.json is {shown}: give 1 to {most}")
+    activation = getattr(config, "hidden_act", None)
+    if isinstance(activation, str) and activation not in ACT2FN:
+        problems.append(f"model {source}: hidden_act {activation!r} in its config.json is none that transformers knows")
+    positions = getattr(config, "position_embedding_type", None)
+    if positions in RELATIVE_POSITIONS:
+        problems.append(
+            f"model {source}: position_embedding_type {positions!r}: transformers 5 has absolute positions only and "
+            "would pass over the others: take another model"
+        )
+    if getattr(config, "quantization_config", None):
+        problems.append(
+            f"model {source}: its weights are quantized (quantization_config): take the model that it was made from"
+        )
+    if "/" in (getattr(config, "_attn_implementation", None) or ""):
+        problems.append(
+            f"model {source}: attn_implementation {config._attn_implementation!r} in its config.json is code from the "
+            "Hub, which is never run here: take it out"
+        )
+    if problems:
+        raise BadRequest(problems)
+
+
 def load_model(
     auto_class, args: ModelArguments, name: str, config, tokenizer, say: Callable[[str], None]
 ) -> PreTrainedModel:
-    """The model with its head. Weights that were not in the checkpoint are listed; an encoder without is refused."""
+    """The model with its head, in fp32 whatever type its file has. What was not in the checkpoint is listed; an encoder
+    that does not fit is refused."""
+    if len(tokenizer) > config.vocab_size:
+        raise BadRequest(
+            f"the tokenizer has {len(tokenizer)} tokens, model {name} {config.vocab_size}: they do not belong together"
+        )
+    _check_size(auto_class, config, name)
+    refuse_inflated(Path(name) / "pytorch_model.bin")
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # its own report of the same keys, in a table of 20 lines
     transformers.logging.disable_progress_bar()
@@ -96,28 +200,77 @@ def load_model(
         model, loaded = auto_class.from_pretrained(
             name,
             config=config,
-            ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+            dtype=torch.float32,  # transformers 5 would take that of the file
+            key_mapping={r"^module\.": ""},  # of a model saved under torch's DataParallel
+            ignore_mismatched_sizes=True,  # they are looked at below, by name
             output_loading_info=True,
             **_hub(args),
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        remedy = (
-            "" if args.ignore_mismatched_sizes else " (--ignore_mismatched_sizes makes a head of another size anew)"
-        )
-        raise BadRequest(f"model {name}: {_first_line(error)}{remedy}") from None
+    except Exception as error:  # see load_tokenizer
+        raise BadRequest(f"model {name}: {_reason(error, 'weights')}") from None
     finally:
         transformers.logging.set_verbosity(verbosity)
+    # Else it would be saved under the old names of its file (module., gamma, beta), which a resume does not know.
+    model._weight_conversions = None
+    prefix = model.base_model_prefix
+    refuse_other_shapes(loaded["mismatched_keys"], prefix, name, args.ignore_mismatched_sizes)
     missing = sorted({*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])})
-    refuse_without_encoder(missing, model.base_model_prefix, name)
+    refuse_without_encoder(missing, prefix, name)
+    encoder = {key.removeprefix(f"{prefix}.").split(".")[0] for key in model.state_dict() if key.startswith(prefix)}
+    unused = refuse_unused(loaded["unexpected_keys"], prefix, encoder, name)
     if missing:
         say(f"made anew, as {name} does not have them: {', '.join(missing)}")
-    if len(tokenizer) > config.vocab_size:
-        raise BadRequest(
-            f"the tokenizer has {len(tokenizer)} tokens, model {name} {config.vocab_size}: they do not belong together"
-        )
+    if unused:
+        say(f"not taken from {name}, as the model has no place for them: {', '.join(unused)}")
     if getattr(config, "type_vocab_size", 2) < 2:  # RoBERTa, perhaps saved with a tokenizer that numbers segments
         tokenizer.model_input_names = [each for each in tokenizer.model_input_names if each != "token_type_ids"]
     return model
+
+
+def _check_size(auto_class, config, name: str) -> None:
+    """Refuse a configuration that cannot be built, or whose weights do not fit into memory, before either is tried."""
+    try:
+        with torch.device("meta"):
+            size = 4 * auto_class.from_config(copy.deepcopy(config), **NO_CODE).num_parameters()
+    except Exception as error:  # see load_tokenizer
+        raise BadRequest(
+            f"model {name}: cannot be built as its config.json says: {_reason(error, 'config.json')}"
+        ) from None
+    free = available_host_memory()
+    if free is not None and size > free:
+        raise BadRequest(
+            f"model {name}: its config.json describes {size / 4e9:.1f} billion weights, {size / 2**30:.1f} GiB in "
+            f"fp32, and {free / 2**30:.1f} GiB of memory are free: take a smaller model"
+        )
+
+
+def refuse_inflated(file: Path) -> None:
+    """Raise BadRequest for a file of torch.save that unpacks to much more than it is: torch.save never compresses."""
+    if not file.is_file() or not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as packed:
+        unpacked = sum(entry.file_size for entry in packed.infolist())
+    if unpacked > MOST_INFLATED * file.stat().st_size:
+        raise BadRequest(
+            f"{file}: {file.stat().st_size / 2**20:.1f} MiB that unpack to {unpacked / 2**20:.0f}: no file of "
+            "torch.save, which never compresses: take another copy"
+        )
+
+
+def refuse_other_shapes(mismatched: Iterable[tuple], prefix: str, name: str, heads_may_differ: bool) -> None:
+    """`mismatched` holds (weight, shape in the file, shape of the model); those of the encoder never may."""
+    mismatched = sorted(mismatched)
+    encoder = [each for each in mismatched if each[0].startswith(f"{prefix}.")]
+    refused = encoder or ([] if heads_may_differ else mismatched)
+    if refused:
+        shown = "; ".join(f"{key} is {list(there)}, the model has {list(here)}" for key, there, here in refused[:3])
+        more = f" (and {len(refused) - 3} more)" if len(refused) > 3 else ""
+        remedy = (
+            "its config.json describes another model"
+            if encoder
+            else "--ignore_mismatched_sizes makes a head of another size anew"
+        )
+        raise BadRequest(f"model {name}: {shown}{more}: {remedy}")
 
 
 def refuse_without_encoder(missing: Sequence[str], prefix: str, name: str) -> None:
@@ -128,6 +281,22 @@ def refuse_without_encoder(missing: Sequence[str], prefix: str, name: str) -> No
             f"model {name}: the encoder did not load, {len(encoder)} weights are missing, such as "
             f"{', '.join(encoder[:3])}: this is not a checkpoint of the model that its config.json describes"
         )
+
+
+def refuse_unused(unexpected: Sequence[str], prefix: str, encoder: set[str], name: str) -> list[str]:
+    """Raise BadRequest for weights of the encoder that nobody takes; returns the others that are no head, to be named.
+
+    `encoder` holds the names of the encoder's own parts, as a file without the prefix has them.
+    """
+    parts = {key: key.removeprefix(f"{prefix}.").split(".")[0] for key in unexpected}
+    inside = [key for key in unexpected if key.startswith(f"{prefix}.") or parts[key] in encoder]
+    inside = sorted(key for key in inside if parts[key] != "pooler" and not key.endswith("position_ids"))
+    if inside:
+        raise BadRequest(
+            f"model {name}: {len(inside)} weights have no place in the encoder that its config.json describes, such as "
+            f"{', '.join(inside[:3])}: it is a model of another form or size"
+        )
+    return sorted({part for part in parts.values() if not HEADS.search(part) and part not in encoder})
 
 
 def check_text(tokenizer, texts: Sequence[str], where: Callable[[int], str]) -> None:
@@ -153,8 +322,20 @@ def check_text(tokenizer, texts: Sequence[str], where: Callable[[int], str]) -> 
 
 
 def _hub(args: ModelArguments) -> dict:
-    return {"cache_dir": args.cache_dir, "revision": args.model_revision, "token": args.token}
+    return {"cache_dir": args.cache_dir, "revision": args.model_revision, "token": args.token, **NO_CODE}
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+def _reason(error: Exception, file: str) -> str:
+    """What an error of the libraries over a file means, in one line."""
+    if "trust_remote_code" in str(error):
+        return "it needs Python code that comes with it (auto_map), which is never run here"
+    if isinstance(error, SafetensorError):
+        return f"its model.safetensors is damaged ({error}): copy it again"
+    if isinstance(error, pickle.UnpicklingError | EOFError) or (isinstance(error, KeyError) and file == "weights"):
+        return (
+            "its pytorch_model.bin is damaged, or holds other things than weights, which are not loaded: copy it again"
+        )
+    if isinstance(error, KeyError):
+        return f"{error} is missing in its {file}"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."

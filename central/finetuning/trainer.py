@@ -6,6 +6,7 @@ Private methods of transformers 5.23's Trainer are overridden here and nowhere e
 import contextlib
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -187,12 +188,18 @@ class FineTuningTrainer(Trainer):
         self._stopping.meet()
 
     def _save(self, output_dir=None, state_dict=None):
-        """The arguments are stored beside the model, which people publish: without the token of the Hub."""
+        """The arguments are stored beside the model, which people publish: without the token of the Hub.
+
+        The weights get the mode of the other files: safetensors leaves them to their owner alone.
+        """
         token, self.args.hub_token = self.args.hub_token, None
         try:
             super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
+        folder = Path(output_dir or self.args.output_dir)
+        for weights in folder.glob("*.safetensors"):
+            weights.chmod((folder / "training_args.bin").stat().st_mode)
 
     def _init_training_state(
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
