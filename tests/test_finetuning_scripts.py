@@ -319,9 +319,10 @@ def test_questions_that_cannot_be_used_are_counted_and_double_ids_refused(tiny_m
     assert "ids that occur more than once: q4 at" in capsys.readouterr().err
 
 
-def test_resuming_gives_the_weights_of_a_run_without_interruption(tiny_model, pairs, tmp_path):
+@pytest.mark.parametrize("logging", [2, 500])  # the sum of the losses is read at every log, or only where it is saved
+def test_resuming_gives_the_weights_and_the_metrics_of_a_run_without_interruption(tiny_model, pairs, tmp_path, logging):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    steps = ["--num_train_epochs=3", "--save_steps=7", "--bf16"]
+    steps = ["--num_train_epochs=3", "--save_steps=7", "--bf16", f"--logging_steps={logging}"]
     assert run("run_glue", *glue_words(tiny_model, pairs, whole, *steps)) == 0
     assert run("run_glue", *glue_words(tiny_model, pairs, parts, *steps)) == 0
     for late in ("checkpoint-21", "checkpoint-24"):  # as if killed between step 14 and step 21
@@ -338,6 +339,62 @@ def test_resuming_gives_the_weights_of_a_run_without_interruption(tiny_model, pa
     expected, found = (load_file(folder / "model.safetensors") for folder in (whole, parts))
     assert all((expected[name] == found[name]).all() for name in expected)
     assert not (tmp_path / "parts.1").exists()
+    expected, found = results(whole), results(parts)
+    assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-6)
+    before = json.loads((parts / "checkpoint-14/trainer_state.json").read_text())
+    assert found["train_runtime"] > before["stateful_callbacks"]["Record"]["attributes"]["seconds"]
+    assert found["train_steps_per_second"] == pytest.approx(24 / found["train_runtime"], abs=0.001)
+    assert "| resumed after steps | 14 |" in (parts / "README.md").read_text()
+    assert "resumed" not in (whole / "README.md").read_text()
+    # Nothing is left to do: the metrics stay those of the whole run.
+    assert run("run_glue", *glue_words(tiny_model, pairs, parts, *steps, "--resume_from_checkpoint")) == 0
+    assert results(parts)["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model, pairs, tmp_path_factory) -> Path:
+    """A finished run of four steps with checkpoints."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    words = ["--max_steps=4", "--save_steps=2", "--learning_rate=1e-3"]
+    assert run("run_glue", *glue_words(tiny_model, pairs, out, *words)) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--per_device_train_batch_size=16"], "global batch size 16, was 8"),
+        (["--gradient_accumulation_steps=2"], "global batch size 16, was 8"),
+        (["--max_steps=8"], "--max_steps 8, was 4"),
+        (["--learning_rate=2e-3"], "--learning_rate 0.002, was 0.001"),
+        (["--lr_scheduler_type=cosine"], "--lr_scheduler_type cosine, was linear"),
+        (["--bf16"], "precision bf16, was fp32"),
+        (["--seed=7"], "--seed 7, was 42"),
+        (["--max_train_samples=40"], "training data 40 examples"),
+        (["--max_seq_length=8"], "training data 64 examples"),
+    ],
+)
+def test_a_resume_with_what_makes_it_another_run_is_refused(finished, tiny_model, pairs, capsys, words, said):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    words = ["--max_steps=4", "--save_steps=2", *words, "--resume_from_checkpoint"]
+    assert run("run_glue", *glue_words(tiny_model, pairs, finished, *words)) == exits.BAD_REQUEST
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and said in lines[0] and "checkpoint-4" in lines[0]
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_checkpoint_without_a_record_is_resumed_and_keeps_one(finished, tiny_model, pairs, tmp_path):
+    """One that Hugging Face's own Trainer wrote."""
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    shutil.rmtree(out / "checkpoint-4")
+    path = out / "checkpoint-2/trainer_state.json"
+    state = json.loads(path.read_text())
+    del state["stateful_callbacks"]["Record"]
+    path.write_text(json.dumps(state))
+    words = ["--max_steps=4", "--save_steps=2", "--resume_from_checkpoint"]
+    assert run("run_glue", *glue_words(tiny_model, pairs, out, *words)) == 0
+    state = json.loads((out / "checkpoint-4/trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["Record"]["attributes"]["settings"]["--max_steps"] == 4
 
 
 @pytest.mark.parametrize("when", ["epoch", "steps"])

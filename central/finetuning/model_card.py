@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,19 +18,26 @@ SCORES = re.compile(
 )
 
 
-def write_model_card(run: Run, task: str, tables: dict[str, Table], model, metrics: dict[str, float]) -> None:
-    """Write README.md beside the model; a run that only evaluates puts its scores into the card that is there."""
+def write_model_card(
+    run: Run, task: str, tables: dict[str, Table], model, metrics: dict[str, float], resumed_at: Sequence[int] = ()
+) -> None:
+    """Write README.md beside the model; a run that only evaluates puts its scores into the card that is there.
+
+    `resumed_at` are the steps at which a training was taken up again.
+    """
     file, stored = run.output_dir / "README.md", run.output_dir / "all_results.json"
     metrics = {**(json.loads(stored.read_text()) if stored.exists() else {}), **metrics}
     if run.request.training.do_train or not file.exists():
-        text = model_card(run, task, tables, model, metrics)
+        text = model_card(run, task, tables, model, metrics, resumed_at)
     else:
         card = file.read_text(encoding="utf-8")
         text = re.sub(r"(?s)## Scores\n.*?(?=\n\n## )", lambda _: _scores(metrics), card)
     file.write_text(text, encoding="utf-8")
 
 
-def model_card(run: Run, task: str, tables: dict[str, Table], model, metrics: dict[str, float]) -> str:
+def model_card(
+    run: Run, task: str, tables: dict[str, Table], model, metrics: dict[str, float], resumed_at: Sequence[int] = ()
+) -> str:
     """The text of the card."""
     base = run.request.model.model_name_or_path
     name = run.output_dir.resolve().name
@@ -39,7 +47,7 @@ def model_card(run: Run, task: str, tables: dict[str, Table], model, metrics: di
         f"`{base}` fine-tuned on {task}: {type(model).__name__}, {model.num_parameters():,} parameters.",
         _scores(metrics),
         "## Data\n\n" + _data_table(tables),
-        "## Hyper-parameters\n\n" + _table(("setting", "value"), _settings(run)),
+        "## Hyper-parameters\n\n" + _table(("setting", "value"), _settings(run, resumed_at)),
         "## Hardware and versions\n\n" + _table(("what", "version"), _environment(run)),
     ]
     return "\n\n".join(sections) + "\n"
@@ -71,7 +79,7 @@ def _data_table(tables: dict[str, Table]) -> str:
     return "\n".join(["| split | source | rows | hash |", "|---|---|---|---|", *rows])
 
 
-def _settings(run: Run) -> dict:
+def _settings(run: Run, resumed_at: Sequence[int]) -> dict:
     training, data = run.request.training, run.request.data
     if not training.do_train:
         return {"training": "none in this run", "max_seq_length": data.max_seq_length}
@@ -87,7 +95,7 @@ def _settings(run: Run) -> dict:
         "precision": "bfloat16 autocast" if training.bf16 else "float32",
         "padding": "to max_seq_length" if data.pad_to_max_length else "in parts of a batch, by length",
         "seed": training.seed,
-    }
+    } | ({"resumed after steps": ", ".join(map(str, resumed_at))} if resumed_at else {})
 
 
 def _environment(run: Run) -> dict:

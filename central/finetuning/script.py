@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from central.finetuning import features, output_folder
+from central.finetuning import features, output_folder, resume
 from central.finetuning.arguments import Request
 from central.finetuning.features import Features
 from central.finetuning.tables import Table
@@ -64,6 +64,12 @@ def begin(request: Request) -> Run:
         sources |= {"--model_name_or_path": request.model.model_name_or_path, "--dataset_name": data.dataset_name}
         output_folder.refuse_use(output_dir, request.flags.overwrite_output_dir, sources)
     return run
+
+
+def check_resume(run: Run, features: Features | None) -> None:
+    """Raise BadRequest where the checkpoint to resume from is of a run on other data or with other settings."""
+    if run.request.training.do_train and run.checkpoint:
+        resume.refuse_another_run(run.checkpoint, resume.deciding(run.request.training, features))
 
 
 def tokenised(run: Run, table: Table, tokenizer, make: Callable[[], Features], **settings) -> Features:

@@ -13,12 +13,14 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import EvalPrediction
 
 from central.finetuning import attention_cpu, attention_hpu
 from central.finetuning.arguments import ReferenceFlags
 from central.finetuning.batching import Collator, LengthBatches, PartsCollator, layout
 from central.finetuning.features import Features
+from central.finetuning.resume import Record, deciding
 from central.runtime import hpu
 from central.runtime.dropout import DropoutBits
 from central.runtime.exits import Diverged, Preempted
@@ -43,7 +45,9 @@ class FineTuningTrainer(Trainer):
             adam = {"lr": training.learning_rate, "betas": betas, "eps": training.adam_epsilon}
             kwargs["optimizer_cls_and_kwargs"] = (hpu.fused_adamw(), adam)
         self._stopping = StopBetweenSteps(stop)
-        kwargs["callbacks"] = [*kwargs.get("callbacks", ()), self._stopping]
+        train_dataset = kwargs.get("train_dataset")
+        self.record = Record(deciding(training, train_dataset) if train_dataset else None)
+        kwargs["callbacks"] = [*kwargs.get("callbacks", ()), self._stopping, self.record]
         if self.on_hpu:
             kwargs["callbacks"].append(MarkSteps())
             attention_hpu.exchange(kwargs["model"])
@@ -208,6 +212,7 @@ class FineTuningTrainer(Trainer):
         begin = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
+        self.record.take_up(self.state)
         control = self.state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
         is_owed = control.get("should_evaluate") and self.args.eval_strategy != "no"
         self._cut_short_at = resume_from_checkpoint if is_owed else None
@@ -219,9 +224,18 @@ class FineTuningTrainer(Trainer):
         if checkpoint and self._determine_best_metric(metrics=self._evaluate(trial, ignore_keys), trial=trial):
             self.state.best_model_checkpoint = checkpoint
 
-    def _finalize_training(self, trial, *args, **kwargs):
+    def _finalize_training(self, trial, num_train_samples, start_time):
+        """Loss and time are those of the whole run, not of what was left of it for this process."""
         self._evaluate_what_was_cut_short(trial)
-        return super()._finalize_training(trial, *args, **kwargs)
+        self._total_loss_scalar += self.record.loss_before
+        self._initial_global_step = 0
+        return super()._finalize_training(trial, num_train_samples, start_time - self.record.seconds_before)
+
+    def _save_checkpoint(self, model, trial):
+        """All ranks call it together."""
+        unlogged = nested_gather(self._tr_loss, self.args.parallel_mode).mean().item()
+        self.record.loss = self.record.loss_before + self._total_loss_scalar + unlogged
+        super()._save_checkpoint(model, trial)
 
     # ---- divergence
 

@@ -177,6 +177,7 @@ def main(argv: list[str]) -> int:
     data = load_data(this)
     model, tokenizer = build_model(this, model_name)
     features = {split: tokenise(this, data, split, tokenizer) for split in data.tables}
+    script.check_resume(this, features.get("train"))
     this.make_output_dir()
     scorer = (
         Scorer(data.questions["validation"], features["validation"], request.data) if request.training.do_eval else None
@@ -201,7 +202,7 @@ def main(argv: list[str]) -> int:
     if request.training.do_predict:
         predict(this, data, trainer, features["test"])
     if trainer.is_world_process_zero():
-        write_model_card(this, data.name, data.tables, model, metrics)
+        write_model_card(this, data.name, data.tables, model, metrics, trainer.record.began_at[1:])
     trainer.end()
     return DONE
 

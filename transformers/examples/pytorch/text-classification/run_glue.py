@@ -205,6 +205,7 @@ def main(argv: list[str]) -> int:
     data = load_data(this, model_name)
     model, tokenizer = build_model(this, data, model_name)
     features = {split: tokenise(this, data, split, tokenizer) for split in data.tables}
+    script.check_resume(this, features.get("train"))
     this.make_output_dir()
     trainer = FineTuningTrainer(
         model=model,
@@ -226,7 +227,7 @@ def main(argv: list[str]) -> int:
     if request.training.do_predict:
         predict(this, data, trainer, features)
     if trainer.is_world_process_zero():
-        write_model_card(this, data.name, data.tables, model, metrics)
+        write_model_card(this, data.name, data.tables, model, metrics, trainer.record.began_at[1:])
     trainer.end()
     return DONE
 

@@ -1,0 +1,107 @@
+"""What a checkpoint of a fine-tuning records beside Hugging Face's state: what decides the run, its losses and time.
+
+A resume compares the first, as a schedule or an order of the data that changes midway is that of no run, and goes on
+with the others, so that its metrics are those of the whole run.
+"""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from central.errors import BadRequest
+from central.finetuning.features import Features, Ragged
+
+DECIDING = (  # names of TrainingArguments, beside the data, the batch of all ranks and the precision
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "optim",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "dataloader_drop_last",
+    "seed",
+    "data_seed",
+)
+
+
+class Record(TrainerCallback, ExportableState):
+    """Kept in `trainer_state.json`; before a checkpoint the trainer sets `loss`, the sum over the steps done."""
+
+    def __init__(self, settings: dict | None = None):
+        self.settings = settings or {}
+        self.loss = self.loss_before = 0.0  # sums over steps
+        self.seconds_before = 0.0  # of training before this process
+        self.began_at: list[int] = []  # steps at which a process began
+        self._began = time.time()
+
+    def take_up(self, state: TrainerState) -> None:
+        """Go on from what the state of a checkpoint holds; one without a record is taken as it is."""
+        known = _attributes(state.stateful_callbacks)
+        self.loss_before = known.get("loss", 0.0)
+        self.seconds_before = known.get("seconds", 0.0)
+        self.began_at = [*known.get("began_at", []), state.global_step]
+        self._began = time.time()
+        state.stateful_callbacks.setdefault(type(self).__name__, {})
+
+    def state(self) -> dict:
+        """What `trainer_state.json` holds of this."""
+        seconds = self.seconds_before + time.time() - self._began
+        kept = {"settings": self.settings, "loss": self.loss, "seconds": seconds, "began_at": self.began_at}
+        return {"args": {}, "attributes": kept}
+
+
+def deciding(training: TrainingArguments, features: Features) -> dict[str, str | int | float | None]:
+    """What decides a run: its examples as the model reads them, the batch of all ranks, the precision, and DECIDING."""
+    batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    named = {name: getattr(training, name) for name in DECIDING}
+    return {
+        "training data": fingerprint(features),
+        "global batch size": batch,
+        "precision": "bf16" if training.bf16 else "fp32",
+        **{f"--{name}": getattr(value, "value", value) for name, value in named.items()},
+    }
+
+
+def fingerprint(features: Features) -> str:
+    """Number of examples, and a hash of them as the model reads them."""
+    digest = hashlib.sha256()
+    for name, column in sorted(features.inputs.items()):
+        arrays = (column.values, column.offsets) if isinstance(column, Ragged) else (column,)
+        for array in arrays:
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return f"{len(features)} examples ({digest.hexdigest()[:16]})"
+
+
+def refuse_another_run(checkpoint: Path, settings: dict) -> None:
+    """Raise BadRequest that names what differs from the run that wrote the checkpoint; one without a record passes."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    known = _attributes(state.get("stateful_callbacks")).get("settings", {})
+    differing = [
+        f"{name} {settings[name]}, was {known[name]}"
+        for name in settings
+        if name in known and known[name] != settings[name]
+    ]
+    if differing:
+        raise BadRequest(
+            f"--resume_from_checkpoint {checkpoint}: is of another run: {'; '.join(differing)}: give what it had, or "
+            f"begin a new run from its weights, with --model_name_or_path {checkpoint} and another --output_dir"
+        )
+
+
+def _attributes(callbacks) -> dict:
+    """The record in the callbacks' part of a state, empty where there is none."""
+    found = callbacks.get(Record.__name__) if isinstance(callbacks, dict) else None
+    kept = found.get("attributes") if isinstance(found, dict) else None
+    return kept if isinstance(kept, dict) else {}
