@@ -43,6 +43,7 @@ class Limits:
     max_seq_length: int
     max_position_embeddings: int
     max_predictions_per_seq: int
+    masks_drawn: bool = False  # masks are drawn anew at every step, and those of the rows do not count
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Shard:
     num_predictions: int  # slots for masked tokens that are read of a row
     packed: bool
     attributes: dict
+    stamp: tuple[int, ...]  # of the file when it was opened: another one later, and its rows are others
 
     @property
     def stored_bytes(self) -> int:
@@ -64,10 +66,24 @@ def find_shards(folder: Path, split: str) -> list[Path]:
     if not folder.is_dir():
         raise BadRequest(f"{folder}: no such folder: give the folder that holds the {split} shards (*.hdf5)")
     try:
-        files = [path.name for path in folder.iterdir() if path.is_file()]
+        files = [path.name for path in folder.iterdir()]
     except OSError as error:
         raise BadRequest(f"{folder}: cannot be read ({error.strerror}): give a folder that you may read") from error
-    return [folder / name for name in shards_of(files, split)]
+    shards = [folder / name for name in shards_of(files, split)]
+    # Passed over in silence they would be missing from the training.
+    if problems := [f"{path}: {what}" for path in shards if (what := no_file(path))]:
+        raise BadRequest(problems)
+    return shards
+
+
+def no_file(path: Path) -> str:
+    """Why a path is no file whose content can be read, and what to do; nothing for one that is."""
+    if path.is_file():
+        return ""
+    if path.is_symlink() and not path.exists():
+        return f"a link to {path.readlink()}, which is not there: mount what it lies on, or take the link away"
+    what = "a folder" if path.is_dir() else "a pipe, socket or device" if path.exists() else "not there"
+    return f"{what} where a file is due: give it another name, or move it elsewhere"
 
 
 def open_shards(folder: Path, split: str, limits: Limits) -> list[Shard]:
@@ -89,20 +105,34 @@ def open_shards(folder: Path, split: str, limits: Limits) -> list[Shard]:
     slots = sorted({shard.num_predictions for shard in shards})
     if len(slots) > 1:
         problems.append(f"{folder}: shards with {slots} slots for masked tokens side by side: keep one per folder")
+    if len({shard.packed for shard in shards}) > 1:
+        packed = next(shard.path.name for shard in shards if shard.packed)
+        problems.append(
+            f"{folder}: packed shards ({packed}) and plain ones side by side: their rows hold different numbers of "
+            "sequences; keep one kind per folder"
+        )
     if problems:
         raise BadRequest(problems)
     return shards
 
 
 def _open_shard(path: Path, limits: Limits) -> Shard:
+    stamp = _stamp(path)
     try:
         with h5py.File(path, "r") as file:
-            attributes = {key: _plain(value) for key, value in file.attrs.items()}
-            shapes = {key: (file[key].shape, file[key].dtype) for key in file if isinstance(file[key], h5py.Dataset)}
+            attributes = {key: value for key in file.attrs if (value := _attribute(file, key)) is not None}
+            unread = [key for key in file.attrs if key == "vocab_sha256" and not isinstance(attributes.get(key), str)]
+            found = {key: _dataset(file, key) for key in file}
+            shapes = {key: (data.shape, data.dtype) for key, data in found.items() if isinstance(data, h5py.Dataset)}
+            broken = [key for key, data in found.items() if data is None and key in (*KEYS, *PACKED_KEYS)]
     except PermissionError as error:
         raise ValueError(f"{path}: cannot be read (permission denied): allow it, or give another folder") from error
     except OSError as error:
         raise ValueError(f"{path}: not a whole HDF5 file ({error}): make or copy this shard again") from error
+    if broken:
+        raise ValueError(f"{path}: {', '.join(broken)}: a link to what is not there: copy this shard whole")
+    if unread:
+        raise ValueError(f"{path}: the attribute {unread[0]} is no text: make or copy this shard again")
     packed = "next_sentence_positions" in shapes
     missing = [key for key in (*KEYS, *(PACKED_KEYS if packed else ())) if key not in shapes]
     if missing:
@@ -138,7 +168,7 @@ def _open_shard(path: Path, limits: Limits) -> Shard:
     stored = shapes["masked_lm_positions"][0][1]
     # A packed row has slots for the tokens of all its sequences, which a limit for one of them must not cut.
     num_predictions = stored if packed else min(stored, limits.max_predictions_per_seq)
-    return Shard(path, num_rows, seq_len, num_predictions, packed, attributes)
+    return Shard(path, num_rows, seq_len, num_predictions, packed, attributes, stamp)
 
 
 def _holds_ids(dtype) -> bool:
@@ -149,21 +179,52 @@ def _length(shape) -> int:
     return shape[0] if shape else 0
 
 
-def _plain(value):
-    value = value.item() if isinstance(value, np.generic) else value
-    return value.decode() if isinstance(value, bytes) else value
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced or written to."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _attribute(file: h5py.File, name: str) -> str | int | float | None:
+    """An attribute that is one number or one text; None for any other, which is none of ours."""
+    try:
+        value = file.attrs[name]
+        value = value.item() if isinstance(value, np.generic) else value
+        value = value.decode() if isinstance(value, bytes) else value
+    except (OSError, TypeError, UnicodeDecodeError):
+        return None
+    return value if isinstance(value, str | int | float) else None
+
+
+def _dataset(file: h5py.File, name: str):
+    """A member of a file; None for a link that leads nowhere."""
+    try:
+        return file[name]
+    except (KeyError, OSError, RuntimeError):
+        return None
 
 
 def read_shard(shard: Shard, limits: Limits) -> Rows:
     """All rows of a shard, checked; ValueError names file and fault."""
+    columns = _read_columns(shard)
+    _check_values(columns, shard, limits)
+    rows = _rows(columns, shard)
+    _check_rows(rows, shard, limits)
+    return rows
+
+
+def _read_columns(shard: Shard) -> dict[str, np.ndarray]:
     try:
         with h5py.File(shard.path, "r") as file:
             columns = {key: file[key][()] for key in (*KEYS, *(PACKED_KEYS if shard.packed else ()))}
     except (OSError, KeyError) as error:
         raise ValueError(f"{shard.path}: cannot be read ({error}): make or copy this shard again") from error
-    rows = _rows(columns, shard)
-    _check_content(rows, shard, limits)
-    return rows
+    if _stamp(shard.path) != shard.stamp:
+        raise ValueError(
+            f"{shard.path}: was written to since this run began, so its rows are others: put the old file back, then "
+            "--resume_from_checkpoint, or begin anew in another --output_dir"
+        )
+    return columns
 
 
 def _rows(columns: dict, shard: Shard) -> Rows:
@@ -197,25 +258,45 @@ def _int32(array):
     return array.astype(np.int32, copy=False)
 
 
-def _check_content(rows: Rows, shard: Shard, limits: Limits) -> None:
-    faults = (
-        ("input_ids", rows.input_ids, limits.vocab_size, "ids outside the vocabulary"),
-        ("masked_lm_ids", rows.masked_ids, limits.vocab_size, "ids outside the vocabulary"),
-        ("masked_lm_positions", rows.masked_positions, shard.seq_len, "positions outside the row"),
-        ("positions", rows.positions, limits.max_position_embeddings, "positions the model does not have"),
-        ("segment_ids", rows.segment_ids, 2, "segments other than 0 and 1"),
-        ("next_sentence_positions", rows.cls_positions, shard.seq_len, "positions outside the row"),
-        ("next_sentence_labels", rows.next_sentence_labels, 2, "labels other than 0 and 1"),
-    )
-    for name, values, stop, fault in faults:
+def _check_values(columns: dict[str, np.ndarray], shard: Shard, limits: Limits) -> None:
+    """Values as they are stored, before a narrower type could wrap them."""
+    ids, places = (limits.vocab_size, "ids outside the vocabulary"), (shard.seq_len, "positions outside the row")
+    sequences = columns["next_sentence_positions"].shape[1] if shard.packed else 1
+    bounds = {
+        "input_ids": ids,
+        "masked_lm_ids": ids,
+        "masked_lm_positions": places,
+        "segment_ids": (2, "segments other than 0 and 1"),
+        "input_mask": (sequences + 1, "numbers of sequences that a row does not have" if shard.packed else "no 0 or 1"),
+        "next_sentence_labels": (2, "labels other than 0 and 1"),
+    }
+    if shard.packed:
+        bounds["positions"] = (limits.max_position_embeddings, "positions the model does not have")
+        bounds["next_sentence_positions"] = places
+        used = columns["next_sentence_weights"] != 0
+    for name, (stop, fault) in bounds.items():
+        values = columns[name]
+        if name.startswith("masked_lm"):
+            values = values[:, : shard.num_predictions]
+        elif name == "next_sentence_labels" and shard.packed:
+            values = values[used]  # the others hold -1
         if values.size and (values.min() < 0 or values.max() >= stop):
             worst = int(values.max()) if values.max() >= stop else int(values.min())
             raise ValueError(f"{shard.path}: {name} has {fault} ({worst}, limit {stop}): not made for this model")
+
+
+def _check_rows(rows: Rows, shard: Shard, limits: Limits) -> None:
+    """What columns say of each other."""
     if not rows.sequence_ids.any(axis=1).all() or not (rows.sequence_ids[:, 0] != 0).all():
         raise ValueError(f"{shard.path}: input_mask has rows without a token: make this shard again")
     row, column = np.nonzero(rows.masked_positions)
     if not rows.sequence_ids[row, rows.masked_positions[row, column]].all():
         raise ValueError(f"{shard.path}: masked_lm_positions point at padding: make this shard again")
+    if not len(row) and not limits.masks_drawn:
+        raise ValueError(
+            f"{shard.path}: no token of its {len(rows)} rows is masked, there is nothing to learn: make this shard "
+            "again, or give --dynamic_masking"
+        )
 
 
 def average_sequences_per_row(folder: Path, shards: list[Shard]) -> float:
@@ -282,19 +363,23 @@ class ShardReader:
             parts.append(loaded.take(rows))
         return concatenate(parts)
 
-    def check_first(self) -> None:
-        """Read and check shards before the first step, as far as that takes a few seconds only."""
-        seen, problems = 0, []
+    def check_first(self) -> list[str]:
+        """Read and check shards before the first step, as far as that takes a few seconds only; lines to say."""
+        seen, problems, without_mask = 0, [], 0
         for shard in self.shards:
             seen += shard.stored_bytes
             if seen > CHECKED_BYTES:
                 break
             try:
-                read_shard(shard, self.limits)
+                rows = read_shard(shard, self.limits)
+                without_mask += int((rows.masked_positions == 0).all(axis=1).sum())
             except ValueError as error:
                 problems.append(str(error))
         if problems:
             raise BadRequest(problems)
+        if not without_mask or self.limits.masks_drawn:
+            return []
+        return [f"{without_mask} rows of the first shards have no masked token: only next sentence is learned of them"]
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray, int]]:
         """For start <= place < stop, shard by shard: its index, its rows at these places, the place after its last."""

@@ -39,6 +39,7 @@ class Request:
     share: Share
     test_shards: list[Shard]
     memory_bytes: int
+    notes: tuple[str, ...] = ()  # lines to say
 
 
 def check_request(settings: Settings, start: Start, device: Device, rank: Rank) -> Request:
@@ -46,7 +47,11 @@ def check_request(settings: Settings, start: Start, device: Device, rank: Rank) 
     vocabulary = find_vocabulary(settings.vocab_file, settings.input_dir)
     config = _config(settings, vocabulary)
     limits = Limits(
-        config.vocab_size, settings.max_seq_length, config.max_position_embeddings, settings.max_predictions_per_seq
+        config.vocab_size,
+        settings.max_seq_length,
+        config.max_position_embeddings,
+        settings.max_predictions_per_seq,
+        masks_drawn=settings.dynamic_masking,
     )
     _check_start(start, config, vocabulary)
     shards = open_shards(settings.input_dir, "training", limits)
@@ -57,7 +62,7 @@ def check_request(settings: Settings, start: Start, device: Device, rank: Rank) 
         raise BadRequest("nothing to do: give --do_train, or an --eval_dir to evaluate the start point on")
     _check_vocabulary_of([*shards, *test_shards], vocabulary)
     reader = ShardReader(shards, settings.seed, limits)
-    reader.check_first()
+    notes = reader.check_first()
     average = average_sequences_per_row(settings.input_dir, shards)
     micro_batches = max(1, round(settings.grad_accum_steps / average))
     share = Share(rank.rank, rank.world_size, settings.micro_batch_size, micro_batches)
@@ -72,7 +77,7 @@ def check_request(settings: Settings, start: Start, device: Device, rank: Rank) 
         rank.local_world_size if device.type == "cpu" else 1,
         reader.kept_bytes,
     )
-    return Request(config, vocabulary, limits, reader, share, test_shards, memory)
+    return Request(config, vocabulary, limits, reader, share, test_shards, memory, tuple(notes))
 
 
 def _config(settings: Settings, vocabulary: Vocabulary | None) -> BertConfig:

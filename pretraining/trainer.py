@@ -67,7 +67,7 @@ class Run:
         self._peak, self._passed_peak = device.matrix_peak(), False
         self.watch = Watch(device, request.config, self._peak, self.exchange, self._name_rows)
         self._held_out = self._open_held_out()
-        notes += self._changed_data(start)
+        notes += [*request.notes, *self._changed_data(start)]
         self._open_reports(fresh=start.path is None and settings.phase == 1, notes=notes)
         self._last_report, self._evaluated, self._no_picture = {}, None, False
         self._saved = start.global_step  # a run stopped before its first step begins where this one did

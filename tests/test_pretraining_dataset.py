@@ -1,6 +1,7 @@
 """Order, reading ahead, layouts and damaged files of the HDF5 shards."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -253,7 +254,7 @@ def spoil(name, change):
 
 def put(value):
     def changed(values):
-        values = values.astype(np.int64)
+        values = values.astype(np.uint64 if value >= 2**63 else np.int64)
         values.reshape(-1)[1] = value
         return values
 
@@ -280,6 +281,16 @@ def put(value):
         (spoil("segment_ids", put(2)), "segments other than"),
         (spoil("next_sentence_labels", put(3)), "labels other than"),
         (spoil("input_mask", lambda v: v * 0), "rows without a token"),
+        # Values that a narrower type would wrap into legal ones: 7, 3, 0, 1 and 0.
+        (spoil("input_ids", put(2**32 + 7)), f"input_ids has ids outside the vocabulary ({2**32 + 7}"),
+        (spoil("input_ids", put(2**63 + 7)), f"input_ids has ids outside the vocabulary ({2**63 + 7}"),
+        (spoil("masked_lm_positions", put(2**32 + 3)), f"positions outside the row ({2**32 + 3}"),
+        (spoil("masked_lm_ids", put(2**32 + 9)), f"masked_lm_ids has ids outside the vocabulary ({2**32 + 9}"),
+        (spoil("segment_ids", put(256)), "segments other than 0 and 1 (256"),
+        (spoil("next_sentence_labels", put(257)), "labels other than 0 and 1 (257"),
+        (spoil("input_mask", put(257)), "input_mask has no 0 or 1 (257"),
+        (spoil("input_mask", put(2)), "input_mask has no 0 or 1 (2"),
+        (spoil("masked_lm_positions", lambda v: v * 0), "no token of its 6 rows is masked"),
     ],
 )
 def test_damaged_shards_are_named(tmp_path, spoiled, fault):
@@ -291,6 +302,104 @@ def test_damaged_shards_are_named(tmp_path, spoiled, fault):
         reader_of(corpus).check_first()
     assert len(refused.value.problems) == 1
     assert refused.value.problems[0].startswith(f"{bad}: ") and fault in refused.value.problems[0]
+
+
+def test_packed_values_that_would_wrap_are_named(tmp_path):
+    corpus = make_corpus(tmp_path / "c", shards=0)
+    for number, (name, value) in enumerate(
+        {"positions": 2**32, "next_sentence_positions": 2**32 + 1, "input_mask": 256 + 1}.items()
+    ):
+        columns = packed_columns(6)
+        columns[name] = put(value)(columns[name])
+        write_shard(corpus / f"c_training_{number}.hdf5", columns)
+    with pytest.raises(BadRequest) as refused:
+        reader_of(corpus).check_first()
+    assert len(refused.value.problems) == 3
+    for problem, value in zip(refused.value.problems, (2**32, 2**32 + 1, 257)):
+        assert f"({value}, limit" in problem
+
+
+def packed_columns(rows):
+    """Rows of one sequence each in the packed layout, with slots for three."""
+    columns = make_columns(rows, 16, 3)
+    return columns | {
+        "positions": np.tile(np.arange(16, dtype=np.int16), (rows, 1)),
+        "next_sentence_positions": np.zeros((rows, 3), np.int16),
+        "next_sentence_labels": np.stack([columns["next_sentence_labels"], *[np.full(rows, -1)] * 2], 1),
+        "next_sentence_weights": np.tile(np.array([1, 0, 0], np.int8), (rows, 1)),
+    }
+
+
+def test_packed_and_plain_shards_side_by_side_are_refused(tmp_path):
+    corpus = make_corpus(tmp_path / "c", shards=1)
+    write_shard(corpus / "c_training_1.hdf5", packed_columns(6))
+    with pytest.raises(BadRequest, match=r"packed shards \(c_training_1\.hdf5\) and plain ones side by side"):
+        open_shards(corpus, "training", LIMITS)
+
+
+def test_a_few_rows_without_a_mask_are_said_and_drawn_masks_do_not_ask(tmp_path):
+    corpus = make_corpus(tmp_path / "c", shards=1, rows=6)
+    columns = make_columns(6, 16, 3)
+    columns["masked_lm_positions"][:2] = 0
+    write_shard(corpus / "c_training_0.hdf5", columns)
+    assert reader_of(corpus).check_first()[0].startswith("2 rows of the first shards have no masked token")
+    columns["masked_lm_positions"][:] = 0
+    write_shard(corpus / "c_training_0.hdf5", columns)
+    drawn = Limits(VOCAB_SIZE, 32, 64, 5, masks_drawn=True)
+    assert ShardReader(open_shards(corpus, "training", drawn), 3, drawn).check_first() == []
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (lambda path: path.symlink_to("/not/mounted/a.hdf5"), "a link to /not/mounted/a.hdf5, which is not there"),
+        (lambda path: path.mkdir(), "a folder where a file is due"),
+        (lambda path: os.mkfifo(path), "a pipe, socket or device where a file is due"),
+        (lambda path: path.symlink_to("/dev/zero"), "a pipe, socket or device where a file is due"),
+    ],
+    ids=["link", "folder", "pipe", "device"],
+)
+@pytest.mark.parametrize("split", ["training", "test"])
+def test_a_shard_that_is_no_file_is_never_passed_over(tmp_path, make, fault, split):
+    corpus = make_corpus(tmp_path / "c")
+    make(corpus / f"c_{split}_9.hdf5")
+    with pytest.raises(BadRequest, match=f"c_{split}_9.hdf5: {fault}"):
+        open_shards(corpus, split, LIMITS)
+
+
+@pytest.mark.parametrize("rows", [6, 3], ids=["other rows", "fewer rows"])
+def test_a_shard_that_changes_during_a_training_is_named(tmp_path, rows):
+    corpus = make_corpus(tmp_path / "c", shards=2, rows=6)
+    reader = reader_of(corpus)
+    for path in corpus.glob("*training*"):
+        write_shard(path, make_columns(rows, 16, 3, seed=99))
+    with pytest.raises(ValueError, match="was written to since this run began"):
+        reader.read(0, 6)
+
+
+@pytest.mark.parametrize("link", [h5py.SoftLink("/nowhere"), h5py.ExternalLink("missing.hdf5", "/x")])
+def test_links_inside_a_file_that_lead_nowhere_are_named(tmp_path, link):
+    corpus = make_corpus(tmp_path / "c", shards=1)
+    with h5py.File(corpus / "c_training_0.hdf5", "a") as file:
+        del file["segment_ids"]
+        file["segment_ids"] = link
+        file["of no use"] = h5py.SoftLink("/nowhere")
+    with pytest.raises(BadRequest, match=r"c_training_0\.hdf5: segment_ids: a link to what is not there"):
+        open_shards(corpus, "training", LIMITS)
+
+
+def test_attributes_that_are_no_text_are_named_where_they_matter(tmp_path):
+    corpus = make_corpus(tmp_path / "c", shards=1)
+    path = corpus / "c_training_0.hdf5"
+    with h5py.File(path, "a") as file:
+        file.attrs["somebody's"] = [1, 2]
+        file.attrs["note"] = np.bytes_(b"caf\xe9")
+    assert open_shards(corpus, "training", LIMITS)[0].attributes == {}
+    for value in ([1, 2], np.bytes_(b"caf\xe9"), 7):
+        with h5py.File(path, "a") as file:
+            file.attrs["vocab_sha256"] = value
+        with pytest.raises(BadRequest, match=f"{path}: the attribute vocab_sha256 is no text"):
+            open_shards(corpus, "training", LIMITS)
 
 
 def test_shards_of_other_widths_are_named_and_not_met_in_the_middle_of_a_training(tmp_path):
@@ -348,11 +457,11 @@ def test_a_damaged_shard_met_late_is_named(tmp_path, monkeypatch):
     """Contents beyond the first check are looked at when a shard is read, in the thread that reads ahead."""
     monkeypatch.setattr("pretraining.dataset.CHECKED_BYTES", 0)
     corpus = make_corpus(tmp_path / "c", shards=2)
+    for path in corpus.glob("*training*"):
+        with h5py.File(path, "r+") as file:
+            file["input_ids"][3, 3] = 9999
     reader = reader_of(corpus)
     reader.check_first()
-    for shard in reader.shards:
-        with h5py.File(shard.path, "r+") as file:
-            file["input_ids"][3, 3] = 9999
     batches = Prefetch(steps(reader, Share(0, 1, 4, 1), 0, 0, False, None))
     with pytest.raises(BadRequest, match=r"c_training_\d\.hdf5: input_ids has ids outside"):
         for _ in range(12):
