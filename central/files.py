@@ -3,6 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 
 from central.errors import BadRequest
 
@@ -30,6 +31,30 @@ def take_folder(path, folder) -> None:
         raise BadRequest(
             f"--output_dir {folder}: another run ({holder}) writes there: wait for its end, or name another folder"
         )
+
+
+def missing_folders(path: str) -> list[str]:
+    """The folders that os.makedirs would make, the outermost first."""
+    path, missing = os.path.abspath(path), []
+    while not os.path.exists(path):
+        missing.insert(0, path)
+        path = os.path.dirname(path)
+    return missing
+
+
+def changed_since(mark: str, folder: str, but: str) -> bool:
+    """Whether a file in or below a folder is newer than `mark`, itself and those called `but` aside."""
+    then = os.stat(mark).st_mtime_ns
+    paths = [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names if name != but]
+    return any(os.lstat(path).st_mtime_ns > then for path in paths if path != mark)
+
+
+def remove_empty(folders: list[str]) -> None:
+    """Remove folders, given outermost first, with the empty ones in them; one that holds a file stays."""
+    inside = [where for where, _, _ in os.walk(folders[-1], topdown=False)]
+    for folder in (*inside, *reversed(folders)):
+        with suppress(OSError):
+            os.rmdir(folder)
 
 
 SHARD_SUFFIXES = (".hdf5", ".h5")

@@ -23,6 +23,8 @@ def _expand_entry(entry):
     names = []
     for part in ranges.split(","):
         first, _, last = part.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal() or int(first) > int(last or first):
+            raise BadRequest(f"SLURM_JOB_NODELIST has [{ranges}], which is no range: was it changed by hand?")
         for value in range(int(first), int(last or first) + 1):
             names += [f"{head}{value:0{len(first)}d}{end}" for end in _expand_entry(tail) or [""]]
     return names

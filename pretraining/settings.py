@@ -184,8 +184,8 @@ def _problems(args) -> list[str]:
         problems.append(f"--save_total_limit {args.save_total_limit}: give 1 or more (--skip_checkpoint saves nothing)")
     if not 0 < args.log_freq < float("inf"):
         problems.append(f"--log_freq {args.log_freq}: give a positive number of steps")
-    if args.seed < 0:
-        problems.append(f"--seed {args.seed}: give 0 or more")
+    if not 0 <= args.seed < 2**32:
+        problems.append(f"--seed {args.seed}: give a whole number from 0, below 2**32")
     for name in ("input_dir", "config_file", "vocab_file", "init_checkpoint", "eval_dir"):
         path = getattr(args, name)
         if path is not None and not Path(path).exists():

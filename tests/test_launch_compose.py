@@ -226,6 +226,41 @@ def test_hostfiles_that_are_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize(
+    "content", [b"\x7fELF\x00\x01" * 900, "hosta slots=8\n".encode("utf-16"), b"caf\xe9 slots=2\n"]
+)
+def test_hostfiles_that_are_no_text_are_told_in_one_line(tmp_path, content):
+    (tmp_path / "hosts").write_bytes(content)
+    with pytest.raises(BadRequest) as refused:
+        layout(hostfile=str(tmp_path / "hosts"))
+    assert refused.value.problems == (f"--hostfile {tmp_path / 'hosts'}: no text; expected lines `HOST slots=N`",)
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/tmp"])
+def test_what_is_no_file_is_not_read(path):
+    with pytest.raises(BadRequest, match=f"--hostfile {path}: no file, but a folder or a device"):
+        layout(hostfile=path)
+
+
+@pytest.mark.parametrize("named", [",,,", " , ", ","])
+def test_addresses_that_name_nobody(named):
+    with pytest.raises(BadRequest) as refused:
+        layout({"MULTI_HLS_IPS": named}, world_size=8, process_per_node=4)
+    assert refused.value.problems == (f"MULTI_HLS_IPS={named} names no host: give addresses between commas",)
+
+
+@pytest.mark.parametrize("text", ["gaudi[a-b]", "gaudi[3-1]", "gaudi[]", "gaudi[1-2-3]"])
+def test_node_lists_that_are_none(text):
+    with pytest.raises(BadRequest, match="SLURM_JOB_NODELIST"):
+        layout({"SLURM_JOB_NODELIST": text}, world_size=8)
+
+
+def test_a_version_of_mpirun_beside_torchrun_has_no_effect_and_that_is_said(capsys):
+    words = [*FINETUNING, "--data_type=fp32", "--device=cpu", "--world_size=2", "--no_mpirun", *DRY]
+    assert cli.main(words) == 0
+    assert "--mpi openmpi4 has no effect beside --no_mpirun" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("text", "nodes"),
     [
         ("", ()),

@@ -128,6 +128,34 @@ def test_a_learning_rate_is_a_positive_number(word):
     assert complaints(finetuning, *FINETUNING, f"--learning_rate={word}")
 
 
+@pytest.mark.parametrize("flag", ["--output_dir", "--cache_dir", "--config_file", "--hostfile"])
+@pytest.mark.parametrize("word", ["", "a\nb", "a\r"])
+def test_a_path_is_something_in_one_line(flag, word):
+    (problem,) = complaints(pretraining, *PRETRAINING, flag, word)
+    assert problem.startswith(f"{flag} {word!r}: expected a path")
+
+
+def test_a_model_and_the_folders_of_phases_are_something_in_one_line():
+    assert "expected a name or a path" in complaints(finetuning, "--model_name_or_path", "", "--data_type=fp32")[0]
+    assert "--data_dir '': expected a path" in complaints(pretraining, *PRETRAINING, "--data_dir", "/a", "")
+    assert parse(pretraining, *PRETRAINING, "--output_dir", "/tmp/ä  ö \udcff").output_dir == "/tmp/ä  ö \udcff"
+
+
+@pytest.mark.parametrize("subcommand", [pretraining, finetuning])
+def test_seeds_are_what_numpy_takes(subcommand):
+    words = PRETRAINING if subcommand is pretraining else ["--model_name_or_path=base", "--data_type=fp32"]
+    assert parse(subcommand, *words, "--seed", str(2**32 - 1)).seed == 2**32 - 1
+    for word in ("-1", str(2**32), "1.5"):
+        assert "a whole number from 0, below 2**32" in complaints(subcommand, *words, f"--seed={word}")[0]
+
+
+def test_the_last_of_several_seeds_is_one_too(capsys):
+    words = "finetuning --model_name_or_path base --data_type fp32 --do_eval --dry_run --device cpu --seeds 3".split()
+    assert cli.main([*words, "--seed", str(2**32 - 3)]) == 0
+    assert cli.main([*words, "--seed", str(2**32 - 2)]) == 2
+    assert "the last seed must be below 2**32" in capsys.readouterr().err
+
+
 def test_abbreviations_are_no_flags():
     assert complaints(pretraining, *PRETRAINING, "--batch", "64", "8")[0].startswith("unknown flag --batch")
 

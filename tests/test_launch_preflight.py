@@ -9,7 +9,7 @@ import h5py
 import pytest
 from launch_project import copy_project, left_running, run, words
 
-from central.launch import child_environment, cli, machine, preflight, remote
+from central.launch import child_environment, cli, machine, options, preflight, pretraining, remote
 from central.launch.commands import Place
 from central.launch.hosts import Layout
 from central.launch.machine import Devices, Topology
@@ -90,13 +90,47 @@ def test_habanas_packed_folders_are_data(project):
 
 
 @pytest.mark.parametrize(
-    "content", ['{"hidden_size": "128"}', '{"max_position_embeddings": "x"}', "[1]", "x", "\udcff"]
+    "content",
+    [
+        '{"hidden_size": "128"}',
+        '{"num_hidden_layers": 1' + "0" * 400 + "}",
+        '{"num_hidden_layers": true}',
+        '{"hidden_size": 0}',
+        '{"max_position_embeddings": "x"}',
+        "[1]",
+        "x",
+        "\udcff",
+    ],
 )
 def test_a_configuration_that_is_none(project, content):
     config = project.parent / "config.json"
     config.write_text(content, errors="surrogateescape")
     status, _, err, _ = run(words(project, "--config_file", str(config)))
     assert status == 2 and f"--config_file {config}: no " in err and "Traceback" not in err
+
+
+def test_a_run_that_its_script_refuses_leaves_nothing(project):
+    """What only the script can see: run.json, the lock and the folders were made for nothing."""
+    script = project / "pretraining" / "run_pretraining.py"
+    works = script.read_text()
+    out = project.parent / "out put"
+    refuses = "import os, sys; os.makedirs(sys.argv[-1]); sys.exit(2)"
+    script.write_text(refuses)
+    assert run([*words(project), str(out / "results" / "checkpoints")])[0] == 2
+    assert not out.exists()
+    script.write_text(works)
+    assert run(words(project, "--phase", "1"))[0] == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    script.write_text("import sys; sys.exit(2)")
+    assert run(words(project, "--phase", "2"))[0] == 2
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"} == before
+
+
+def test_a_record_of_a_run_that_did_something_before_it_was_refused_stays(project):
+    script = project / "pretraining" / "run_pretraining.py"
+    script.write_text("import sys; open(sys.argv[-1], 'w').close(); sys.exit(2)")
+    assert run([*words(project), str(project.parent / "out put" / "results" / "dllogger.json")])[0] == 2
+    assert (project.parent / "out put" / "results" / "run.json").exists()
 
 
 def test_a_folder_of_data_that_is_not_there_is_told_with_the_way_out(capsys, tmp_path):
@@ -179,6 +213,23 @@ def test_a_full_disk(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**9))
     (problem,) = preflight.disk_problems(str(tmp_path), large)
     assert "1.0 GB are free, two checkpoints take 8.1 GB" in problem
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 12345678))
+    assert "12.3 MB are free" in preflight.disk_problems(str(tmp_path), large)[0]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 5000))
+    assert "5 kB are free" in preflight.disk_problems(str(tmp_path), large)[0]
+
+
+def test_the_disk_is_asked_for_the_vocabulary_of_the_data(project, monkeypatch):
+    """A named size takes its vocabulary from the data: 2,000 tokens are no 30,522."""
+    asked = []
+    monkeypatch.setattr(preflight, "disk_problems", lambda folder, config: asked.append(config["vocab_size"]) or [])
+    parser = options.settings_parser(pretraining.Settings, "demo", "", "")
+    settings = options.parse(pretraining.Settings, parser, [*words(project)[3:-7], "--phase=1"])
+    place = place_of(Layout(1, 1), root=str(project))
+    preflight.pretraining_problems(settings, place, None)
+    (project.parent / "phase 1" / "vocab.txt").write_text("token\n" * 2000)
+    preflight.pretraining_problems(settings, place, None)
+    assert asked == [30522, 2000]
 
 
 # Devices: counted, never acquired

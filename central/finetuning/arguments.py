@@ -282,6 +282,9 @@ def _problems(data: DataArguments, training: TrainingArguments, flags: Reference
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(training, name) < 1:
             problems.append(f"--{name} {getattr(training, name)}: must be at least 1")
+    for name in ("seed", "data_seed"):
+        if not 0 <= (getattr(training, name) or 0) < 2**32:
+            problems.append(f"--{name} {getattr(training, name)}: give a whole number from 0, below 2**32")
     if training.prediction_loss_only:
         problems.append("--prediction_loss_only: scores and predictions need the model's outputs: leave it out")
     if not training.eval_do_concat_batches:

@@ -81,24 +81,32 @@ def _print_report(environ):
 
 
 def _run(name, settings, place, plan):
-    """Leave a record, and run the commands."""
+    """Leave a record, and run the commands. A run that was refused before it began leaves nothing."""
     import time
 
     from central import files
     from central.launch import hcl, remote, run_record, supervise
 
     made = run_record.run_record(name, settings, plan, place.environ, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    folders = files.missing_folders(settings.results_dir)
+    lock = os.path.join(settings.results_dir, settings.lock_name)
     try:
         os.makedirs(settings.results_dir, exist_ok=True)
-        files.take_folder(os.path.join(settings.results_dir, settings.lock_name), settings.output_dir)
-        run_record.write(made, settings.results_dir)
+        files.take_folder(lock, settings.output_dir)
+        earlier = run_record.write(made, settings.results_dir)
     except OSError as error:
         raise BadRequest(f"--output_dir {settings.output_dir}: {error.strerror}") from None
     hcl.write_where_asked(place.layout, place.device, place.environ)
     watch = remote.HostWatch(place.layout.hosts if place.layout.by_ssh else (), remote.ssh_port(place))
-    return supervise.run(
+    status = supervise.run(
         plan, log_path=settings.log_path, max_restarts=settings.max_restarts, lost_host=lambda: watch.lost
     )
+    if status == BAD_REQUEST and not files.changed_since(lock, settings.results_dir, run_record.NAME):
+        run_record.take_back(settings.results_dir, earlier)
+        if folders:
+            os.remove(lock)
+            files.remove_empty(folders)
+    return status
 
 
 PACKAGES = (

@@ -128,6 +128,8 @@ def _notes(settings, subcommand, place, mode):
     layout, topology = place.layout, place.topology
     if settings.mode == "lazy" and mode != "lazy":
         yield f"--mode lazy is eager on {place.device}"
+    if settings.no_mpirun and settings.mpi != "auto":
+        yield f"--mpi {settings.mpi} has no effect beside --no_mpirun: torchrun starts the ranks"
     if place.mpirun and not can_bind(topology, layout.ranks_per_node):
         yield f"{layout.ranks_per_node} ranks of a node on its {topology.cores} cores: ranks are not bound to cores"
     if place.environ.get("MULTI_HLS_IPS") and layout.world_size > 1 and not layout.hosts:

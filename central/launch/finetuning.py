@@ -9,15 +9,16 @@ from central.launch.options import (
     REQUIRED,
     SAVING,
     SCHEDULE,
+    SEEDS,
     Common,
     choice,
     count,
-    count_or_zero,
     epochs,
     option,
     path,
     path_or,
     positive,
+    seed_number,
     switch,
 )
 from central.models import MODELS
@@ -54,7 +55,7 @@ class Settings(Common):
     learning_rate: float = option(SCHEDULE, positive, 2e-5, "peak learning rate", "-r")
     num_train_epochs: float = option(SCHEDULE, epochs, 1, "passes over the training data", "-e")
     max_steps: int | None = option(SCHEDULE, count, None, "optimizer steps, in place of --num_train_epochs")
-    seed: int = option(SCHEDULE, count_or_zero, 42, "seed of the new layer, data order and dropout")
+    seed: int = option(SCHEDULE, seed_number, 42, "seed of the new layer, data order and dropout")
     seeds: int = option(SCHEDULE, count, 1, "runs with the seeds from --seed on, and a summary of their scores")
     do_eval: bool = option(SAVING, switch, False, "evaluate after training")
     logging_steps: int = option(SAVING, count, 1, "optimizer steps between reports", "-l")
@@ -86,6 +87,8 @@ def problems(settings, world_size) -> list[str]:
             found.append(f"--{name} needs --train_file: local data come together")
     if settings.train_file and settings.do_eval and not settings.validation_file:
         found.append("--do_eval needs --validation_file beside --train_file: local data come together")
+    if settings.seed + settings.seeds > SEEDS:
+        found.append(f"--seed {settings.seed} and --seeds {settings.seeds}: the last seed must be below 2**32")
     if settings.seeds > 1 and not settings.do_eval:
         found.append(f"--seeds {settings.seeds} compares scores: add --do_eval")
     return found

@@ -1,5 +1,6 @@
 """Which hosts a run uses, and how many ranks each gets."""
 
+import os
 import re
 from dataclasses import dataclass
 
@@ -29,8 +30,11 @@ def plan_layout(*, world_size, dist, process_per_node, hostfile, environ) -> Lay
         return _from_slots(read_hostfile(hostfile), f"--hostfile {hostfile}", world_size, process_per_node)
     if dist and world_size == 1:
         world_size = 8
-    if process_per_node and environ.get("MULTI_HLS_IPS"):
-        return _spread(split_addresses(environ["MULTI_HLS_IPS"]), "MULTI_HLS_IPS", world_size, process_per_node)
+    if process_per_node and (named := environ.get("MULTI_HLS_IPS")):
+        addresses = split_addresses(named)
+        if not addresses:
+            raise BadRequest(f"MULTI_HLS_IPS={named} names no host: give addresses between commas")
+        return _spread(addresses, "MULTI_HLS_IPS", world_size, process_per_node)
     nodes = expand_nodelist(environ.get("SLURM_JOB_NODELIST", ""))
     if world_size > 1 and len(nodes) > 1:
         return _spread(nodes, "the SLURM allocation", world_size, process_per_node, by_ssh=False)
@@ -50,11 +54,18 @@ def split_addresses(text) -> tuple[str, ...]:
 
 def read_hostfile(path) -> dict[str, int]:
     """Slots of each host from lines such as `host1 slots=8`; a comment starts with #."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise BadRequest(f"--hostfile {path}: no file, but a folder or a device")
     try:
-        with open(path) as file:
-            lines = [line.partition("#")[0].split() for line in file]
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
     except OSError as error:
         raise BadRequest(f"--hostfile {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise BadRequest(f"--hostfile {path}: no text; expected lines `HOST slots=N`")
+    lines = [line.partition("#")[0].split() for line in text.splitlines()]
     slots, problems = {}, []
     for line_number, words in enumerate(lines, start=1):
         if not words:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from central.errors import BadRequest, nearest
 
+SEEDS = 2**32  # what numpy takes
+
 
 def kind(metavar):
     """Mark a function as a kind; `metavar` stands for its values in the help."""
@@ -29,7 +31,14 @@ def text(word):
 
 
 @kind("PATH")
-def path(word):
+def path(word: str) -> str:
+    return _in_one_line(word, "a path")
+
+
+def _in_one_line(word: str, expected: str) -> str:
+    """The word itself: nothing is named by nothing, and commands are printed and recorded a line each."""
+    if not word or "\n" in word or "\r" in word:
+        raise ValueError(f"expected {expected}, without line ends in it" if word else f"expected {expected}")
     return word
 
 
@@ -46,6 +55,11 @@ def count_or_zero(word):
 @kind("N")
 def count_or_all(word):
     return _number(int, word, lambda value: value >= 1 or value == -1, "a whole number from 1, or -1 for all")
+
+
+@kind("N")
+def seed_number(word: str) -> int:
+    return _number(int, word, lambda value: 0 <= value < SEEDS, "a whole number from 0, below 2**32")
 
 
 @kind("X")
@@ -101,8 +115,8 @@ def path_or(*names):
     """One of these names, an id of the Hub, or a path."""
 
     @kind("NAME|PATH")
-    def name_or_path(word):
-        return word
+    def name_or_path(word: str) -> str:
+        return _in_one_line(word, "a name or a path")
 
     name_or_path.names = names
     return name_or_path
@@ -277,7 +291,7 @@ class _Parser(argparse.ArgumentParser):
             try:
                 return kind(word)
             except ValueError as error:
-                self.problems.append(f"{flag} {word}: {error}")
+                self.problems.append(f"{flag} {word if word.split() == [word] else repr(word)}: {error}")
 
         return convert
 

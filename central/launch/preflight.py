@@ -18,6 +18,7 @@ from central.launch.remote import host_problems
 
 BYTES_PER_PARAMETER = 12  # of a checkpoint: weight and two moments, fp32
 MAX_RANKS_PER_CORE = 16  # a few on a core are a slow trial run; beyond this memory and patience end first
+LARGEST_SIZE = 10**7  # of anything in a configuration
 READ_SECONDS = 120  # for the first bytes of all files of a phase
 SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers"),
@@ -112,7 +113,18 @@ def pretraining_problems(settings, place, capture_all):
         found += missing_files({"init_checkpoint": checkpoint})
         if length > config.get("max_position_embeddings", length):
             found.append(f"--max_seq_length {length} is more than the positions in {config_file}")
+    if not settings.config_file and (tokens := vocabulary_size(settings.data_dir[settings.phases[0] - 1])):
+        config = config | {"vocab_size": tokens}  # the named sizes take that of the data
     return found + used_folder_problems(settings) + disk_problems(settings.output_dir, config)
+
+
+def vocabulary_size(folder: str | None) -> int | None:
+    """Tokens in the vocabulary beside a folder's shards; None where there is none."""
+    try:
+        with open(os.path.join(folder or "", "vocab.txt"), "rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    except OSError:
+        return None
 
 
 def used_folder_problems(settings):
@@ -187,8 +199,12 @@ def read_config(path):
         return {}, f"no JSON: {error}"
     if not isinstance(config, dict):
         return {}, "no JSON object"
-    wrong = [name for name in SIZES if not isinstance(config.get(name, 0), int)]
-    return ({}, f"no whole number: {', '.join(wrong)}") if wrong else (config, "")
+    wrong = [name for name in SIZES if not _is_size(config.get(name, 1))]
+    return ({}, f"no whole number from 1 to {LARGEST_SIZE}: {', '.join(wrong)}") if wrong else (config, "")
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_SIZE
 
 
 def output_problems(folder):
@@ -204,7 +220,15 @@ def disk_problems(folder, config):
     free = shutil.disk_usage(existing_parent(folder)).free
     if free >= needed:
         return []
-    return [f"--output_dir {folder}: {free / 1e9:.1f} GB are free, two checkpoints take {needed / 1e9:.1f} GB"]
+    return [f"--output_dir {folder}: {_bytes(free)} are free, two checkpoints take {_bytes(needed)}"]
+
+
+def _bytes(number: int) -> str:
+    """A size as people say it: 12 kB, 3.4 MB, 8.1 GB."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number // 1000} kB"
 
 
 def parameter_count(config) -> int:

@@ -23,6 +23,7 @@ from central.launch.options import (
     path,
     phase_number,
     positive,
+    seed_number,
     switch,
     text,
 )
@@ -60,7 +61,7 @@ class Settings(Common):
     steps_this_run: tuple = option(SCHEDULE, count_or_all, (-1, -1), "optimizer step to stop at; -1: the last")
     warmup: tuple = option(SCHEDULE, fraction, (0.2843, 0.128), "part of the steps spent warming up, below 1", "-wp")
     phase: int | None = option(SCHEDULE, phase_number, None, "run this phase only; unset: both")
-    seed: int = option(SCHEDULE, count_or_zero, 12439, "seed of weights, data order and dropout")
+    seed: int = option(SCHEDULE, seed_number, 12439, "seed of weights, data order and dropout")
     save_steps: tuple = option(SAVING, count, (200, 200), "optimizer steps between checkpoints", "-st")
     resume_from_checkpoint: bool = option(SAVING, switch, False, "go on from the newest checkpoint in --output_dir")
     resume_step: tuple = option(SAVING, maybe(count_or_zero), (None, None), "step of the checkpoint to go on from")

@@ -16,6 +16,7 @@ from central.launch.commands import shell_line
 from central.launch.options import options_of, path
 from central.launch.subcommands import SUBCOMMANDS, subcommand_of
 
+NAME = "run.json"
 BESIDE_OPTIONS = ("command", "script_args", "env_variables", "record")
 # Variables that decide how a run is composed, and so belong to its record.
 RECORDED = ("MULTI_HLS_IPS", "DOCKER_SSHD_PORT", "MPI_ROOT", "MASTER_ADDR", "MASTER_PORT", "HABANA_VISIBLE_MODULES")
@@ -55,17 +56,28 @@ def _without_secrets(words) -> list[str]:
     return kept
 
 
-def write(record, results_dir):
-    """Write results/run.json whole or not at all; the record of an earlier run becomes run.json.1, .2, ..."""
-    file_name = os.path.join(results_dir, "run.json")
+def write(record: dict, results_dir: str) -> str | None:
+    """Write results/run.json whole or not at all; that of an earlier run becomes run.json.1, .2, ..., returned."""
+    file_name, earlier = os.path.join(results_dir, NAME), None
     if os.path.exists(file_name):
         number = 1
         while os.path.exists(f"{file_name}.{number}"):
             number += 1
-        os.replace(file_name, f"{file_name}.{number}")
+        earlier = f"{file_name}.{number}"
+        os.replace(file_name, earlier)
     with open(file_name + ".tmp", "w") as file:
         json.dump(record, file, indent=2)
     os.replace(file_name + ".tmp", file_name)
+    return earlier
+
+
+def take_back(results_dir: str, earlier: str | None) -> None:
+    """The folder as it was before `write`: for a run that was refused before it began."""
+    file_name = os.path.join(results_dir, NAME)
+    if earlier:
+        os.replace(earlier, file_name)
+    else:
+        os.remove(file_name)
 
 
 @dataclass(frozen=True)
