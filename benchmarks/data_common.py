@@ -12,6 +12,7 @@ PREPARE = ROOT / "pretraining" / "data" / "prepare.py"
 sys.path.insert(0, str(ROOT))
 
 from pretraining.data.documents import TextSettings, canonical_text
+from pretraining.data.formats import FormSettings
 from pretraining.data.sources import batches, find_sources
 
 
@@ -50,6 +51,6 @@ def write_long_text(source: Path, target: Path, megabytes: float) -> float:
 
 def sentences_of(source: Path) -> list[str]:
     """Documents of a file or folder, a sentence a line."""
-    found = find_sources([str(source)], one_document_per_file=source.is_dir())
+    found = find_sources([str(source)], FormSettings(one_document_per_file=source.is_dir()))
     text = "".join(canonical_text(batch, TextSettings()).text for batch in batches(found, None))
     return [document for document in text.split("\n\n") if document]

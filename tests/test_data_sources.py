@@ -2,8 +2,13 @@
 
 import bz2
 import gzip
+import io
 import json
+import lzma
+import os
 import random
+import tarfile
+import zipfile
 
 import pytest
 from hypothesis import given, settings
@@ -12,15 +17,17 @@ from hypothesis import strategies as st
 from central.runtime.exits import BadRequest
 from pretraining.data import documents, sources
 from pretraining.data.documents import TextSettings, canonical_text
+from pretraining.data.formats import FormSettings
 from pretraining.data.sources import Batch, HubDataset, Piece, batches, find_sources
 
 LINES = TextSettings(sentences="line")
+EPUB = b"PK\x03\x04" + b"\0" * 26 + b"mimetypeapplication/epub+zip"
 
 
-def read(paths, settings=LINES, one_document_per_file=False, dataset=None) -> tuple[list[list[str]], list[str]]:
+def read(paths, settings=LINES, dataset=None, **told) -> tuple[list[list[str]], list[str]]:
     """(documents as lists of lines, notes) of some files."""
     text, notes = "", []
-    sources_found = find_sources([str(path) for path in paths], one_document_per_file)
+    sources_found = find_sources([str(path) for path in paths], FormSettings(text_column=settings.text_column, **told))
     for batch in batches(sources_found, dataset):
         canonical = canonical_text(batch, settings)
         text += canonical.text
@@ -63,7 +70,11 @@ def test_damaged_json_lines_are_named_and_left_out(tmp_path):
     )
     found, notes = read([tmp_path])
     assert found == [["one."], ["two."]]
-    assert [note.split(": ")[0].rpartition(":")[2] for note in notes] == ["2", "4", "5", "6", "8"]
+    assert [note.split("a.jsonl:")[1] for note in notes] == [
+        "2: not a JSON object; 3 lines (2, 6, 8) left out",
+        '4: JSON objects without "text" (--text_column names one of: other); line 4 left out',
+        '5: "text" is not a string; line 5 left out',
+    ]
 
 
 def test_a_hub_dataset_from_a_local_folder(tmp_path):
@@ -95,49 +106,84 @@ def test_a_damaged_dataset_is_one_line(tmp_path):
         read([], TextSettings(), dataset=HubDataset(str(tmp_path), None, "train", "text"))
 
 
-@pytest.mark.parametrize("data", [b"PAR1" + b"a" * 100, b"%PDF-1.7 text", b"PK\x03\x04text"])
+@pytest.mark.parametrize("data", [b"PAR1" + b"a" * 100, b"%PDF-1.7 text", EPUB])
 def test_files_of_other_formats_are_refused_or_left_out_of_a_folder(tmp_path, capsys, data):
     (tmp_path / "a.txt").write_bytes(data)
     (tmp_path / "b.txt").write_text("one.\n")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "index").write_text("two.\n")
-    with pytest.raises(BadRequest, match=r"a\.txt: a "):
-        find_sources([str(tmp_path / "a.txt")], False)
+    with pytest.raises(BadRequest, match=r"a\.txt: an? "):
+        find_sources([str(tmp_path / "a.txt")], FormSettings())
     assert read([tmp_path])[0] == [["one."]]
-    assert "a.txt: a " in capsys.readouterr().out
+    assert "a.txt: a" in capsys.readouterr().out
 
 
-def test_bytes_that_are_not_utf8(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"one.\ntw\xffo.\n\nth\xe2\x28ree.\n")
+def test_lines_that_are_damaged_utf8_are_left_out(tmp_path):
+    good = "der Bär schläft in der Höhle.\n".encode() * 50
+    (tmp_path / "a.txt").write_bytes(good + b"tw\xffo.\n\nth\xe2\x28ree.\n" + good)
     found, notes = read([tmp_path])
-    assert found == [["one.", "two."], ["th(ree."]]
-    assert len(notes) == 1 and "a.txt:2: not UTF-8" in notes[0] and "2 bytes" in notes[0]
+    assert [len(document) for document in found] == [50, 50]
+    assert len(notes) == 1 and "a.txt:51: not UTF-8" in notes[0] and "2 lines from here on left out" in notes[0]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "cp1250", "mac-roman", "koi8-r", "shift_jis"])
+def test_text_in_another_encoding_is_refused_or_read_as_told(tmp_path, encoding, capsys):
+    text = {"koi8-r": "Он пришёл домой.", "shift_jis": "名前はまだ無い。"}.get(encoding, "Il préféra l'été.") + "\n"
+    (tmp_path / "a.txt").write_bytes((text * 20).encode(encoding))
+    (tmp_path / "b.txt").write_text(text)
+    with pytest.raises(BadRequest, match=r"a\.txt: not UTF-8 in \d+% of its words.*--encoding"):
+        find_sources([str(tmp_path / "a.txt")], FormSettings())
+    assert read([tmp_path]) == ([[text.strip()]], [])
+    assert "a.txt: not UTF-8" in capsys.readouterr().out
+    assert read([tmp_path], encoding=encoding) == ([[text.strip()] * 20, [text.strip()]], [])
+    assert f"a.txt: not UTF-8, read as --encoding {encoding}" in capsys.readouterr().out
+
+
+def test_another_encoding_after_the_sample(tmp_path, monkeypatch):
+    """The first bytes are ASCII; what comes later is refused, not torn."""
+    monkeypatch.setattr(sources, "BATCH_BYTES", 1 << 16)
+    (tmp_path / "a.txt").write_bytes(
+        b"plain text here.\n\n" * 8000 + "Le café était fermé.\n\n".encode("latin-1") * 4000
+    )
+    found, notes = read([tmp_path])
+    assert found[-1] == ["plain text here."] and len(found) > 7000
+    assert notes and all("no UTF-8 text; all left out (another encoding?" in note for note in notes)
+    settings = TextSettings(sentences="line", encoding="latin-1")
+    assert (
+        read([tmp_path], settings, encoding="latin-1")[0]
+        == [["plain text here."]] * 8000 + [["Le café était fermé."]] * 4000
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_an_encoding_told_by_its_mark(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes("one é.\n\ntwo 力.\n".encode(encoding))
+    assert read([tmp_path]) == ([["one é."], ["two 力."]], [])
 
 
 @pytest.mark.parametrize(
-    "data",
-    [
-        "one two.".encode("utf-16"),
-        "one two.".encode("utf-16-le"),
-        "раз два три.".encode("koi8-r"),
-        random.Random(0).randbytes(5000),
-        gzip.compress(b"text " * 100, mtime=0),
-    ],
-    ids=["utf-16", "utf-16 without mark", "koi8-r", "noise", "gzip under another name"],
+    "data", ["one two.".encode("utf-16-le"), random.Random(0).randbytes(5000)], ids=["utf-16", "noise"]
 )
-def test_what_is_no_utf8_text_is_left_out_whole(tmp_path, data):
+def test_what_is_no_text_is_refused(tmp_path, data, capsys):
     (tmp_path / "a.txt").write_bytes(data)
     (tmp_path / "b.txt").write_text("two.")
-    found, notes = read([tmp_path])
-    assert found == [["two."]]
-    assert len(notes) == 1 and "a.txt:1: " in notes[0] and "no UTF-8 text; all left out" in notes[0]
+    with pytest.raises(BadRequest, match=r"a\.txt: n"):
+        find_sources([str(tmp_path / "a.txt")], FormSettings())
+    assert read([tmp_path]) == ([["two."]], [])
+    assert "left out" in capsys.readouterr().out
 
 
 def test_notes_stay_few_whatever_the_damage(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n' * 50_000)
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 10_000 + '{"body": "x"}\n' * 50_000 + "{}\n" * 2)
     _, notes = read([tmp_path])
-    assert len(notes) == documents.MOST_NOTES + 1
-    assert f"{50_000 - documents.MOST_NOTES} more like these, the last: " in notes[-1] and ":50000: " in notes[-1]
+    assert [note.split("a.jsonl:")[1] for note in notes] == [
+        '10001: JSON objects without "text" (--text_column names one of: body);'
+        " 50000 lines (10001, 10002, 10003, 10004, 10005, ...) left out",
+        '60001: JSON objects without "text" (they have no fields); 2 lines (60001, 60002) left out',
+    ]
+    many = Batch(0, (Piece("x", "text", 1, b"", tuple(f"x:{number}: bad" for number in range(99))),), 0)
+    noted = canonical_text(many, LINES).notes
+    assert len(noted) == documents.MOST_NOTES + 1 and noted[-1] == "79 more like these, the last: x:98: bad"
 
 
 def test_half_a_character_spelled_in_json(tmp_path):
@@ -160,8 +206,7 @@ def test_a_packed_file_cut_off_in_the_middle(tmp_path, suffix, pack, monkeypatch
 def test_html_in_the_text(tmp_path):
     (tmp_path / "a.txt").write_text('plain.\n<p class="x">one &amp; <b>two</b>.</p>\n\n3 < 4 and <unk> stay.\n')
     found, notes = read([tmp_path])
-    assert [line.split() for line in found[0]] == [["plain."], ["one", "&", "two", "."]]
-    assert found[1] == ["3 < 4 and <unk> stay."]
+    assert found == [["plain.", "one & two."], ["3 < 4 and <unk> stay."]]
     assert "a.txt:2: HTML in the text" in notes[0] and "4 tags" in notes[0]
 
 
@@ -211,7 +256,7 @@ def test_empty_files_and_folders(tmp_path):
     assert read([tmp_path]) == ([], [])
     (tmp_path / "none").mkdir()
     with pytest.raises(BadRequest) as caught:
-        find_sources([str(tmp_path / "none"), str(tmp_path / "absent.txt")], False)
+        find_sources([str(tmp_path / "none"), str(tmp_path / "absent.txt")], FormSettings())
     assert len(caught.value.problems) == 2 and "no file in it" in str(caught.value) and "absent" in str(caught.value)
 
 
@@ -237,7 +282,7 @@ def test_pieces_tell_their_first_line(tmp_path, monkeypatch):
     text = "".join(f"line {number}\n\n" for number in range(40))
     (tmp_path / "a.txt").write_text(text)
     lines = text.split("\n")
-    for batch in batches(find_sources([str(tmp_path)], False), None):
+    for batch in batches(find_sources([str(tmp_path)], FormSettings()), None):
         for piece in batch.pieces:
             assert piece.data.decode().split("\n")[0] == lines[piece.first_line - 1]
 
@@ -259,3 +304,218 @@ def test_any_line_end_parts_sentences_and_blank_lines_part_documents(tmp_path, k
 def test_canonical_text_parts_documents_by_one_empty_line():
     piece = Piece("x", "text", 1, "a.\u2028\u00a0\u2028b.\n \u3000\n\n\x1c\nc.\x1dd.".encode())
     assert canonical_text(Batch(0, (piece,), 0), LINES).text == "a.\n\nb.\n\nc.d.\n\n"
+
+
+# Formats, told by their bytes
+
+
+def tarred(pack, files: dict[str, bytes]) -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.uname = len(content), "someone"
+            archive.addfile(member, io.BytesIO(content))
+    return pack(data.getvalue())
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return data.getvalue()
+
+
+def zstd(data: bytes) -> bytes:
+    return pytest.importorskip("zstandard").ZstdCompressor().compress(data)
+
+
+PACKS = {"plain": bytes, "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd}
+
+
+@pytest.mark.parametrize("pack", PACKS)
+@pytest.mark.parametrize("name", ["a.txt", "PART.TXT.GZ", "wiki_00", "b.jsonl"])
+def test_packed_text_under_any_name(tmp_path, pack, name):
+    data = b"one.\n\n" * 30_000
+    (tmp_path / name).write_bytes(
+        PACKS[pack](data[:90_000]) + PACKS[pack](data[90_000:])
+    )  # of two streams, as pigz has
+    assert read([tmp_path]) == ([["one."]] * 30_000, [])
+
+
+@pytest.mark.parametrize("pack", [*PACKS, "zip"])
+def test_archives_are_their_files(tmp_path, pack):
+    rows = b'{"text": "three."}\n{"text": "four."}\n'
+    files = {
+        "b/one.txt": b"one.\n\ntwo.\n",
+        "b/._one.txt": b"\0\1",
+        "__MACOSX/x": b"no.\n",
+        "rows": gzip.compress(rows),
+    }
+    files |= {"picture.png": b"\x89PNG\r\n", "last.txt": b"five."}
+    (tmp_path / "a").write_bytes(zipped(files) if pack == "zip" else tarred(PACKS[pack], files))
+    found, notes = read([tmp_path])
+    assert found == [["one."], ["two."], ["three."], ["four."], ["five."]]
+    assert notes == [f"{tmp_path}/a/picture.png: a picture; left out"]
+
+
+def test_an_archive_cut_off_and_one_with_a_password(tmp_path):
+    files = {f"{n}.txt": random.Random(n).randbytes(3000).hex().encode() for n in range(9)}
+    (tmp_path / "a.tar").write_bytes(tarred(bytes, files)[:38_000])
+    locked = bytearray(zipped(files))
+    locked[locked.index(b"PK\x01\x02") + 8] |= 1  # the mark of an encrypted file
+    (tmp_path / "b.zip").write_bytes(locked)
+    found, notes = read([tmp_path])
+    assert len(found) == 5
+    assert any("a.tar" in note and "damaged after" in note for note in notes)
+    assert any("b.zip: damaged" in note and "needs a password" in note for note in notes)
+
+
+def test_a_bomb_stays_small_in_memory(tmp_path):
+    """A gigabyte out of a megabyte is read as a stream, whatever packs it."""
+    resource = pytest.importorskip("resource")
+    big = b"a" * (1 << 20)
+    packer = bz2.BZ2Compressor()
+    packed = b"".join([*(packer.compress(big) for _ in range(200)), packer.flush()])
+    (tmp_path / "a.txt").write_bytes(gzip.compress(packed))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    size = sum(
+        len(piece.data)
+        for batch in batches(find_sources([str(tmp_path)], FormSettings()), None)
+        for piece in batch.pieces
+    )
+    assert size == 200 << 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 160 << 10  # KiB
+
+
+def test_an_xz_file_that_wants_gigabytes_is_refused(tmp_path):
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 30}]
+    (tmp_path / "a.xz").write_bytes(lzma.compress(b"one.\n", filters=filters))
+    found, notes = read([tmp_path])
+    assert found == [] and "a.xz: damaged" in notes[0] and "emory" in notes[0]
+
+
+def test_wikiextractor_s_two_forms(tmp_path):
+    text = "Anarchy\n\nOne &amp; two.\n\nSection.\nThree &lt;4.\n"
+    (tmp_path / "wiki_00").write_text(
+        f'<doc id="1" url="u" title="Anarchy">\n{text}\n</doc>\n'
+        '<doc id="2" url="u" title="B &quot;C&quot;">\nB &quot;C&quot;\n\n</doc>\n'
+        f'<doc id="3" revid="9" url="u" title="A > B">\nA > B\n\nFour.\n</doc>\n'
+    )
+    (tmp_path / "wiki_01").write_text(json.dumps({"id": "1", "title": "Anarchy", "text": text}) + "\n")
+    article = ["One & two.", "Section.", "Three <4."]
+    assert read([tmp_path]) == ([article, ["Four."], article], [])
+
+
+@pytest.mark.parametrize(("name", "between"), [("a.csv", ","), ("a.txt", "\t"), ("b", ";")])
+def test_tables_with_a_header(tmp_path, name, between):
+    rows = ["id{0}text{0}label", '1{0}"One. {0} Two\n\nthree."{0}x', "2{0}Four.{0}y"]
+    (tmp_path / name).write_text("\n".join(rows).format(between))
+    found, notes = read([tmp_path])
+    lines = [[" ".join(line.split()) for line in document] for document in found]
+    assert lines == [[" ".join(f"One. {between} Two".split()), "three."], ["Four."]] and notes == []
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (
+            "id,body\n1,One.\n2,Two.\n3,Three.\n",
+            'a table ("," between its columns); --text_column names one of: id, body',
+        ),
+        ('{"body": "x", "n": 1}\n' * 9, 'JSON lines without "text"; --text_column names one of: body, n'),
+        ('[\n {"text": "x"},\n {"text": "y"}\n]\n', "a JSON array"),
+        ('{\n  "text": "x"\n}\n', "JSON over several lines"),
+        ("".join(f"597:{n}:Title {n}\n" for n in range(9)), "the index of a multistream dump"),
+        ("-- MySQL dump 10.19\n--\nCREATE TABLE x;\n", "an SQL dump"),
+        ('<?xml version="1.0"?>\n<posts>\n<row Body="x"/>\n</posts>\n', "an XML file that is no MediaWiki dump"),
+    ],
+)
+def test_other_forms_are_named_with_what_to_do(tmp_path, data, said):
+    (tmp_path / "a").write_text(data)
+    with pytest.raises(BadRequest) as refused:
+        find_sources([str(tmp_path / "a")], FormSettings())
+    assert len(refused.value.problems) == 1 and refused.value.problems[0].startswith(f"--input {tmp_path}/a: {said}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{ begins the text.\n",
+        "[Music] Hello.\n",
+        "Well, yes\nNo, never\nAh, so\nOh, no\n",
+        "Lines, text\nOne.\n",
+        "{{x}}\n",
+    ],
+)
+def test_plain_text_that_looks_a_little_like_another_form(tmp_path, text):
+    (tmp_path / "a").write_text(text)
+    assert read([tmp_path]) == ([text.strip().split("\n")], [])
+
+
+def test_json_nested_deep_or_long_before_the_first_line_end(tmp_path):
+    deep = '{"text": "no", "x": ' + "[" * 30_000 + "]" * 30_000 + "}\n"
+    (tmp_path / "a").write_text(deep + '{"text": "' + "word " * 100_000 + '"}\n')
+    found, notes = read([tmp_path])
+    assert len(found) == 1 and found[0][0].count("word") == 100_000
+    assert notes == [f"{tmp_path}/a:1: not a JSON object; line 1 left out"]
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("one.")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    for name in ("pipe", "zero", "/dev/stdin"):
+        with pytest.raises(BadRequest, match="not a regular file"):
+            find_sources([str(tmp_path / name)], FormSettings())
+    (tmp_path / "gone").unlink()
+    assert read([tmp_path]) == ([["one."]], [])
+    said = capsys.readouterr().out
+    assert "pipe: not a regular file" in said and "zero: not a regular file" in said
+
+
+# HTML
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("H<sub>2</sub>O is un<b>believ</b>able.", ["H2O is unbelievable."]),
+        ("The List<A> or Map<I, S>, a < b, if a <b and c> d.", ["The List<A> or Map<I, S>, a < b, if a <b and c> d."]),
+        (
+            "<p>One\nwrapped.</p>\n\n<p>Two.</p>\n<hr><ul><li>Three<li>Four</ul>",
+            ["One wrapped.", "Two.", "Three", "Four"],
+        ),
+        ("R&amp;D at AT&T &lt;b&gt; &#169; &copy &nosuch;", ["R&D at AT&T <b> © &copy &nosuch;"]),
+        ("A <a href=\"x > y\" title='b'>link</a><br/>B<img src=x>C", ["A link", "B C"]),
+        ("x<ruby>漢<rp>(</rp><rt>かん</rt><rp>)</rp></ruby>y", ["x漢y"]),
+        ("<table><tr><td>a</td><td>b</td></tr><tr><td>c</td></tr></table>", ["a b", "c"]),
+        ("Foo<P> is a type; so is Bar<T>.", ["Foo<P> is a type; so is Bar<T>."]),
+        ("&lt;p&gt; is a tag.", ["<p> is a tag."]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_html_is_told_by_document(tmp_path, text, expected, kind):
+    if kind == "jsonl" or "\n\n" not in text:
+        rows = [json.dumps({"text": text}), json.dumps({"text": "Plain & 1 < 2."})]
+        (tmp_path / "a").write_text("\n".join(rows) if kind == "jsonl" else f"{text}\n\nPlain & 1 < 2.")
+        found, notes = read([tmp_path])
+        lines = [[" ".join(line.split()) for line in document] for document in found]
+        assert lines == [expected, ["Plain & 1 < 2."]]
+        assert all("a:1: HTML in the text" in note and "in 1 documents" in note for note in notes)
+
+
+def test_an_html_file_is_one_document(tmp_path):
+    (tmp_path / "page").write_text(
+        "<!DOCTYPE html>\n<html><head><style>p {}</style></head>\n"
+        "<body><p>One is\nhere.</p>\n\n<p>Two&nbsp;too.</p></body></html>"
+    )
+    assert read([tmp_path]) == ([["One is here.", "Two too."]], [])
+
+
+def test_notes_of_html_name_the_row(tmp_path):
+    (tmp_path / "a").write_text("".join(json.dumps({"text": f"n {n}" + "<br>x" * (n > 3)}) + "\n" for n in range(9)))
+    _, notes = read([tmp_path])
+    assert notes == [f"{tmp_path}/a:5: HTML in the text, from '<br>' on; 5 tags in 5 documents left out"]

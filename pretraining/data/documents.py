@@ -3,28 +3,27 @@
 That text is the one form between sources and tokens; `prepare.py extract` writes it to files as it is.
 """
 
-import html
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pretraining.data.blanks import plain_blanks
+from pretraining.data.formats import BOOK, DUMP, EXTRACTED, HTML, JSONL, TEXT, damage
+from pretraining.data.html_text import without_html
 from pretraining.data.sentences import sentence_splitter
-from pretraining.data.sources import BOOK, DUMP, JSONL, TEXT, Batch, Piece
+from pretraining.data.sources import Batch, Piece
+from pretraining.data.wiki_templates import HOLE
 
 LONGEST_LINE = 1 << 20  # characters; a longer one is cut at white space into several sentences
 MOST_NOTES = 20  # of a batch: one a line of a huge file would fill memory, and nobody reads them
-FOREIGN_SHARE = 0.2  # of bytes that are no UTF-8 text, from which what is left of a piece is no text either
-# A comment, a script or style sheet with its content, a tag. What is left open stops at the next of its kind: cheap.
-_HTML = re.compile(
-    r"<!--(?:(?!<!--|-->).)*-->|<(script|style)\b[^<>]*>(?:(?!</?\1\b).)*</\1\s*>"
-    r"|</?(?:a|abbr|b|big|blockquote|body|br|center|cite|code|dd|div|dl|dt|em|font|h[1-6]|head|hr|html|i|img|li|link|meta|ol|p|pre"
-    r"|script|section|small|span|strong|style|sub|sup|table|tbody|td|th|thead|title|tr|tt|u|ul)(?:\s[^<>]{0,500})?/?>",
-    re.IGNORECASE | re.DOTALL,
-)
+FOREIGN_WORDS = 0.01  # share of words that are no UTF-8, from which what is left of a piece is no text either
+FOREIGN_BYTES = 0.2  # the same of zero bytes
 _EMPTY_LINES = re.compile(r"\n(?: *\n)+")
 _PARAGRAPH = re.compile(r"\n\s*\n")
+_EXTRACTED = re.compile(
+    r'<doc id="[^"\n]*"(?:[^>\n]|"[^"\n]*")*?(?: title="([^\n]*?)")?>\n(.*?)(?:</doc>|\Z)', re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class TextSettings:
     sentences: str = "rules"  # sentences.SPLITTERS
     language: str = "en"
     text_column: str = "text"  # of JSONL files and data sets
+    encoding: str | None = None  # of files that are not UTF-8
+    variant: str | None = None  # of a wiki's language, such as zh-hant
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def canonical_text(batch: Batch, settings: TextSettings) -> Canonical:
     for piece in batch.pieces:
         notes += piece.notes
         paragraphs = _EMPTY_LINES.sub("\n\n", plain_blanks(_READERS[piece.kind](piece, settings, notes)))
-        texts.append(split_sentences(_short_lines(paragraphs, piece, notes)).strip("\n"))
+        sentences = split_sentences(_short_lines(paragraphs, piece, notes)).strip("\n")
+        texts.append(_whole_sentences(sentences, piece, notes) if HOLE in sentences else sentences)
     text = "\n\n".join(text for text in texts if text) + "\n\n"
     # JSON and XML can spell half of a character (a lone surrogate), which no file can hold.
     return Canonical(text.encode("utf-8", "ignore").decode("utf-8"), _first_few(notes))
@@ -63,35 +65,73 @@ def _first_few(notes: list[str]) -> tuple[str, ...]:
     return (*notes[:MOST_NOTES], f"{len(notes) - MOST_NOTES} more like these, the last: {notes[-1]}")
 
 
-def _decode(piece: Piece, notes: list[str]) -> str:
-    """UTF-8, without what is not; nothing of a piece in another encoding, or of a file that is no text."""
+def _whole_sentences(text: str, piece: Piece, notes: list[str]) -> str:
+    """The sentences that miss no words."""
+    lines = text.split("\n")
+    kept = [line for line in lines if HOLE not in line]
+    notes.append(
+        f"{piece.source}:{piece.first_line}: {len(lines) - len(kept)} of {sum(map(bool, lines))} sentences left out: a"
+        " template or formula in them whose words a dump does not have"
+    )
+    return "\n".join(kept)
+
+
+def _decode(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
+    """UTF-8, without the lines that are not; nothing of a piece that is no text or in an encoding nobody told."""
     data = piece.data
-    foreign = data.count(0)
+    zeros = data.count(0)
+    if zeros > FOREIGN_BYTES * len(data):
+        notes.append(f"{piece.source}:{piece.first_line}: no text ({zeros / len(data):.0%} zero bytes); all left out")
+        return ""
     try:
-        text = data.decode("utf-8")
+        return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        line = piece.first_line + data.count(b"\n", 0, error.start)
-        text = data.decode("utf-8", "ignore")
-        lost = len(data) - len(text.encode("utf-8"))
-        foreign += lost
-        if foreign <= FOREIGN_SHARE * len(data):
-            notes.append(f"{piece.source}:{line}: not UTF-8 ({error.reason}); {lost} bytes from here on left out")
-    if foreign > FOREIGN_SHARE * len(data):
+        line, reason = piece.first_line + data.count(b"\n", 0, error.start), error.reason
+    found = damage(data)
+    if found.is_foreign and settings.encoding:
+        try:
+            return data.decode(settings.encoding)
+        except UnicodeDecodeError:
+            pass
+    if found.words > FOREIGN_WORDS:
         notes.append(
-            f"{piece.source}:{piece.first_line}: {foreign / len(data):.0%} of {len(data)} bytes are no UTF-8 text;"
-            " all left out (another encoding? `iconv -t utf-8` converts it)"
+            f"{piece.source}:{line}: {found.words:.0%} of the words from line {piece.first_line} on are no UTF-8 text;"
+            " all left out (another encoding? name it with --encoding, such as cp1252)"
         )
         return ""
-    return text.removeprefix("\ufeff")
+    lines = [line.decode("utf-8", "replace") for line in data.split(b"\n")]
+    whole = [line for line in lines if "\ufffd" not in line]
+    notes.append(f"{piece.source}:{line}: not UTF-8 ({reason}); {len(lines) - len(whole)} lines from here on left out")
+    return "\n".join(whole)
 
 
 def _plain(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
-    return _without_tags(_decode(piece, notes), piece, notes)
+    text = plain_blanks(_decode(piece, settings, notes))
+    if "<" not in text and "&" not in text:
+        return text
+    documents = _numbered(text, piece.first_line)
+    return "\n\n".join(_without_html(documents, piece, notes))
+
+
+def _numbered(text: str, line: int) -> Iterator[tuple[int, str]]:
+    """(first line, text) of each document of a plain text."""
+    start = 0
+    for gap in _EMPTY_LINES.finditer(text):
+        yield line, text[start : gap.start()]
+        line += text.count("\n", start, gap.end())
+        start = gap.end()
+    yield line, text[start:]
+
+
+def _html(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
+    """One document."""
+    plain = without_html(_decode(piece, settings, notes), is_html=True)
+    return _one_document(plain.text)
 
 
 def _book(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
     """One document: paragraphs are parted by blank lines, and their lines were wrapped unless each is a sentence."""
-    text = plain_blanks(_plain(piece, settings, notes))
+    text = _plain(piece, settings, notes)
     if settings.sentences == "line":
         return _PARAGRAPH.sub("\n", text)
     paragraphs = (" ".join(paragraph.split()) for paragraph in _PARAGRAPH.split(text))
@@ -100,38 +140,73 @@ def _book(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
 
 def _jsonl(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
     """A document a line, its text under `text_column`; blank lines inside a text do not end it."""
-    return "\n\n".join(
-        _without_tags(_PARAGRAPH.sub("\n", plain_blanks(text).strip()), piece, notes)
-        for text in _json_texts(piece, settings, notes)
+    texts = _json_texts(piece, settings, notes)
+    return "\n\n".join(map(_one_document, _without_html(texts, piece, notes)))
+
+
+def _extracted(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
+    """Articles as wikiextractor writes them: an element `doc` each, with the title as the first line."""
+    text = _decode(piece, settings, notes)
+    articles = (
+        (piece.first_line + text.count("\n", 0, match.start()), _without_title(match[2], match[1] or ""))
+        for match in _EXTRACTED.finditer(text)
     )
+    return "\n\n".join(map(_one_document, _without_html(articles, piece, notes)))
 
 
-def _json_texts(piece: Piece, settings: TextSettings, notes: list[str]) -> Iterator[str]:
-    for number, line in enumerate(_decode(piece, notes).split("\n"), piece.first_line):
+def _without_title(text: str, title: str) -> str:
+    """A text without its first line, if that is the title alone: a heading is no sentence."""
+    first, _, rest = text.lstrip("\n").partition("\n")
+    return rest if title and first.strip() == title.strip() and (not rest or rest.startswith("\n")) else text
+
+
+def _one_document(text: str) -> str:
+    return _EMPTY_LINES.sub("\n", plain_blanks(text).strip(" \n"))
+
+
+def _json_texts(piece: Piece, settings: TextSettings, notes: list[str]) -> Iterator[tuple[int, str]]:
+    """(line, text) of each row."""
+    column, faults = settings.text_column, {}
+    for number, line in enumerate(_decode(piece, settings, notes).split("\n"), piece.first_line):
         if not line.strip():
             continue
         try:
-            text = json.loads(line)[settings.text_column]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            notes.append(
-                f'{piece.source}:{number}: not a JSON object with "{settings.text_column}" ({error!r}); line left out'
-            )
-            continue
-        if isinstance(text, str):
-            yield text
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            faults.setdefault("not a JSON object", []).append(number)
+        elif column not in row:
+            fields = f"--text_column names one of: {', '.join(row)[:200]}" if row else "they have no fields"
+            what = f'JSON objects without "{column}" ({fields})'
+            faults.setdefault(what, []).append(number)
+        elif not isinstance(row[column], str):
+            faults.setdefault(f'"{column}" is not a string', []).append(number)
         else:
-            notes.append(f'{piece.source}:{number}: "{settings.text_column}" is not a string; line left out')
+            title = row.get("title")
+            yield number, _without_title(row[column], title) if isinstance(title, str) else row[column]
+    notes += (f"{piece.source}:{numbers[0]}: {what}; {_lines(numbers)} left out" for what, numbers in faults.items())
 
 
-def _without_tags(text: str, piece: Piece, notes: list[str]) -> str:
-    """Text without HTML, should it have any; angle brackets that are no HTML tag stay."""
-    first = _HTML.search(text) if "<" in text else None
-    if first is None:
-        return text
-    line = piece.first_line + text.count("\n", 0, first.start())
-    cleaned, count = _HTML.subn(" ", text)
-    notes.append(f"{piece.source}:{line}: HTML in the text, from {first[0][:80]!r} on; {count} tags left out")
-    return html.unescape(cleaned)
+def _lines(numbers: list[int]) -> str:
+    """Some line numbers in words."""
+    shown = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
+    return f"line {shown}" if len(numbers) == 1 else f"{len(numbers)} lines ({shown})"
+
+
+def _without_html(texts: Iterable[tuple[int, str]], piece: Piece, notes: list[str]) -> Iterator[str]:
+    """Texts without tags and entities; one note tells of all that had some, with the line or row of the first."""
+    first, count, tags = None, 0, 0
+    for line, text in texts:
+        plain = without_html(text)
+        if plain.tags:
+            if first is None:
+                inside = text.count("\n", 0, text.find(plain.first_tag)) if piece.kind in (TEXT, BOOK) else 0
+                first = f"{piece.source}:{line + inside}: HTML in the text, from {plain.first_tag!r} on"
+            count, tags = count + 1, tags + plain.tags
+        yield text if plain.text is text else _one_document(plain.text)
+    if first:
+        notes.append(f"{first}; {tags} tags in {count} documents left out")
 
 
 def _short_lines(text: str, piece: Piece, notes: list[str]) -> str:
@@ -154,7 +229,7 @@ def _short_lines(text: str, piece: Piece, notes: list[str]) -> str:
 def _dump(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
     from pretraining.data.wikidump import articles  # mwparserfromhell is needed for dumps only
 
-    return "\n\n".join(articles(piece, notes))
+    return "\n\n".join(articles(piece, notes, settings.variant))
 
 
-_READERS = {TEXT: _plain, BOOK: _book, JSONL: _jsonl, DUMP: _dump}
+_READERS = {TEXT: _plain, BOOK: _book, HTML: _html, JSONL: _jsonl, EXTRACTED: _extracted, DUMP: _dump}

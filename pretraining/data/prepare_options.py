@@ -9,6 +9,7 @@ from typing import Any
 from central.runtime import rank as ranks
 from central.runtime.exits import BadRequest
 from pretraining.data.documents import TextSettings
+from pretraining.data.formats import FormSettings
 from pretraining.data.pipeline import Request
 from pretraining.data.sentences import SPLITTERS, language_note, sentence_splitter
 from pretraining.data.shards import Phase, ShardSettings
@@ -29,7 +30,17 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="files and folders: plain text, JSONL, MediaWiki XML; .gz, .bz2",
+        help="files and folders: text, JSON lines, tables, HTML, MediaWiki XML, wikiextractor's output; packed too",
+    )
+    add(
+        "--encoding",
+        metavar="NAME",
+        help="encoding of text that is not UTF-8, such as cp1252; without it such text is refused",
+    )
+    add(
+        "--variant",
+        metavar="CODE",
+        help="which of a wiki's language variants is read, such as zh-hant; default zh-hans",
     )
     add(
         "--one_document_per_file",
@@ -45,7 +56,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--dataset_config", metavar="NAME", help="its configuration, such as 20231101.en; Wikipedia: of --language")
     add("--dataset_split", default="train", metavar="NAME", help="its split")
-    add("--text_column", default="text", metavar="NAME", help="field of JSONL files and data sets that holds the text")
+    add("--text_column", default="text", metavar="NAME", help="field of JSON lines, tables and data sets with the text")
     add("--sentences", choices=SPLITTERS, default="rules", help="how sentences are found; line: each line is one")
     add("--language", default="en", metavar="CODE", help="whose abbreviations end no sentence")
 
@@ -123,7 +134,25 @@ def text_settings(args: argparse.Namespace) -> TextSettings:
     note = language_note(args.sentences, args.language)
     if note and ranks.from_environment().is_main:
         print(f"note: {note}")
-    return TextSettings(sentences=args.sentences, language=args.language, text_column=args.text_column)
+    return TextSettings(
+        sentences=args.sentences,
+        language=args.language,
+        text_column=args.text_column,
+        encoding=args.encoding,
+        variant=args.variant,
+    )
+
+
+def form_settings(args: argparse.Namespace) -> FormSettings:
+    """What is told of the input files; BadRequest for an encoding that nobody knows."""
+    if args.encoding:
+        try:
+            "".encode(args.encoding)
+        except LookupError as error:
+            raise BadRequest(
+                f"--encoding {args.encoding}: no such encoding; cp1252, utf-16 are names of some"
+            ) from error
+    return FormSettings(args.encoding, args.text_column, args.one_document_per_file)
 
 
 def dataset_of(args: argparse.Namespace) -> HubDataset | None:
@@ -150,7 +179,7 @@ def sources_of(
             for given in args.input
             if written and written.resolve().is_relative_to(Path(given).resolve())
         ]
-    sources = _gather(problems, find_sources, args.input, args.one_document_per_file)
+    sources = _gather(problems, find_sources, args.input, form_settings(args))
     if problems:
         raise BadRequest(problems)
     return sources

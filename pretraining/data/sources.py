@@ -1,53 +1,63 @@
 """Where text comes from: files of several kinds, read as a stream and cut into batches of whole documents.
 
 A batch depends on the input alone, never on how many processes work on it; that is why the output does not either.
-What a reader must make of a batch's bytes is in `documents.py`.
+What a file is, is told in `formats.py`; what a reader must make of a batch's bytes, in `documents.py`.
 """
 
-import bz2
-import gzip
 import io
 import json
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from central.runtime.exits import BadRequest
+from pretraining.data.formats import (
+    BOOK,
+    DAMAGE,
+    DUMP,
+    EXTRACTED,
+    HTML,
+    JSONL,
+    TABLE,
+    TEXT,
+    Damaged,
+    FormSettings,
+    Recoded,
+    TextFile,
+    is_hidden,
+    sample_form,
+    table_rows,
+    text_files,
+)
+from pretraining.data.wiki_names import SITE_INFO_BYTES, Wiki, site_info
 
 BATCH_BYTES = 4 << 20
 READ_BYTES = 1 << 18
 PACKED_TEXT = 3.5  # bytes of text in a byte of a compressed file
 LONGEST_DOCUMENT = 32 << 20  # bytes; a longer one is cut, so that memory stays bounded
 
-TEXT, BOOK, JSONL, DUMP = "text", "book", "jsonl", "dump"
 # After which bytes a record of each kind ends: a blank line, the file, a line, a page.
-_RECORD_ENDS = {TEXT: (b"\n\n", b"\n\r\n"), BOOK: (), JSONL: (b"\n",), DUMP: (b"</page>",)}
-_OPENERS = {".gz": gzip.open, ".bz2": bz2.open}
-# First bytes of files that people give for text: what to do instead.
-_NOT_TEXT = {
-    b"PAR1": "a Parquet file; give its folder as --dataset",
-    b"ARROW1": "an Arrow file; give its folder as --dataset",
-    b"%PDF": "a PDF file; convert it to text first",
-    b"PK\x03\x04": "a zip archive; unpack it first",
-    b"7z\xbc\xaf": "a 7z archive; unpack it first",
-    b"\xfd7zXZ": "an xz file; unpack it first",
-    b"(\xb5/\xfd": "a zstd file; unpack it first",
-    b"\x89HDF\r\n": "an HDF5 file, which is what this program makes",
+_RECORD_ENDS = {
+    TEXT: tuple(f"{end}{end}".encode() for end in ("\n", "\r\n", "\r", "\u2028", "\u2029", "\x85")) + (b"\n\r\n",),
+    BOOK: (),
+    HTML: (),
+    JSONL: (b"\n",),
+    EXTRACTED: (b"</doc>",),
+    DUMP: (b"</page>",),
 }
+_SPECIAL = "not a regular file (a device, pipe or socket), which might never end; give a file or folder"
 
 
 @dataclass(frozen=True)
 class Source:
-    """One input: a file, or a data set of the Hub (path is its id)."""
+    """One input: a file."""
 
     path: str
     kind: str
     size: int  # bytes on disk; 0 when not known
-
-    @property
-    def name(self) -> str:
-        return Path(self.path).name
+    is_packed: bool = False
+    form_settings: FormSettings = FormSettings()
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,7 @@ class Piece:
     first_line: int  # of the unpacked source, from 1
     data: bytes
     notes: tuple[str, ...] = ()
+    wiki: Wiki | None = None  # of a dump
 
 
 @dataclass(frozen=True)
@@ -80,26 +91,29 @@ class HubDataset:
     text_column: str
 
 
-def find_sources(inputs: list[str], one_document_per_file: bool) -> list[Source]:
-    """The files behind the given files and folders (searched whole, in order of their names); BadRequest if none."""
+def find_sources(inputs: list[str], settings: FormSettings) -> list[Source]:
+    """The files behind the given files and folders (searched whole, in order of their names); BadRequest if none.
+
+    What cannot be read is refused where it was given by name, and left out of a folder with a line that says why.
+    """
     problems, sources = [], []
     for given in map(Path, inputs):
         if given.is_dir():
-            files = sorted(p for p in given.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(given)))
+            files = sorted(p for p in given.rglob("*") if not p.is_dir() and not is_hidden(str(p.relative_to(given))))
             if not files:
                 problems.append(f"--input {given}: the folder has no file in it")
-        elif given.is_file():
+        elif given.exists():
             files = [given]
         else:
             problems.append(f"--input {given}: no such file or folder")
             continue
         for file in files:
             try:
-                sources.append(Source(str(file), _kind(file, one_document_per_file), file.stat().st_size))
+                sources.append(_source(file, settings))
             except OSError as error:
                 problems.append(f"--input {file}: cannot be read ({error.strerror or error})")
-            except ValueError as error:
-                if given.is_file():
+            except UnreadableForm as error:
+                if file == given:
                     problems.append(f"--input {file}: {error}")
                 else:
                     print(f"note: {file}: {error}; left out")
@@ -108,34 +122,26 @@ def find_sources(inputs: list[str], one_document_per_file: bool) -> list[Source]
     return sources
 
 
+class UnreadableForm(ValueError):
+    """A file that is no text, or text in a form that is not read."""
+
+
+def _source(path: Path, settings: FormSettings) -> Source:
+    if not path.is_file():
+        path.stat()  # a link to what is not there says so
+        raise UnreadableForm(_SPECIAL)
+    with open(path, "rb") as file:
+        form, is_packed = sample_form(file, settings)
+    if form.fault:
+        raise UnreadableForm(form.fault)
+    if form.remark:
+        print(f"note: {path}: {form.remark}")
+    return Source(str(path), form.kind, path.stat().st_size, is_packed, settings)
+
+
 def text_bytes(sources: tuple[Source, ...] | list[Source]) -> float:
     """About how many bytes of text the files hold once unpacked."""
-    return sum(s.size * (PACKED_TEXT if Path(s.path).suffix in _OPENERS else 1.0) for s in sources)
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _kind(path: Path, one_document_per_file: bool) -> str:
-    """What a file holds, by its name and first bytes; ValueError for formats that are no text."""
-    if ".jsonl" in path.suffixes or ".json" in path.suffixes:
-        return JSONL
-    try:
-        with _open(path) as file:
-            head = file.read(1024)
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        head = b""
-    for beginning, remedy in _NOT_TEXT.items():
-        if head.startswith(beginning):
-            raise ValueError(remedy)
-    if head.lstrip(b"\xef\xbb\xbf \r\n").startswith((b"<mediawiki", b"<?xml")) and b"<mediawiki" in head:
-        return DUMP
-    return BOOK if one_document_per_file else TEXT
-
-
-def _open(path: Path) -> io.BufferedIOBase:
-    return _OPENERS.get(path.suffix, open)(path, "rb")
+    return sum(source.size * (PACKED_TEXT if source.is_packed else 1.0) for source in sources)
 
 
 def batches(sources: list[Source], dataset: HubDataset | None) -> Iterator[Batch]:
@@ -157,32 +163,57 @@ def batches(sources: list[Source], dataset: HubDataset | None) -> Iterator[Batch
 
 
 def _pieces(source: Source) -> Iterator[tuple[Piece, int]]:
-    """(records of one file, bytes of it read so far). A damaged end is noted in the last piece."""
-    ends = _RECORD_ENDS[source.kind]
-    buffer, line, notes = bytearray(), 1, []
-    path = Path(source.path)
-    with open(path, "rb") as raw, _open_stream(raw, path) as stream:
-        more = True
-        while more:
-            try:
-                more = _fill(buffer, stream, len(buffer) + BATCH_BYTES)
-            except (EOFError, OSError, zlib.error) as error:
-                more = False
-                notes.append(
-                    f"{path}: damaged after {raw.tell()} of {source.size} bytes ({error}); what came before is used"
-                )
-            cut = (
-                max((buffer.rfind(end) + len(end) for end in ends if end in buffer), default=0) if more else len(buffer)
-            )
-            if not cut and len(buffer) >= LONGEST_DOCUMENT:
-                cut = _cut_inside(buffer)
-                notes.append(f"{path}:{line}: a document of more than {LONGEST_DOCUMENT >> 20} MiB, cut there")
-            if cut or notes:
-                data = bytes(buffer[:cut])
-                yield Piece(source.path, source.kind, line, data, tuple(notes)), raw.tell()
-                line += data.count(b"\n")
-                notes = []
-                del buffer[:cut]
+    """(records of one file, bytes of it read so far); the texts in an archive one after the other."""
+    path = source.path
+    with open(path, "rb") as raw:
+        try:
+            for file in text_files(raw, path, source.form_settings):
+                for piece in _pieces_of(file, source, raw):
+                    yield piece, raw.tell()
+        except Damaged as error:
+            yield _said(path, _damaged(path, raw, source, error)), raw.tell()
+
+
+def _damaged(name: str, raw: BinaryIO, source: Source, error: Exception) -> str:
+    return f"{name}: damaged after {raw.tell()} of {source.size} bytes ({error}); what came before is used"
+
+
+def _said(path: str, note: str) -> Piece:
+    return Piece(path, TEXT, 1, b"", (note,))
+
+
+def _pieces_of(file: TextFile, source: Source, raw: BinaryIO) -> Iterator[Piece]:
+    """Whole records of one text. A damaged end is noted in the last piece."""
+    name, form = file.name, file.form
+    if form.fault:
+        yield _said(name, f"{name}: {form.fault}; left out")
+        return
+    if form.kind == TABLE:
+        yield from _row_pieces(name, table_rows(file.stream, form.encoding), source.form_settings.text_column)
+        return
+    stream = file.stream if form.encoding == "utf-8" else Recoded(file.stream, form.encoding)
+    ends, buffer, line, wiki, more = _RECORD_ENDS[form.kind], bytearray(), 1, None, True
+    notes = [f"{name}: {form.remark}"] if form.remark and name != source.path else []
+    while more:
+        try:
+            more = _fill(buffer, stream, len(buffer) + BATCH_BYTES)
+        except DAMAGE as error:
+            more = False
+            notes.append(_damaged(name, raw, source, error))
+        if form.kind == DUMP and wiki is None:
+            wiki = site_info(bytes(buffer[:SITE_INFO_BYTES]))
+            if not wiki.namespaces:
+                notes.append(f"{name}: a dump that does not name its name spaces; those of the larger wikis are taken")
+        cut = max((buffer.rfind(end) + len(end) for end in ends if end in buffer), default=0) if more else len(buffer)
+        if not cut and len(buffer) >= LONGEST_DOCUMENT:
+            cut = _cut_inside(buffer)
+            notes.append(f"{name}:{line}: a document of more than {LONGEST_DOCUMENT >> 20} MiB, cut there")
+        if cut or notes:
+            data = bytes(buffer[:cut])
+            yield Piece(name, form.kind, line, data, tuple(notes), wiki)
+            line += data.count(b"\n")
+            notes = []
+            del buffer[:cut]
 
 
 def _fill(buffer: bytearray, stream: io.BufferedIOBase, size: int) -> bool:
@@ -195,10 +226,6 @@ def _fill(buffer: bytearray, stream: io.BufferedIOBase, size: int) -> bool:
     return True
 
 
-def _open_stream(raw: io.BufferedReader, path: Path) -> io.BufferedIOBase:
-    return _OPENERS[path.suffix](raw, "rb") if path.suffix in _OPENERS else raw
-
-
 def _cut_inside(buffer: bytearray) -> int:
     """A place inside a document to cut it: after the last white space, else before a UTF-8 character."""
     cut = max(buffer.rfind(b"\n"), buffer.rfind(b" ")) + 1 or len(buffer)
@@ -208,19 +235,22 @@ def _cut_inside(buffer: bytearray) -> int:
 
 
 def _dataset_pieces(dataset: HubDataset) -> Iterator[Piece]:
+    return _row_pieces(dataset.name, _dataset_rows(dataset), dataset.text_column)
+
+
+def _row_pieces(name: str, rows: Iterable[dict[str, object]], text_column: str) -> Iterator[Piece]:
     """Rows as JSON lines, so that they take the way of any JSONL file."""
     lines, size, first = [], 0, 1
-    for number, row in enumerate(_dataset_rows(dataset), 1):
-        if dataset.text_column not in row:
-            columns = ", ".join(row)
-            raise BadRequest(f"--text_column {dataset.text_column}: data set {dataset.name} has the columns {columns}")
-        lines.append(json.dumps({dataset.text_column: row[dataset.text_column]}).encode() + b"\n")
+    for number, row in enumerate(rows, 1):
+        if text_column not in row:
+            raise BadRequest(f"--text_column {text_column}: data set {name} has the columns {', '.join(row)}")
+        lines.append(json.dumps({text_column: row[text_column]}).encode() + b"\n")
         size += len(lines[-1])
         if size >= BATCH_BYTES:
-            yield Piece(dataset.name, JSONL, first, b"".join(lines))
+            yield Piece(name, JSONL, first, b"".join(lines))
             lines, size, first = [], 0, number + 1
     if lines:
-        yield Piece(dataset.name, JSONL, first, b"".join(lines))
+        yield Piece(name, JSONL, first, b"".join(lines))
 
 
 def _dataset_rows(dataset: HubDataset) -> Iterator[dict]:
