@@ -1,11 +1,21 @@
 """Files that one process at a time may hold, until it ends; and which files of a folder are its shards."""
 
 import fcntl
+import itertools
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 
 from central.errors import BadRequest
+
+
+def move_aside(path: Path) -> Path | None:
+    """Rename a file or folder `<name>.1`, `.2`, ...; returns its new name, None where there was nothing."""
+    if not path.exists():
+        return None
+    names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return path.rename(next(name for name in names if not name.exists()))
 
 
 def hold(path) -> bool:

@@ -8,6 +8,18 @@ from central.runtime.exits import BadRequest
 from pretraining.checkpoint import step_of
 from pretraining.settings import Settings
 
+# Settings that decide a run, by their field; the data and the size of the model are compared elsewhere.
+DECIDING = {
+    "lr": "--learning_rate",
+    "max_steps": "--max_steps",
+    "warmup_proportion": "--warmup_proportion",
+    "max_seq_length": "--max_seq_length",
+    "max_predictions_per_seq": "--max_predictions_per_seq",
+    "dynamic_masking": "--dynamic_masking",
+    "data_type": "precision",
+    "bf16_exchange": "--allreduce_post_accumulation_fp16",
+    "fused_lamb": "--use_fused_lamb",
+}
 NEEDED = {"phase": int, "step": int, "global_step": int, "data": dict, "settings": dict}  # in a state.json
 
 
@@ -55,6 +67,9 @@ def find_start(settings: Settings) -> Start:
     if whole:
         path, state = whole[-1]
         note = f"phase 2 starts from {path.name}, step {state['step']} of phase {state['phase']}"
+        planned = state["settings"].get("max_steps")
+        if isinstance(planned, int) and state["step"] < planned:
+            note = f"{note}, which was to have {planned}: phase {state['phase']} is not finished"
         return Start(path, note, global_step=state["global_step"], state=state)
     if older:
         return _from_pt(settings, older)
@@ -64,8 +79,16 @@ def find_start(settings: Settings) -> Start:
     )
 
 
-def of_the_run(settings: Settings, start: Start) -> tuple[Settings, list[str]]:
-    """Settings with what a run keeps from its beginning when it is resumed, and lines to say."""
+def of_the_run(settings: Settings, start: Start, world_size: int) -> tuple[Settings, list[str]]:
+    """Settings with what a run keeps from its beginning when it is resumed, and lines to say: each that now differs.
+
+    Raises BadRequest for an end before the step that the run has reached.
+    """
+    if settings.do_train and start.step > settings.max_steps:
+        raise BadRequest(
+            f"--max_steps {settings.max_steps}: {start.path.name} is at step {start.step} of phase {settings.phase} "
+            f"already: give {start.step} or more, or another --output_dir"
+        )
     if not (start.exact and start.state):
         return settings, []
     begun = start.state["settings"]
@@ -75,7 +98,17 @@ def of_the_run(settings: Settings, start: Start) -> tuple[Settings, list[str]]:
         init_checkpoint=Path(begun["init_checkpoint"]) if begun.get("init_checkpoint") else None,
     )
     said = [f"--seed {settings.seed}: this run goes on with the seed it began with, {kept.seed}"]
-    return kept, said if kept.seed != settings.seed else []
+    return kept, [*(said if kept.seed != settings.seed else []), *_changed(settings, start, world_size)]
+
+
+def _changed(settings: Settings, start: Start, world_size: int) -> list[str]:
+    """A line for each setting that decides a run and is another one from here on."""
+    begun, until = start.state["settings"], f"up to step {start.step}"
+    pairs = [(flag, begun.get(field), getattr(settings, field)) for field, flag in DECIDING.items()]
+    batch, ranks = begun.get("train_batch_size"), start.state.get("world_size")
+    if isinstance(batch, int) and isinstance(ranks, int):
+        pairs.append(("sequences a step, over all ranks", batch * ranks, settings.train_batch_size * world_size))
+    return [f"{what}: {now} from here on, {was} {until}" for what, was, now in pairs if was not in (None, now)]
 
 
 def _state(path: Path):

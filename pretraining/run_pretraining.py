@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     ranks.watch_parent()
     settings, notes = parse(sys.argv[1:] if argv is None else argv)
     start = find_start(settings)
-    settings, kept = of_the_run(settings, start)
+    settings, kept = of_the_run(settings, start, rank.world_size)
     if rank.is_main:
         print(*notes, start.note, *kept, sep="\n", flush=True)
     if settings.do_train and start.step >= settings.stop_step:

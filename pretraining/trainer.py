@@ -187,6 +187,9 @@ class Run:
         self._record("PARAMETER", {"settings": settings.to_json(), "world_size": rank.world_size})
         self._record("PARAMETER", {"SEED": settings.seed, "batch_size_per_pu": settings.micro_batch_size})
         self._record("PARAMETER", {"matrix_peak_flops": self._peak})
+        self._record("PARAMETER", {reports.START: self.state.global_step, "phase": self.state.phase})
+        if self._log.kept_as:
+            notes.append(f"{settings.json_summary}: the log of an earlier run is kept as {self._log.kept_as.name}")
         sizes = f"{model_stats.count_parameters(self.request.config) / 1e6:.1f} M parameters"
         global_rows = self.share.global_rows_per_step
         for line in (

@@ -673,6 +673,80 @@ def test_a_picture_is_not_worth_a_run(corpora, tmp_path, monkeypatch, capsys):
     assert len(checkpoints(tmp_path)) == 2 and capsys.readouterr().out.count("no training.png") == 1
 
 
+def test_what_a_run_went_back_from_is_not_drawn(tmp_path):
+    """Phase 2 was begun twice: from step 4 of phase 1, and from its end."""
+    from central.runtime.reports import START, DlLogger, read_history, read_log
+
+    log = DlLogger(tmp_path / "log.json", fresh=True)
+
+    def begin(step, phase):
+        log.log("PARAMETER", {START: step, "phase": phase})
+
+    def line(step, phase, **data):
+        log.log([0, step], {"phase": phase, **data})
+
+    begin(0, 1)
+    for step in (2, 4):
+        line(step, 1, average_loss=9.0)
+    begin(4, 2)
+    line(4, 2, eval_mlm_loss=9.0)
+    line(5, 2, average_loss=1.0)
+    line(9, 2, average_loss=1.0)
+    begin(4, 1)  # going back
+    line(6, 1, average_loss=8.0)
+    begin(6, 2)
+    line(6, 2, eval_mlm_loss=8.0)
+    line(8, 2, average_loss=7.0)
+    places = [(step, data["phase"]) for (_, step), data in read_history(tmp_path / "log.json")]
+    assert places == [(2, 1), (4, 1), (6, 1), (6, 2), (8, 2)]
+    assert len(read_log(tmp_path / "log.json")) == 8  # the log itself keeps everything
+
+
+def test_a_second_run_without_checkpoints_keeps_the_log_of_the_first(corpora, tmp_path, capsys):
+    for number in range(3):
+        assert call([*script_argv(corpora[0], corpora[2], tmp_path), "--skip_checkpoint", "--steps_this_run=1"]) == 0
+        assert ("the log of an earlier run is kept as" in capsys.readouterr().out) == (number > 0)
+    assert sorted(path.name for path in (tmp_path / "results").glob("dllogger*")) == [
+        "dllogger.json",
+        "dllogger.json.1",
+        "dllogger.json.2",
+    ]
+
+
+def test_settings_that_differ_when_a_run_goes_on_are_said(corpora, tmp_path, capsys):
+    words = script_argv(corpora[0], corpora[2], tmp_path, steps_this_run=2)
+    assert call(words) == 0
+    capsys.readouterr()
+    changes = {
+        "learning_rate": 2e-3,
+        "warmup_proportion": 0.2,
+        "train_batch_size": 16,
+        "max_steps": 9,
+        "steps_this_run": 3,
+    }
+    assert call(script_argv(corpora[0], corpora[2], tmp_path, resume_from_checkpoint=True, **changes)) == 0
+    said = capsys.readouterr().out
+    for flag in ("--learning_rate: 0.002", "--warmup_proportion: 0.2", "--max_steps: 9", "over all ranks: 16"):
+        assert f"{flag} from here on" in said, said
+    assert said.count("from here on") == 4
+
+
+def test_an_end_before_the_step_reached_is_refused(whole_run, corpora, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(whole_run[0], out)
+    for corpus, changes in ((corpora[0], {}), (corpora[1], {"phase2": True})):
+        words = script_argv(corpus, corpora[2], out, resume_from_checkpoint=True, max_steps=5, **changes)
+        with pytest.raises(BadRequest, match="--max_steps 5: ckpt_[0-9]* is at step 6 of phase"):
+            call(words)
+
+
+def test_phase_2_from_an_unfinished_phase_1_is_said(corpora, tmp_path, capsys):
+    assert call(script_argv(corpora[0], corpora[2], tmp_path, steps_this_run=3)) == 0
+    words = script_argv(corpora[1], corpora[2], tmp_path, phase2=True, resume_from_checkpoint=True, steps_this_run=1)
+    assert call(words) == 0
+    assert "step 3 of phase 1, which was to have 6: phase 1 is not finished" in capsys.readouterr().out
+
+
 def test_a_log_begun_by_the_reference_is_drawn(tmp_path):
     from central.runtime.reports import DlLogger, draw_training
 

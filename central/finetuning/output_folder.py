@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from central import files
 from central.runtime.exits import BadRequest
 
 
@@ -66,13 +67,7 @@ def refuse_use(output_dir: Path, overwrite: bool, sources: dict[str, str | None]
 
 def move_aside(output_dir: Path) -> Path | None:
     """Rename a used folder `<name>.1`, `.2`, ...; returns its new name, None where there was nothing."""
-    if not _in_use(output_dir):
-        return None
-    number = 1
-    while (aside := output_dir.with_name(f"{output_dir.name}.{number}")).exists():
-        number += 1
-    output_dir.rename(aside)
-    return aside
+    return files.move_aside(output_dir) if _in_use(output_dir) else None
 
 
 def _in_use(folder: Path) -> bool:

@@ -5,9 +5,13 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from central.files import move_aside
+
 BAR_WIDTH = 24
+START = "start_global_step"  # in the log: the step that a process began at, with its phase
 COLOURS = ("#1f6f8b", "#c8553d", "#588157")
 
 
@@ -16,6 +20,7 @@ class DlLogger:
 
     def __init__(self, path: Path, fresh: bool):
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.kept_as = move_aside(path) if fresh else None  # the log of an earlier run that left no checkpoint
         if not fresh and path.exists() and not path.read_bytes().endswith(b"\n"):
             with path.open("a") as file:  # a killed run left half a line
                 file.write("\n")
@@ -48,16 +53,29 @@ class DlLogger:
 
 def read_log(path: Path) -> list[tuple[list[int], dict]]:
     """([epoch, global_step], data) of a log's lines that belong to a step; half-written lines are passed over."""
+    return [(step, data) for step, data in _entries(path) if isinstance(step, list) and len(step) == 2]
+
+
+def read_history(path: Path) -> list[tuple[list[int], dict]]:
+    """The lines of `read_log` less those that a run left behind when it went back to an older step."""
     found = []
+    for step, data in _entries(path):
+        if step == "PARAMETER" and START in data:
+            begin = data[START], data.get("phase", 1)
+            found = [line for line in found if (line[0][1], line[1].get("phase", 1)) <= begin]
+        elif isinstance(step, list) and len(step) == 2:
+            found.append((step, data))
+    return found
+
+
+def _entries(path: Path) -> Iterator[tuple[str | list, dict]]:
     for line in path.read_text().splitlines():
         try:
             entry = json.loads(line.removeprefix("DLLL "))
-            step, data = entry["step"], entry["data"]
+            step, data = entry["step"], dict(entry["data"])
         except (ValueError, KeyError, TypeError):
             continue
-        if isinstance(step, list) and len(step) == 2:
-            found.append((step, data))
-    return found
+        yield step, data
 
 
 class Console:
@@ -103,7 +121,7 @@ def draw_training(log: Path, picture: Path, title: str) -> None:
     from matplotlib.figure import Figure
 
     training, held_out = {}, {}
-    for (_, step), data in read_log(log):  # a step done again after a restart: its last line counts
+    for (_, step), data in read_history(log):  # a step done again after a restart: its last line counts
         phase = data.get("phase", 1)
         if "average_loss" in data:
             training[phase, step] = data
