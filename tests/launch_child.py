@@ -62,6 +62,7 @@ def say(here, settings, argv):
         "pid": os.getpid(),
         "argv": argv,
         "environ": {**named, "PT_HPU_LAZY_MODE": os.environ.get("PT_HPU_LAZY_MODE")},
+        "names": sorted(os.environ),
     }
     (settings.output_dir / f"phase{phase}_rank{here.rank}.json").write_text(json.dumps(facts))
     print(f"phase {phase}, rank {here.rank}: café 100 %", flush=True)

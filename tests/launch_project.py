@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -85,6 +86,18 @@ def left_running(project) -> list[str]:
         if str(project) in command and state != "Z":
             found.append(f"{pid} {command}")
     return found
+
+
+def descendants(pid) -> list[int]:
+    """Processes that this one started, and those that they did."""
+    parents = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            parents[int(name)] = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for parent in found:
+        found += [child for child, its_parent in parents.items() if its_parent == parent]
+    return found[1:]
 
 
 def wait_until(holds, seconds=30):

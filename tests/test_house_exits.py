@@ -87,6 +87,28 @@ def test_a_failing_rank_names_itself_last():
             | {"SLURM_STEP_TASKS_PER_NODE": "4,3(x2)"},
             rank.Rank(8, 1, 10, 3, "slurm"),
         ),
+        # A step of one in a job of two, and the shell of `salloc -n2`.
+        (
+            {"SLURM_JOB_ID": "9", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+            | {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS_PER_NODE": "2"}
+            | {"SLURM_STEP_TASKS_PER_NODE": "1"},
+            rank.Rank(0, 0, 1, 1, "slurm"),
+        ),
+        # torchrun by srun; a task of a step that is a world of its own.
+        (
+            {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
+            | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "2"},
+            rank.Rank(3, 1, 4, 2, "torchrun"),
+        ),
+        # Our launcher has spoken: what Kubeflow, SLURM or another mpirun left does not count.
+        ({"BERT_LAUNCHER": "alone", "BERT_WORLD_SIZE": "1", "RANK": "1", "WORLD_SIZE": "2"}, rank.Rank()),
+        (
+            {"BERT_LAUNCHER": "mpirun", "BERT_WORLD_SIZE": "2", "BERT_LOCAL_WORLD_SIZE": "2"}
+            | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+            | {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+            | {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
+            rank.Rank(1, 1, 2, 2, "openmpi"),
+        ),
         # A batch script is one process, whatever the job's task count says.
         ({"SLURM_JOB_ID": "9", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2"}, rank.Rank()),
     ],
@@ -101,6 +123,24 @@ def test_rank_from_each_launcher(environ, expected):
         ({"RANK": "0"}, "without LOCAL_RANK, WORLD_SIZE"),
         ({"RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, "do not fit"),
         ({"RANK": "x", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, "not a count"),
+        (
+            {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+            | {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"},
+            "RANK=0, WORLD_SIZE=1 contradict OMPI_COMM_WORLD_RANK=1, OMPI_COMM_WORLD_SIZE=2",
+        ),
+        (
+            {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+            | {"SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "2"},
+            "contradict SLURM_PROCID=1, SLURM_STEP_NUM_TASKS=2",
+        ),
+        # A rank whose world is not the launcher's: no mpirun reached it, or ranks went to other hosts than asked.
+        ({"BERT_LAUNCHER": "mpirun", "BERT_WORLD_SIZE": "2"}, "mpirun started 1 ranks in all .* asked for 2"),
+        (
+            {"BERT_LAUNCHER": "mpirun", "BERT_WORLD_SIZE": "2", "BERT_LOCAL_WORLD_SIZE": "1"}
+            | {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+            | {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
+            "mpirun started 2 ranks on this host and the launcher asked for 1",
+        ),
     ],
 )
 def test_impossible_ranks_are_refused(environ, says):
@@ -122,6 +162,17 @@ def test_export_keeps_what_is_set_and_leaves_one_rank_alone():
     alone = {}
     rank.export(rank.Rank(), alone)
     assert alone == {}
+
+
+@pytest.mark.parametrize(
+    ("address", "kept"), [("127.0.0.1", True), ("192.0.2.77", False), ("no-such-host.invalid", False)]
+)
+def test_export_of_leftovers(address, kept):
+    """A rank that mpirun placed beside all others on this server, in the environment of another job."""
+    environ = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": address}
+    rank.export(rank.Rank(1, 1, 2, 2, "openmpi"), environ)
+    assert (environ["RANK"], environ["WORLD_SIZE"]) == ("1", "2")
+    assert environ["MASTER_ADDR"] == (address if kept else "localhost")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from launch_project import copy_project, left_running, run, words
 from central.launch import child_environment, cli, machine, options, preflight, pretraining, remote
 from central.launch.commands import Place
 from central.launch.hosts import Layout
-from central.launch.machine import Devices, Topology
+from central.launch.machine import Devices, MeetingPoint, Topology
 from central.launch.mpi import Mpi
 from central.launch.processes import Captured
 
@@ -34,6 +34,7 @@ def answering(**answers):
 
 def test_everything_at_once_and_nothing_is_started(project, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "torchrun's")
     shutil.rmtree(project.parent / "phase 2")
     (project.parent / "phase 1" / "corpus_training_0.hdf5").unlink()
     options = ["--train_batch_size", "15", "8", "--max_seq_length", "128", "1024", "--init_checkpoint", "/no/c", "None"]
@@ -157,21 +158,19 @@ def test_check_reports_and_starts_nothing(project):
     assert not (project.parent / "out put").exists() and left_running(project) == []
 
 
-def test_a_port_of_the_caller_must_be_free_and_ours_is(project, monkeypatch):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
-        place = place_of(Layout(2, 2), environ={"MASTER_PORT": str(taken.getsockname()[1])})
-        assert "is in use; unset it" in preflight.port_problems(place)[0]
-    assert "is no port" in preflight.port_problems(place_of(Layout(2, 2), environ={"MASTER_PORT": "http"}))[0]
-    assert preflight.port_problems(place_of(Layout(2, 2), environ={})) == []
+@pytest.mark.parametrize("port", ["taken", "http", "tcp://10.0.0.1:80", "0"])
+def test_a_port_of_the_caller_must_be_free_and_one(project, port):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        given = str(taken.getsockname()[1]) if port == "taken" else port
+        status, _, err, _ = run(words(project, "--world_size", "2"), MASTER_PORT=given)
+    complaint = "is in use" if port == "taken" else "is no port"
+    assert status == 2 and f"error: MASTER_PORT={given} {complaint}; unset it" in err
 
 
 def place_of(layout, environ=None, **changes):
     given = {
         **{"python": "/py", "root": "/project", "environ": environ or {}, "devices": Devices("cpu"), "layout": layout},
-        **{"topology": Topology(1, 2), "mpirun": Mpi(5), "master_port": "12345"},
+        **{"topology": Topology(1, 2), "mpirun": Mpi(5), "meeting_point": MeetingPoint()},
     }
     return Place(**{**given, **changes})
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launch_project import checkpoints, copy_project, left_running, run, start, wait_until, words
+from launch_project import checkpoints, copy_project, descendants, left_running, run, start, wait_until, words
 
 from central.launch import supervise
 from central.launch.commands import Command, Plan
@@ -123,6 +123,60 @@ def test_asked_to_stop_every_rank_saves(project, monkeypatch, starter, number):
     _, err = launcher.communicate(timeout=30)
     assert launcher.returncode == 85, err
     assert "phase 1: stopped after saving" in err
+    assert len(list(checkpoints(project).glob("saved_by_rank_*"))) == (2 if options else 1)
+    assert left_running(project) == []
+
+
+# What another job, a batch system or a notebook leaves behind: each of these once changed a run, or stopped it.
+LEFT_OVER = {
+    **{"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "192.0.2.77"},
+    **{"PET_NPROC_PER_NODE": "3", "PET_NNODES": "2", "MPLBACKEND": "module://no_notebook.backend"},
+    **{"SLURM_JOB_ID": "7", "SLURM_JOBID": "7", "SLURM_NTASKS": "3", "SLURM_NPROCS": "3", "SLURM_TASKS_PER_NODE": "1"},
+    **{"SLURM_NODELIST": "elsewhere", "SLURM_JOB_NODELIST": "elsewhere", "SLURM_NNODES": "1", "SLURM_PROCID": "0"},
+    **{"PBS_JOBID": "7", "PBS_ENVIRONMENT": "PBS_BATCH", "PBS_NODEFILE": "/no/nodes"},
+    **{"OMPI_MCA_rmaps_base_mapping_policy": "ppr:1:node", "PRTE_MCA_rmaps_default_mapping_policy": "ppr:1:node"},
+}
+KEPT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "SLURM_JOB_ID")  # ours, by then
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("starter", STARTERS)
+def test_what_another_launcher_left_in_the_environment_does_not_count(project, monkeypatch, tmp_path, starter):
+    options = started_by(starter, monkeypatch)
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("192.0.2.78 slots=4\n")
+    hostfiles = dict.fromkeys(("OMPI_MCA_orte_default_hostfile", "PRTE_MCA_prte_default_hostfile"), str(hostfile))
+    status, _, err, _ = run(words(project, *options, steps=1), **LEFT_OVER, **hostfiles)
+    assert status == 0, err
+    world_size = 2 if options else 1
+    ranks = [facts(project, 1, rank) for rank in range(world_size)]
+    assert [(seen["rank"], seen["world_size"]) for seen in ranks] == [(rank, world_size) for rank in range(world_size)]
+    gone = {name for name in LEFT_OVER if name not in KEPT and "_MCA_" not in name}  # mpirun 4 sets its own of those
+    assert not {name for seen in ranks for name in seen["names"]} & gone
+    assert all(seen["environ"]["MASTER_ADDR"] == "localhost" for seen in ranks) or world_size == 1
+    assert "WORLD_SIZE=3" in err and "set for another run" in err
+    assert ("MASTER_ADDR=192.0.2.77 is set, but the ranks of this run meet on localhost" in err) == (world_size > 1)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("starter", "number"),
+    [
+        *((starter, signal.SIGTERM) for starter in STARTERS),
+        *((starter, signal.SIGINT) for starter in SEVERAL[1:]),
+        *((starter, signal.SIGHUP) for starter in SEVERAL[:2]),
+    ],
+)
+def test_asked_to_stop_all_at_once_every_rank_saves(project, monkeypatch, starter, number):
+    """What systemd does, and SLURM at the end of a time limit: the launcher, mpirun and its ranks get the signal."""
+    options = started_by(starter, monkeypatch)
+    launcher = start(words(project, *options, steps=2000), project, 2 if options else 1)
+    everyone = {launcher.pid, *descendants(launcher.pid)}
+    assert len(everyone) >= (4 if options else 2)
+    for pid in sorted(everyone, reverse=True):
+        os.kill(pid, number)
+    _, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 85, err
     assert len(list(checkpoints(project).glob("saved_by_rank_*"))) == (2 if options else 1)
     assert left_running(project) == []
 

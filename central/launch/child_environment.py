@@ -21,18 +21,41 @@ PASSWORD_IN_URL = re.compile(r"\w+://[^/@\s]+@")
 OP_LIST_VARIABLES = ("PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST", "PT_HPU_AUTOCAST_FP32_OPS_LIST")
 VISIBLE_MODULES = "HABANA_VISIBLE_MODULES"
 SUPPORTED_COUNTS = (1, 2, 4, 8)  # of cards in one job on a server
-OURS = ("OMP_NUM_THREADS", "BERT_LAUNCHER", "PYTHONUNBUFFERED")
+# Told to our ranks, by which alone they know how many they are (central/runtime/rank.py).
+TOLD = ("BERT_LAUNCHER", "BERT_WORLD_SIZE", "BERT_LOCAL_WORLD_SIZE", "BERT_RUN_ID")
+OURS = ("OMP_NUM_THREADS", *TOLD, "PYTHONUNBUFFERED")
+
+# What launchers and batch systems tell the processes that they start, or hear from the environment. A run of ours
+# started from such a process is none of theirs.
+RANK_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+FOREIGN = re.compile(
+    r"(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)|(GROUP|ROLE)_(WORLD_SIZE|NAME)|TORCHELASTIC_.*|PET_.*"
+    r"|OMPI_(COMM_WORLD|WORLD|UNIVERSE|APP|FILE|FIRST|NUM|ARGV|COMMAND).*|PRTE_LAUNCHED|PMIX_(?!MCA_|PREFIX).*|PMI_.*"
+    r"|OMPI_MCA_(ess|orte_(app|bound|ess|hnp|jobfam|launch|local_daemon|num|precondition|top_session)).*"
+    r"|OMPI_MCA_(initial_wdir|num_procs)"
+    r"|MPI_LOCAL.*|HYDRA_.*|BERT_(LAUNCHER|WORLD_SIZE|LOCAL_WORLD_SIZE|RUN_ID)|MPLBACKEND"
+)
+# Settings of Open MPI that say where ranks go and how many fit there: the words of mpirun say it.
+PLACING = re.compile(r"(OMPI|PRTE|PMIX)_MCA_(\w*(hostfile|rankfile|dash_host|default_host)|ras|ras_.*|rmaps_.*)")
+# Hosts and slots of batch systems, which mpirun takes by itself. What is of the job only stays.
+ALLOCATION = re.compile(r"SLURM_(?!CONF$|JOB_ID$|JOB_NAME$|CLUSTER_NAME$).*|PBS_.*|LSB_.*|PE_HOSTFILE")
+# Where SLURM's hosts are used, its job is what mpirun asks, and only what would shape its own steps goes.
+SLURM_STEP = re.compile(
+    r"SLURM_(STEP_.*|STEPID|STEPMGR|PROCID|LOCALID|NODEID|GTIDS|TASK_PID|NTASKS.*|NPROCS|CPUS_PER_TASK|TRES_PER_TASK"
+    r"|TASKS_PER_NODE|CPU_BIND.*|DISTRIBUTION|UMASK|PRIO_PROCESS)"
+)
+NO_HOSTFILE = dict.fromkeys(("OMPI_MCA_orte_default_hostfile", "PRTE_MCA_prte_default_hostfile"), "none")
 
 
-def child_variables(*, environ, root, devices, mode, op_lists, master_port, threads, loopback) -> dict[str, str]:
+def child_variables(*, environ, root, devices, mode, op_lists, meeting_point, threads, loopback) -> dict[str, str]:
     """Variables a child gets beside the caller's: where ranks meet, where our code is, what its device needs.
 
     `op_lists` are the two files of bf16 on hpu, or None; `threads` is for the cpu; `loopback`: ranks of one server.
     """
     device = devices.type
     variables = {
-        "MASTER_ADDR": environ.get("MASTER_ADDR", "localhost"),
-        "MASTER_PORT": master_port,
+        "MASTER_ADDR": meeting_point.address,
+        "MASTER_PORT": meeting_point.port,
         "PYTHONPATH": ":".join(filter(None, [root, environ.get("PYTHONPATH")])),
     }
     if device == "cpu":
@@ -75,6 +98,33 @@ def module_notes(environ: Mapping[str, str], devices: Devices, ranks_per_node: i
     for number, of_what in ((len(named), f"modules in {VISIBLE_MODULES}"), (ranks_per_node, "ranks on a server")):
         if number not in (0, *SUPPORTED_COUNTS):
             yield f"{number} {of_what}: Habana supports 1, 2, 4 and 8 cards of a server; others may fail to start"
+
+
+def run_variables(*, run_id, layout, started_by, slots) -> dict[str, str]:
+    """What a run tells its ranks and its mpirun, and a dry run leaves out: whose ranks they are, and how many."""
+    told = dict(zip(TOLD, (started_by, str(layout.world_size), str(layout.ranks_per_node), run_id)))
+    if started_by != "mpirun":
+        return told
+    return {**told, **NO_HOSTFILE, **({"SLURM_TASKS_PER_NODE": _per_node(slots, layout)} if layout.in_slurm else {})}
+
+
+def _per_node(slots, layout):
+    """As SLURM writes a number that is the same on several hosts."""
+    return f"{slots}(x{len(layout.hosts)})"
+
+
+def foreign_variables(environ, keep_slurm) -> tuple[str, ...]:
+    """Variables of the caller's that its children must not see, as they tell of another run."""
+    allocation = SLURM_STEP if keep_slurm else ALLOCATION
+    return tuple(name for name in environ if any(kind.fullmatch(name) for kind in (FOREIGN, PLACING, allocation)))
+
+
+def contradictions(environ, layout) -> list[str]:
+    """Assignments of the caller's that would make another run of this one."""
+    expected = ("0", str(layout.world_size))
+    found = [name for name in RANK_NAMES if environ.get(name, "0") not in expected]
+    found += [name for name in sorted(environ) if name.startswith("PET_") or PLACING.fullmatch(name)]
+    return [f"{name}={environ[name]}" for name in found]
 
 
 def forwarded_variables(environ, variables, master_address) -> tuple[tuple[str, str], ...]:

@@ -134,7 +134,7 @@ def report(environ, capture) -> list[str]:
         "cores": f"{machine.this_machine()} (sockets x cores this process may use)",
         "hpu cards": machine.hpu_count(capture, environ),
         "cuda cards": machine.cuda_count(capture, environ),
-        "port 12345": "in use" if machine.port_is_taken(machine.DEFAULT_PORT) else "free",
+        "port 12345": "free" if machine.port_is_free(machine.DEFAULT_PORT) else "in use",
         "MULTI_HLS_IPS": " ".join(split_addresses(environ.get("MULTI_HLS_IPS", ""))) or "not set",
     }
     width = max(map(len, rows))

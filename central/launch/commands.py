@@ -6,16 +6,20 @@ from dataclasses import dataclass
 
 from central.launch import child_environment, mpi
 from central.launch.hosts import DEFAULT_SSH_PORT, Layout
-from central.launch.machine import Devices, Topology, can_bind
+from central.launch.machine import Devices, MeetingPoint, Topology, can_bind
 
 
 @dataclass(frozen=True)
 class Command:
-    """Whole words, and the variables added to the caller's environment. `name` is for messages."""
+    """Whole words, and the variables added to the caller's environment; `unset` are left out of it.
+
+    `name` is for messages.
+    """
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     name: str
+    unset: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Place:
     layout: Layout
     topology: Topology
     mpirun: mpi.Mpi | None
-    master_port: str
+    meeting_point: MeetingPoint
+    run_id: str = ""  # empty in a dry run
     extra_variables: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -69,10 +74,11 @@ def compose(settings, subcommand, place) -> Plan:
         settings, root=place.root, world_size=place.layout.world_size, device=place.device, mode=mode
     )
     env = tuple(variables.items())
-    commands = [Command((*launcher, *words), env, name) for name, words in scripts]
+    unset = child_environment.foreign_variables(place.environ, keep_slurm=place.layout.in_slurm)
+    commands = [Command((*launcher, *words), env, name, unset) for name, words in scripts]
     summary = subcommand.summary_words(settings, place.root)
     if summary:
-        commands.append(Command((place.python, *summary), env, "summary"))
+        commands.append(Command((place.python, *summary), env, "summary", unset))
     notes = [*subcommand.notes(settings, place.layout.world_size), *_notes(settings, subcommand, place, mode)]
     return Plan(tuple(commands), tuple(notes), keep_going=bool(summary))
 
@@ -86,12 +92,19 @@ def _variables(settings, subcommand, place, mode):
         devices=place.devices,
         mode=mode,
         op_lists=_op_lists(settings, subcommand, place) if bf16 else None,
-        master_port=place.master_port,
+        meeting_point=place.meeting_point,
         threads=child_environment.threads_per_rank(
             place.topology, place.layout.ranks_per_node, bound=place.layout.world_size > 1 and not settings.no_mpirun
         ),
         loopback=several_local_ranks,
     )
+    if place.run_id:
+        variables |= child_environment.run_variables(
+            run_id=place.run_id,
+            layout=place.layout,
+            started_by="mpirun" if place.mpirun else "torchrun" if place.layout.world_size > 1 else "alone",
+            slots=mpi.slots(place.layout, place.topology),
+        )
     return {**dict(place.extra_variables), **variables}
 
 
@@ -119,7 +132,7 @@ def _launcher_words(settings, place, variables):
     if layout.world_size == 1:
         return [place.python]
     if settings.no_mpirun:
-        return mpi.torchrun(place.python, layout, variables["MASTER_ADDR"], variables["MASTER_PORT"])
+        return mpi.torchrun(place.python, layout, place.meeting_point, place.run_id)
     return [*mpi.one_server(place.mpirun, layout, place.topology), place.python]
 
 
@@ -144,6 +157,11 @@ def _notes(settings, subcommand, place, mode):
         for name, list_ in zip(child_environment.OP_LIST_VARIABLES, _op_lists(settings, subcommand, place)):
             if place.environ.get(name, list_) != list_:
                 yield f"{name}={place.environ[name]} is set, but this run takes {list_}; words after -- name others"
+    if foreign := child_environment.contradictions(place.environ, layout):
+        yield f"{', '.join(foreign)}: set for another run, and not passed on to the {layout.world_size} of this one"
+    caller, met = place.environ.get("MASTER_ADDR"), (*layout.hosts, place.meeting_point.address)[0]
+    if caller and layout.world_size > 1 and caller != met:
+        yield f"MASTER_ADDR={caller} is set, but the ranks of this run meet on {met}"
     lazy = "1" if mode == "lazy" else "0"
     if place.device == "hpu" and place.environ.get("PT_HPU_LAZY_MODE", lazy) != lazy:
         yield f"PT_HPU_LAZY_MODE={place.environ['PT_HPU_LAZY_MODE']} is set, but the mode of this run needs {lazy}"

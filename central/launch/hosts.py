@@ -20,6 +20,11 @@ class Layout:
     source: str = "this server"
     by_ssh: bool = False
 
+    @property
+    def in_slurm(self) -> bool:
+        """Whether the hosts are those of a SLURM allocation, which mpirun reaches by srun."""
+        return bool(self.hosts) and not self.by_ssh
+
 
 def plan_layout(*, world_size, dist, process_per_node, hostfile, environ) -> Layout:
     """The layout: on the hosts of --hostfile, else MULTI_HLS_IPS, else the SLURM allocation, else on this server.

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from central import meeting
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -157,35 +159,36 @@ def node_topology(settings) -> Topology:
     return Topology.parse(settings.node_topology) if settings.node_topology else this_machine()
 
 
-def port_is_taken(port) -> bool:
-    """Whether something listens on this port of the loopback address."""
-    import socket
+@dataclass(frozen=True)
+class MeetingPoint:
+    """Where ranks meet. `asked`: the caller chose the port."""
 
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", int(port)))
-        except OSError:
-            return True
-    return False
+    address: str = "localhost"
+    port: str = DEFAULT_PORT
+    asked: bool = False
 
 
-def claim_port(port) -> bool:
-    """Keep a port of this server for the ranks of this launcher, which open it seconds from now. False: it is taken."""
-    import tempfile
-
-    from central import files
-
+def port_is_free(port, address=meeting.LOOPBACK) -> bool:
+    """Whether nothing listens at this port of an address of this machine; "" for all of them."""
     try:
-        return not port_is_taken(port) and files.hold(os.path.join(tempfile.gettempdir(), f"bert_port_{port}.lock"))
-    except OSError:  # another user's
+        meeting.listen(int(port), address).close()
+    except OSError:
         return False
+    return True
 
 
 def free_port() -> str:
-    """A port of the loopback address that nothing uses now."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    """A port that nothing uses now."""
+    with meeting.listen(0, "") as probe:
         return str(probe.getsockname()[1])
+
+
+def open_port(port, fallback):
+    """(listening socket, its port) on loopback: this port, or where it is taken any free one; (None, port) without."""
+    for candidate in (int(port), 0)[: 1 + fallback]:
+        try:
+            listener = meeting.listen(candidate)
+        except OSError:
+            continue
+        return listener, str(listener.getsockname()[1])
+    return None, port

@@ -73,9 +73,6 @@ def many_servers(mpi, layout, topology, remote) -> list[str]:
     variables = dict(remote.variables)
     master = [f"{name}={variables.pop(name)}" for name in ("MASTER_ADDR", "MASTER_PORT")]
     binding, mapping = _placement(mpi, layout, topology)
-    slots = layout.ranks_per_node
-    if can_bind(topology, layout.ranks_per_node):
-        slots *= cores_per_rank(topology, layout.ranks_per_node)
     return [
         *["mpirun", "--allow-run-as-root"],
         *_exported(f"{name}={value}" for name, value in variables.items()),
@@ -84,19 +81,31 @@ def many_servers(mpi, layout, topology, remote) -> list[str]:
         *_exported(master),
         *(["--mca", "plm_rsh_args", f"-p {remote.ssh_port}"] if layout.by_ssh else []),
         *binding,
-        *["-H", ",".join(f"{host}:{slots}" for host in layout.hosts)],
+        *["-H", ",".join(f"{host}:{slots(layout, topology)}" for host in layout.hosts)],
         *["-n", str(layout.world_size)],
         *mapping,
     ]
 
 
-def torchrun(python, layout, address, port) -> list[str]:
-    """torchrun for ranks on this server, of the interpreter that runs us."""
+def slots(layout, topology) -> int:
+    """Slots of each host: its ranks, times the cores of each."""
+    per_node = layout.ranks_per_node
+    return per_node * (cores_per_rank(topology, per_node) if can_bind(topology, per_node) else 1)
+
+
+def torchrun(python, layout, meeting_point, run_id) -> list[str]:
+    """torchrun for ranks on this server, of the interpreter that runs us.
+
+    It opens the port itself, the caller's or any free one.
+    """
+    address, port = meeting_point.address, meeting_point.port if meeting_point.asked else "0"
     return [
         *[python, "-m", "torch.distributed.run"],
         *["--nproc_per_node", str(layout.world_size)],
-        *["--master_addr", address],
-        *["--master_port", port],
+        *["--rdzv_backend", "c10d"],
+        *["--rdzv_endpoint", f"{address}:{port}"],
+        *["--local_addr", address],
+        *(["--rdzv_id", run_id] if run_id else []),
     ]
 
 

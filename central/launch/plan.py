@@ -1,15 +1,17 @@
 """From settings to a plan: look at this machine, find everything that would stop the run, compose."""
 
+import os
 import sys
 
+from central import meeting
 from central.errors import BadRequest
 from central.launch import commands, machine, mpi
 from central.launch.commands import Plan
 from central.launch.hosts import Layout, plan_layout
 from central.launch.messages import say
 
-# What only a run sets: ranks know that a launcher started them, and their lines come as they are written.
-RUN_VARIABLES = (("BERT_LAUNCHER", "1"), ("PYTHONUNBUFFERED", "1"))
+# What only a run sets: lines come as they are written.
+RUN_VARIABLES = (("PYTHONUNBUFFERED", "1"),)
 
 
 def prepare(subcommand, settings, environ, file_variables, notes=()) -> tuple[commands.Place, Plan]:
@@ -19,7 +21,7 @@ def prepare(subcommand, settings, environ, file_variables, notes=()) -> tuple[co
     """
     problems = []
     layout = _layout(settings, environ, problems)
-    place = look_around(settings, layout, environ, file_variables)
+    place = look_around(settings, layout, environ, file_variables, problems)
     for note in notes:
         say(note)
     problems += subcommand.problems(settings, layout.world_size)
@@ -32,8 +34,9 @@ def prepare(subcommand, settings, environ, file_variables, notes=()) -> tuple[co
     return place, commands.compose(settings, subcommand, place)
 
 
-def look_around(settings, layout, environ, file_variables) -> commands.Place:
+def look_around(settings, layout, environ, file_variables, problems) -> commands.Place:
     """This machine, and what of it the run uses. A dry run asks for nothing but the version of mpirun."""
+    run_id = "" if settings.dry_run else os.urandom(8).hex()
     return commands.Place(
         python=sys.executable,
         root=machine.ROOT,
@@ -42,7 +45,8 @@ def look_around(settings, layout, environ, file_variables) -> commands.Place:
         layout=layout,
         topology=machine.node_topology(settings),
         mpirun=mpi.mpirun(settings, environ, _capture) if _needs_mpirun(settings, layout) else None,
-        master_port=_master_port(settings, environ, layout),
+        meeting_point=_meeting_point(settings, environ, layout, run_id, problems),
+        run_id=run_id,
         extra_variables=file_variables if settings.dry_run else (*file_variables, *RUN_VARIABLES),
     )
 
@@ -81,14 +85,34 @@ def _devices(settings, environ):
     return machine.Devices(settings.device)
 
 
-def _master_port(settings, environ, layout):
-    """The caller's, else the usual one; on one server another one where the usual one is taken."""
-    port = environ.get("MASTER_PORT") or machine.DEFAULT_PORT
-    if settings.dry_run or environ.get("MASTER_PORT") or layout.hosts or layout.world_size == 1:
-        return port
-    if machine.claim_port(port):
-        return port
-    return machine.free_port()
+def _meeting_point(settings, environ, layout, run_id, problems) -> machine.MeetingPoint:
+    """Where the ranks of one server meet: at the caller's address if it is this machine's, else on localhost.
+
+    The port is the caller's, else the usual one, else any free one. On one server we open it ourselves, and the rank
+    that listens takes it over.
+    """
+    asked = environ.get("MASTER_PORT")
+    address = environ.get("MASTER_ADDR") or "localhost"
+    port = asked or machine.DEFAULT_PORT
+    if settings.dry_run or layout.world_size == 1:
+        return machine.MeetingPoint(address, port, bool(asked))
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        problems.append(f"MASTER_PORT={port} is no port; unset it to have a free one chosen")
+        return machine.MeetingPoint(address, machine.DEFAULT_PORT, True)
+    if layout.hosts:
+        if not asked and meeting.is_this_machine(layout.hosts[0]) and not machine.port_is_free(port, ""):
+            port = machine.free_port()
+        return machine.MeetingPoint(address, port, bool(asked))
+    if not meeting.is_this_machine(address):
+        address = "localhost"
+    listener, port = machine.open_port(port, fallback=not asked)
+    if listener is None:
+        problems.append(f"MASTER_PORT={port} is in use; unset it to have a free one chosen")
+    elif address in meeting.LOCAL_NAMES and not settings.no_mpirun:
+        meeting.hand_over(listener, run_id)
+    else:
+        listener.close()  # torchrun, or torch at another address, opens it
+    return machine.MeetingPoint(address, port, bool(asked))
 
 
 def _capture(argv, **how):

@@ -12,7 +12,6 @@ from central import files
 from central.launch import finetuning, pretraining
 from central.launch.child_environment import module_problems
 from central.launch.hostcheck import version
-from central.launch.machine import port_is_taken
 from central.launch.mpi import mpirun_version
 from central.launch.remote import host_problems
 
@@ -40,7 +39,6 @@ def problems(settings, subcommand, place, capture_all) -> list[str]:
         *module_problems(place.environ, place.devices),
         *core_problems(place.layout, place.topology),
         *(mpirun_problems(place.mpirun, capture_all) if place.mpirun else []),
-        *port_problems(place),
         *look_at_data(settings, place, capture_all),
         *output_problems(settings.output_dir),
         *host_problems(place, capture_all),
@@ -48,12 +46,16 @@ def problems(settings, subcommand, place, capture_all) -> list[str]:
 
 
 def nesting_problems(environ):
-    """Started as one of several ranks, the launcher would start all ranks several times."""
-    counts = {name: environ.get(name, "1") for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")}
+    """Started as one of several ranks, the launcher would start all ranks several times.
+
+    WORLD_SIZE alone tells nothing: a notebook's or a Kubernetes job's stays set for what has nothing to do with it.
+    """
+    names = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"]
+    names += ["WORLD_SIZE"] if "TORCHELASTIC_RUN_ID" in environ else []
     return [
-        f"{name}={count}: demo_bert.py starts its ranks itself; start it once, without mpirun, torchrun or srun"
-        for name, count in counts.items()
-        if count != "1"
+        f"{name}={environ[name]}: demo_bert.py starts its ranks itself; start it once, without mpirun, torchrun or srun"
+        for name in names
+        if environ.get(name, "1") != "1"
     ]
 
 
@@ -87,15 +89,6 @@ def mpirun_problems(mpirun, capture_all):
     if found != mpirun.major:
         return [f"composed for Open MPI {mpirun.major}, but mpirun on the PATH is {found}; give --mpi openmpi{found}"]
     return []
-
-
-def port_problems(place):
-    port = place.environ.get("MASTER_PORT")
-    if not port or place.layout.hosts or place.layout.world_size == 1:
-        return []
-    if not port.isdigit() or not 0 < int(port) < 65536:
-        return [f"MASTER_PORT={port} is no port; unset it to have a free one chosen"]
-    return [f"MASTER_PORT={port} is in use; unset it to have a free one chosen"] if port_is_taken(port) else []
 
 
 def pretraining_problems(settings, place, capture_all):

@@ -3,18 +3,22 @@ in an order that lets ranks save.
 
 mpirun kills ranks faster than they can save when it gets SIGTERM, but hands SIGUSR1 on to them, on every host.
 torchrun does not, so its ranks get it from us. Ranks take SIGUSR1 as: save, meet, exit 85.
+
+systemd, SLURM and others send their signal to all processes at once. So mpirun and torchrun are started with those
+signals blocked, and their ranks get them like ours. To end mpirun we kill its ranks, which it takes as its own end.
 """
 
 import os
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from central.streams import write_all
 
 LAST_SECONDS = 5
+ASKED_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # of a whole run, by others than us
 
 
 def members(session) -> list[int]:
@@ -36,13 +40,14 @@ def end(session, by_torchrun, grace, hurry=lambda: 0, ended=lambda: False):
 
 
 def terminate(session, hurry=lambda: 0, ended=lambda: False):
-    """SIGTERM to the leader of a session, a few seconds, then SIGKILL to all of it."""
+    """SIGKILL to the ranks of a session, a few seconds for mpirun to take it in, then SIGKILL to all of it."""
     calls = hurry()
-    ranks = [pid for pid, _state, parent, _session in _processes() if parent == session]  # torchrun's have own sessions
+    children = [pid for pid, _state, parent, _session in _processes() if parent == session]
     if not ended():
-        _send(session, signal.SIGTERM)
+        for pid in filter(_is_rank, children):
+            _send(pid, signal.SIGKILL)
         _gone(session, LAST_SECONDS, lambda: ended() or hurry() > calls)
-    for pid in {*members(session), *ranks}:
+    for pid in {*members(session), *children}:  # torchrun's ranks have sessions of their own
         _send(pid, signal.SIGKILL)
 
 
@@ -64,6 +69,16 @@ def _gone(session, seconds, give_up) -> bool:
             return False
         time.sleep(0.1)
     return True
+
+
+def _is_rank(pid):
+    """Whether a child of mpirun is no ssh or srun to another host; torchrun has ranks only."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            variables = file.read().split(b"\0")
+    except OSError:
+        return False
+    return any(variable.startswith((b"OMPI_COMM_WORLD_RANK=", b"RANK=")) for variable in variables)
 
 
 def _send(pid, number):
@@ -165,6 +180,21 @@ def _open_log(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
 
+def child_environment(environ, command) -> dict[str, str]:
+    """The environment a command runs in."""
+    return {**{name: value for name, value in environ.items() if name not in command.unset}, **dict(command.env)}
+
+
+@contextmanager
+def _blocked(numbers):
+    """What is started meanwhile begins with these signals blocked, and we get them afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Running:
     """A command that runs in a session of its own. Should the launcher be killed, a guard ends that session."""
 
@@ -176,14 +206,15 @@ class Running:
         several_ranks = self.by_torchrun or command.argv[0] == "mpirun"
         # One process alone keeps our terminal, and with it its progress bar. mpirun would end of one that goes away.
         heard = bool(log) or several_ranks or not sys.stderr.isatty()
-        self._process = subprocess.Popen(
-            command.argv,
-            env={**os.environ, **dict(command.env)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if heard else None,
-            stderr=subprocess.PIPE if heard else None,
-            start_new_session=True,
-        )
+        with _blocked(ASKED_TO_STOP if several_ranks else ()):
+            self._process = subprocess.Popen(
+                command.argv,
+                env=child_environment(os.environ, command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if heard else None,
+                stderr=subprocess.PIPE if heard else None,
+                start_new_session=True,
+            )
         self._session = self._process.pid
         self._guard = _start_guard(self._session, self.by_torchrun, grace)
         hearers = [listener.feed, *([log.write] if log else [])]

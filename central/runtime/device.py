@@ -18,6 +18,8 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from central import meeting
+from central.meeting import LOOPBACK
 from central.runtime import cpu_bf16, hpu
 from central.runtime import rank as ranks
 from central.runtime.exits import BadRequest
@@ -25,7 +27,6 @@ from central.runtime.rank import Rank
 
 BACKENDS = {"hpu": "hccl", "cuda": "nccl", "cpu": "gloo"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LOOPBACK = "127.0.0.1"
 ANY_OTHER_HOST = "198.51.100.1"  # an address of nobody (RFC 5737), for the default route
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # rank 0 may be writing or compiling while the others wait
 PEAK_SIZES = {"cpu": (1536,), "cuda": (1024, 8192), "hpu": (1024, 8192)}  # sides of the square matrices timed
@@ -180,22 +181,20 @@ def init_process_group(device: Device, rank: Rank) -> None:
     ranks.export(rank)
     if device.type == "hpu":
         hpu.initialize_hccl(rank)
-    on_one_server = os.environ["MASTER_ADDR"] in ("localhost", LOOPBACK)
     if "GLOO_SOCKET_IFNAME" not in os.environ:  # gloo itself asks for its own host name, which may be a loopback one
         os.environ["GLOO_SOCKET_IFNAME"] = network_interface(os.environ["MASTER_ADDR"])
-    # torchrun holds the store itself. Gaudi's hccl has only ever been seen with the store that torch makes.
-    own_store = on_one_server and device.type != "hpu" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    torchrun_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
         dist.init_process_group(
             device.backend,
             rank=rank.rank,
             world_size=rank.world_size,
             timeout=COLLECTIVE_TIMEOUT,
-            store=_loopback_store(rank, int(os.environ["MASTER_PORT"])) if own_store else None,
+            store=None if torchrun_has_store else _store(rank, address, port),
         )
     except (dist.DistNetworkError, OSError) as error:
-        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise BadRequest(f"ranks cannot meet at {place} ({error}): set MASTER_PORT to a free port") from error
+        raise BadRequest(f"ranks cannot meet at {address}:{port} ({error}): set MASTER_PORT to a free port") from error
     _groups.append(dist.group.WORLD)
     atexit.register(_let_go)
 
@@ -246,11 +245,19 @@ def _source_address(address: str) -> str:
     return ""
 
 
-def _loopback_store(rank: Rank, port: int) -> dist.TCPStore:
-    """Where the ranks of one server meet. torch's own would listen to the whole network."""
-    listener = socket.create_server((LOOPBACK, port), backlog=rank.world_size) if rank.is_main else None
-    return dist.TCPStore(
-        LOOPBACK,
+def _store(rank: Rank, address: str, port: int) -> dist.Store:
+    """Where the ranks meet. Raises BadRequest where the ranks of another run do.
+
+    It is what torch makes by itself, but for three things: on one server it listens to loopback only, at the port
+    that the launcher holds; and a rank of another run that comes by is not counted.
+    """
+    listener = None
+    if address in meeting.LOCAL_NAMES:
+        address = LOOPBACK
+        if rank.is_main:
+            listener = _listener(port)
+    store = dist.TCPStore(
+        address,
         port,
         rank.world_size,
         is_master=rank.is_main,
@@ -258,6 +265,23 @@ def _loopback_store(rank: Rank, port: int) -> dist.TCPStore:
         master_listen_fd=listener.detach() if listener else None,
         wait_for_workers=False,
     )
+    mine = ranks.run_id()
+    if rank.is_main:
+        store.set("run_id", mine)
+    elif (theirs := store.get("run_id").decode()) != mine:
+        raise BadRequest(
+            f"ranks of another run ({theirs or 'without an id'}) meet at {address}:{port}; this is run {mine}: "
+            "set MASTER_PORT to a free port"
+        )
+    return dist.PrefixStore("default_pg", store)
+
+
+def _listener(port: int) -> socket.socket:
+    """The port that the launcher holds for rank 0; opened here where there is none."""
+    if ranks.RUN_ID in os.environ:
+        with contextlib.suppress(OSError):
+            return meeting.take_over(os.environ[ranks.RUN_ID])
+    return meeting.listen(port)
 
 
 def keep_freed_memory() -> None:

@@ -12,22 +12,32 @@ import time
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
-# (source, rank, local rank, world size, local world size) as each launcher names them.
-VARIABLES = (
-    ("torchrun", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
-    (
-        "openmpi",
+from central import meeting
+
+# What our launcher tells its ranks. Where it has spoken, no other launcher's variables count.
+LAUNCHER = "BERT_LAUNCHER"  # what started this process for it: a key of LAUNCHED_BY
+WORLD_SIZE = "BERT_WORLD_SIZE"
+LOCAL_WORLD_SIZE = "BERT_LOCAL_WORLD_SIZE"
+RUN_ID = "BERT_RUN_ID"
+
+# How each launcher names rank, local rank, world size and local world size.
+VARIABLES = {
+    "torchrun": ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    "openmpi": (
         "OMPI_COMM_WORLD_RANK",
         "OMPI_COMM_WORLD_LOCAL_RANK",
         "OMPI_COMM_WORLD_SIZE",
         "OMPI_COMM_WORLD_LOCAL_SIZE",
     ),
-    ("slurm", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"),
-)
+    # Those of the step. SLURM_NTASKS is the job's, wherever there is a step's.
+    "slurm": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS_PER_NODE"),
+}
+LAUNCHED_BY = {"mpirun": "openmpi", "torchrun": "torchrun", "alone": None}
 # Set by MPICH, Intel MPI and other PMI launchers, which name ranks in ways of their own: mpi4py knows them.
 OTHER_MPI = ("PMI_RANK", "PMIX_RANK", "MPI_LOCALRANKID")
 # Set by whoever starts ranks as its own children: without it a shell that ends must not end its nohup job.
-STARTED_BY_A_LAUNCHER = ("BERT_LAUNCHER", "OMPI_COMM_WORLD_RANK", "TORCHELASTIC_RUN_ID")
+TORCHRUN_STARTED = "TORCHELASTIC_RUN_ID"
+STARTED_BY_A_LAUNCHER = (LAUNCHER, "OMPI_COMM_WORLD_RANK", TORCHRUN_STARTED)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -51,21 +61,78 @@ class Rank:
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Rank:
-    """Read RANK/LOCAL_RANK/WORLD_SIZE, else OMPI_COMM_WORLD_*, else SLURM_*, else ask mpi4py under another MPI.
+    """This process's rank, as our launcher tells; in a script started by hand as torchrun, Open MPI, SLURM or MPI do.
 
-    Raises ValueError for a half-set or impossible group of variables.
+    Raises ValueError for a world that is not the launcher's, for variables that contradict each other, and for a
+    half-set or impossible group of them.
     """
-    for source, *names in VARIABLES:
-        if all(name in environ for name in names[:3]) and not (source == "slurm" and _in_slurm_batch_script(environ)):
-            return _checked(source, names, environ)
-    torchrun = VARIABLES[0][1:4]
-    present = [name for name in torchrun if name in environ]
+    if LAUNCHER in environ:
+        return _as_launched(environ)
+    torchrun = VARIABLES["torchrun"]
+    present = [name for name in torchrun[:3] if name in environ]
+    others = [_told_by(source, environ) for source in ("openmpi", "slurm") if _is_told_by(source, environ)]
+    if len(present) == 3:
+        return _without_contradiction(_told_by("torchrun", environ), others, environ)
     if "RANK" in present or "LOCAL_RANK" in present:
-        missing = ", ".join(name for name in torchrun if name not in environ)
+        missing = ", ".join(name for name in torchrun[:3] if name not in environ)
         raise ValueError(f"{', '.join(present)} set without {missing}: set all three, or none to run alone")
+    if others:
+        return others[0]
     if any(name in environ for name in OTHER_MPI) and importlib.util.find_spec("mpi4py"):
         return _from_mpi4py()
     return Rank()
+
+
+def _as_launched(environ: Mapping[str, str]) -> Rank:
+    """The rank that mpirun or torchrun gave, which must be one of those that our launcher asked it for."""
+    source = LAUNCHED_BY.get(environ[LAUNCHER])
+    here = _told_by(source, environ) if source and _is_told_by(source, environ) else Rank()
+    for name, found in ((WORLD_SIZE, here.world_size), (LOCAL_WORLD_SIZE, here.local_world_size)):
+        if environ.get(name, str(found)) != str(found):
+            where = "in all" if name == WORLD_SIZE else "on this host"
+            raise ValueError(
+                f"{environ[LAUNCHER]} started {found} ranks {where} and the launcher asked for {environ[name]}: "
+                "look for settings of Open MPI, SLURM or torchrun on this host that place ranks otherwise"
+            )
+    return here
+
+
+def _without_contradiction(here: Rank, others: list[Rank], environ: Mapping[str, str]) -> Rank:
+    """RANK and its like, unless they are left over in the environment of what really started this process."""
+    for other in others if TORCHRUN_STARTED not in environ else []:
+        if other.world_size > 1 and (other.rank, other.world_size) != (here.rank, here.world_size):
+            names = VARIABLES[other.source]
+            raise ValueError(
+                f"RANK={here.rank}, WORLD_SIZE={here.world_size} contradict {names[0]}={other.rank}, "
+                f"{names[2]}={other.world_size}: unset RANK, LOCAL_RANK and WORLD_SIZE, which another launcher left"
+            )
+    return here
+
+
+def run_id(environ: Mapping[str, str] = os.environ) -> str:
+    """What is the same in all ranks of this run, and in no other run; empty where nobody tells."""
+    if RUN_ID in environ:
+        return environ[RUN_ID]
+    if TORCHRUN_STARTED in environ:
+        return environ[TORCHRUN_STARTED]
+    if "OMPI_COMM_WORLD_RANK" in environ:
+        return environ.get("PMIX_NAMESPACE", "")
+    return ".".join(environ[name] for name in ("SLURM_JOB_ID", "SLURM_STEP_ID") if name in environ)
+
+
+def _is_told_by(source: str, environ: Mapping[str, str]) -> bool:
+    names = VARIABLES[source]
+    if source == "slurm" and names[2] not in environ:
+        # A batch script has SLURM_PROCID=0 and the job's task count, yet is one process: only `srun` makes steps.
+        return "SLURM_JOB_ID" not in environ and all(name in environ for name in (*names[:2], "SLURM_NTASKS"))
+    return all(name in environ for name in names[:3])
+
+
+def _told_by(source: str, environ: Mapping[str, str]) -> Rank:
+    names = list(VARIABLES[source])
+    if source == "slurm" and names[2] not in environ:
+        names[2] = "SLURM_NTASKS"
+    return _checked(source, names, environ)
 
 
 def _checked(source: str, names: list[str], environ: Mapping[str, str]) -> Rank:
@@ -77,19 +144,14 @@ def _checked(source: str, names: list[str], environ: Mapping[str, str]) -> Rank:
         values[name] = int(text) if text else None
     rank, local_rank, world_size, local_world_size = (values[name] for name in names)
     rank, local_rank, world_size = rank or 0, local_rank or 0, world_size or 1
-    if source == "slurm" and local_world_size is None:
-        local_world_size = _slurm_tasks_here(environ)
+    if source == "slurm":
+        local_world_size = _slurm_tasks_here(environ) or local_world_size
     if max(rank, local_rank) >= world_size:
         raise ValueError(
             f"{names[0]}={rank}, {names[1]}={local_rank} and {names[2]}={world_size} do not fit together: "
             "rank and local rank are below the world size"
         )
     return Rank(rank, local_rank, world_size, local_world_size or world_size, source)
-
-
-def _in_slurm_batch_script(environ: Mapping[str, str]) -> bool:
-    """A batch script has SLURM_PROCID=0 and the job's task count, yet is one process: only `srun` makes steps."""
-    return "SLURM_JOB_ID" in environ and "SLURM_STEP_ID" not in environ
 
 
 def _slurm_tasks_here(environ: Mapping[str, str]) -> int | None:
@@ -111,7 +173,7 @@ def _from_mpi4py() -> Rank:
 
 
 def export(rank: Rank, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Give a rank of several the names torch.distributed reads, keeping what is set already."""
+    """Give a rank of several the names torch.distributed reads; where they meet stays as set, if that can be."""
     if rank.world_size == 1:
         return
     values = {
@@ -119,11 +181,14 @@ def export(rank: Rank, environ: MutableMapping[str, str] = os.environ) -> None:
         "LOCAL_RANK": rank.local_rank,
         "WORLD_SIZE": rank.world_size,
         "LOCAL_WORLD_SIZE": rank.local_world_size,
-        "MASTER_ADDR": first_slurm_host(environ) if rank.source == "slurm" else "localhost",
-        "MASTER_PORT": 12345,
     }
-    for name, value in values.items():
-        environ.setdefault(name, str(value))
+    environ.update({name: str(value) for name, value in values.items()})
+    if rank.local_world_size == rank.world_size and rank.source in ("openmpi", "slurm"):
+        address = environ.get("MASTER_ADDR", "localhost")
+        if address not in meeting.LOCAL_NAMES and not meeting.is_this_machine(address):
+            environ["MASTER_ADDR"] = "localhost"  # left over: all ranks are on this server
+    environ.setdefault("MASTER_ADDR", first_slurm_host(environ) if rank.source == "slurm" else "localhost")
+    environ.setdefault("MASTER_PORT", "12345")
 
 
 def first_slurm_host(environ: Mapping[str, str]) -> str:
@@ -134,12 +199,17 @@ def first_slurm_host(environ: Mapping[str, str]) -> str:
 
 
 class StopRequest:
-    """Set by SIGTERM or SIGUSR1, alike, and read by the training loop between steps."""
+    """Set by SIGTERM or SIGUSR1, alike, and read by the training loop between steps.
 
-    def __init__(self):
+    A rank of our launcher takes SIGINT and SIGHUP so, too: who sends them to all processes of a run means that run.
+    """
+
+    def __init__(self, environ: Mapping[str, str] = os.environ):
         self.requested = False
-        for number in STOP_SIGNALS:
+        numbers = {*STOP_SIGNALS, *([signal.SIGINT, signal.SIGHUP] if LAUNCHER in environ else [])}
+        for number in numbers:
             signal.signal(number, self._request)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # torchrun is started with them blocked
 
     def _request(self, number, frame) -> None:
         self.requested = True
