@@ -318,8 +318,8 @@ def test_too_large_a_micro_batch_names_the_one_that_fits(corpora, tmp_path, monk
     fits = int(problem.split("a micro-batch of ")[2].split()[0])
     config = BertConfig.from_json(corpora[2])
     device = open_device("cpu", "eager", "fp32", Rank())
-    assert model_stats.training_bytes(config, device, fits, 16, 5) <= 4 << 20
-    assert model_stats.training_bytes(config, device, fits + 1, 16, 5) > 4 << 20
+    assert model_stats.training_bytes(config, device, fits, 16, 3) <= 4 << 20
+    assert model_stats.training_bytes(config, device, fits + 1, 16, 3) > 4 << 20
 
 
 def test_a_model_too_large_altogether_is_not_told_to_take_smaller_batches(corpora, tmp_path, monkeypatch):
