@@ -3,9 +3,11 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from central.runtime import reports
 from central.runtime.checkpoints import list_checkpoints, read_state
 from central.runtime.exits import BadRequest
 from pretraining.checkpoint import step_of
+from pretraining.dataset import find_shards
 from pretraining.settings import Settings
 
 # Settings that decide a run, by their field; the data and the size of the model are compared elsewhere.
@@ -109,6 +111,22 @@ def _changed(settings: Settings, start: Start, world_size: int) -> list[str]:
     if isinstance(batch, int) and isinstance(ranks, int):
         pairs.append(("sequences a step, over all ranks", batch * ranks, settings.train_batch_size * world_size))
     return [f"{what}: {now} from here on, {was} {until}" for what, was, now in pairs if was not in (None, now)]
+
+
+def lacks_evaluation(settings: Settings, start: Start) -> bool:
+    """Whether a finished phase was killed after its last checkpoint and before the held-out rows were evaluated."""
+    if not (start.exact and find_shards(settings.eval_dir or settings.input_dir, "test")):
+        return False
+    try:
+        lines = reports.read_log(settings.json_summary)
+    except OSError:
+        return False  # no log of the run that could lack a line
+    trained = any("average_loss" in data and data.get("phase") == settings.phase for _, data in lines)
+    evaluated = any(
+        "eval_mlm_loss" in data and (data.get("phase"), step) == (settings.phase, start.global_step)
+        for (_, step), data in lines
+    )
+    return trained and not evaluated
 
 
 def _state(path: Path):

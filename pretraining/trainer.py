@@ -311,7 +311,7 @@ class Run:
                 "peak_memory_bytes": self.device.peak_memory(),
             },
         )
-        if self._last_report:
+        if self._last_report or self._evaluated is not None:
             self._draw()
 
     def close(self) -> None:

@@ -34,6 +34,7 @@ from safetensors.torch import load_file
 
 from central.runtime.checkpoints import is_complete
 from central.runtime.exits import BadRequest, Diverged, Preempted
+from pretraining import trainer
 
 STEPS = 100  # of a run that is killed, more than ten kills use up
 MPIRUN = ("--oversubscribe", "--bind-to", "none", "-n")
@@ -318,6 +319,34 @@ def test_resuming_a_finished_phase_touches_nothing(whole_run, corpora, capsys):
     assert call(script_argv(corpora[0], config, out, resume_from_checkpoint=True)) == 0
     assert before == {path: path.stat().st_mtime_ns for path in (out / "results").rglob("*")}
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_kill_between_saving_and_the_last_evaluation_loses_no_score(corpora, tmp_path, monkeypatch):
+    """The run dies where evaluation begins; a resume finds the phase done, and makes up for the score alone."""
+    short, _, config = corpora
+    words = script_argv(short, config, tmp_path, max_steps=2, eval_steps=100)
+
+    evaluate, calls = trainer.evaluate, []
+
+    def killed_at_the_last(*of_what):
+        calls.append(of_what)
+        if len(calls) == 2:
+            raise SystemExit(137)
+        return evaluate(*of_what)
+
+    assert call([*words, "--steps_this_run=1"]) == 0
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(trainer, "evaluate", killed_at_the_last)
+        call([*words, "--resume_from_checkpoint"])
+    assert [path.name for path in checkpoints(tmp_path)] == ["ckpt_1", "ckpt_2"]
+    assert (1, 2) not in logged(tmp_path)[1]
+    weights = (checkpoints(tmp_path)[-1] / "model.safetensors").stat().st_mtime_ns
+    assert call([*words, "--resume_from_checkpoint"]) == 0
+    assert logged(tmp_path)[1][1, 2]["eval_sequences"] == 8 and len(logged(tmp_path)[0]) == 2
+    assert (checkpoints(tmp_path)[-1] / "model.safetensors").stat().st_mtime_ns == weights
+    after = (tmp_path / "results" / "dllogger.json").stat().st_mtime_ns
+    assert call([*words, "--resume_from_checkpoint"]) == 0
+    assert (tmp_path / "results" / "dllogger.json").stat().st_mtime_ns == after
 
 
 def test_packed_shards_train(corpora, tmp_path):
