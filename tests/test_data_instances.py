@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretraining.data.instances import Documents, Pairs, make_pairs
+from pretraining.data.instances import Documents, Pairs, covered_tokens, cut_long_sentences, make_pairs
 from pretraining.data.masking import MaskSettings, mask_rows, token_rows
 from pretraining.data.wordpiece import SPECIAL_TOKENS, Vocabulary
 
@@ -119,6 +119,49 @@ def test_a_document_of_one_sentence_gets_a_random_partner():
 def test_one_document_alone_pairs_with_itself():
     pairs = make_pairs(documents_of([[[7, 8], [9]]]), 16, 2, 0.0, np.random.Generator(np.random.SFC64(0)))
     assert len(pairs) >= 2
+
+
+@pytest.mark.parametrize("sentences", [2, 3, 40])
+@pytest.mark.parametrize("seq_len", [8, 16, 64])
+def test_a_random_segment_of_a_document_alone_never_overlaps_its_first(sentences, seq_len):
+    documents = documents_of([[[7] * (1 + number % 5) for number in range(sentences)]])
+    pairs = make_pairs(documents, seq_len, 50, 0.1, np.random.Generator(np.random.SFC64(0)))
+    apart = (pairs.a_start + pairs.a_tokens <= pairs.b_start) | (pairs.b_start + pairs.b_tokens <= pairs.a_start)
+    assert apart.all() and pairs.is_random.any()
+    assert (pairs.lengths <= seq_len).all() and (pairs.a_tokens > 0).all()
+    if sentences == 40:
+        assert (pairs.b_start[pairs.is_random] < pairs.a_start[pairs.is_random]).any()  # from before it, too
+
+
+def test_long_sentences_are_cut_so_that_sequences_cover_them():
+    lists = [[list(range(1000)), [1, 2, 3]], [[4] * 60], [[5] * 61, [6]], [[7] * 125]]
+    documents = documents_of(lists)
+    cut = cut_long_sentences(documents, 61)
+    assert (cut.tokens == documents.tokens).all() and len(cut) == 4
+    lengths = np.diff(cut.sentence_ends)
+    assert lengths[:-1].max() <= 60 and lengths.min() == 1
+    assert cut.sentence_ends[cut.document_ends].tolist() == documents.sentence_ends[documents.document_ends].tolist()
+    assert np.diff(cut.document_ends).tolist() == [35, 1, 4, 5]
+    assert cut_long_sentences(documents_of([[[1] * 60, [2]]]), 61).sentence_ends.tolist() == [0, 60, 61]
+    shares = []
+    for made in (documents, cut):
+        pairs = make_pairs(made, 64, 5, 0.0, np.random.Generator(np.random.SFC64(0)))
+        shares.append(covered_tokens(pairs) / len(documents.tokens))
+        labels = pairs.is_random
+    assert shares[0] < 0.6 and shares[1] > 0.97 and 0.2 < labels.mean() < 0.9
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(0, 30)] * 4), min_size=1, max_size=20))
+def test_covered_tokens_by_counting(rows):
+    a, a_tokens, b, b_tokens = np.array(rows).T
+    pairs = Pairs(a, a_tokens, b, b_tokens, np.zeros(len(rows), bool))
+    covered = {
+        place
+        for start, count in zip((*a, *b), (*a_tokens, *b_tokens), strict=True)
+        for place in range(start, start + count)
+    }
+    assert covered_tokens(pairs) == len(covered)
 
 
 def masked(seq_len, slots, whole_words=False, prob=0.15, seed=0, count=150):

@@ -89,7 +89,7 @@ def test_the_whole_run(text, vocab, tmp_path):
         names = sorted(path.name for path in folder(out, seq_len).iterdir())
         assert names == sorted(
             ["c_test_0.hdf5", *(f"c_training_{n}.hdf5" for n in range(4))]
-            + ["token_counts.npy", "tokenizer_config.json", "vocab.txt"]
+            + ["corpus.json", "token_counts.npy", "tokenizer_config.json", "vocab.txt"]
         )
         for path in folder(out, seq_len).glob("*.hdf5"):
             arrays, attributes = read(path)
@@ -530,9 +530,11 @@ def test_a_corpus_too_small_for_one_sequence(vocab, tmp_path, capsys):
 
 def test_one_document_of_one_sentence(vocab, tmp_path):
     (tmp_path / "text.txt").write_text("w1 w2 w3 " * 50 + ".\n\n\n\n")
-    prepare.main(words(tmp_path / "text.txt", vocab, tmp_path / "out"))
-    arrays, _ = read(folder(tmp_path / "out", 64) / "c_training_0.hdf5")
-    assert len(arrays["input_ids"]) == 5
+    with pytest.raises(BadRequest, match="all text is one document.*--allow one_document"):
+        prepare.main(words(tmp_path / "text.txt", vocab, tmp_path / "out"))
+    prepare.main(words(tmp_path / "text.txt", vocab, tmp_path / "out", "--allow", "one_document"))
+    arrays, attributes = read(folder(tmp_path / "out", 64) / "c_training_0.hdf5")
+    assert len(arrays["input_ids"]) >= 5 and attributes["covered_tokens"] > 0.95 * attributes["text_tokens"]
     assert not list(folder(tmp_path / "out", 64).glob("*test*"))  # nothing to hold out
 
 

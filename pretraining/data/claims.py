@@ -25,7 +25,7 @@ def claim_folder(folder: Path, description: dict[str, object], ours: bool) -> No
     text = json.dumps(description, indent=1)
     record = folder / RECORD
     remove_unfinished(folder, RECORD + "*")  # of a run killed at its very start
-    same = record.exists() and record.read_text(encoding="utf-8") == text
+    same = record.exists() and record.read_bytes() == text.encode()
     if folder.is_dir() and any(folder.iterdir()) and not same:
         if not (ours and record.exists()):
             raise BadRequest(f"{folder}: holds something else; remove it, or choose another --output_dir or --corpus")

@@ -37,21 +37,25 @@ def write_rows(
     chunk_rows: int,
     blocks: Iterable[dict[str, np.ndarray]],
     attributes: dict[str, object],
+    counted: dict[str, str] | None = None,
 ) -> None:
     """Write `blocks` of equally named arrays, `num_rows` rows in all; an error leaves nothing behind.
 
-    Every block but the last has a multiple of `chunk_rows` rows. Attributes come last: they may count what blocks held.
+    Every block but the last has a multiple of `chunk_rows` rows. `counted` names attributes and the array whose values
+    other than 0 each of them counts.
     """
     with whole_or_absent(path) as unfinished, h5py.File(unfinished, "w") as file:
-        start = 0
+        start, counts = 0, dict.fromkeys(counted or {}, 0)
         for block in blocks:
             for name, rows in block.items():
                 if start == 0:
                     _create_dataset(file, name, (num_rows, *rows.shape[1:]), rows.dtype, chunk_rows)
                 _write_chunks(file[name], start, rows)
+            for attribute in counts:
+                counts[attribute] += int(np.count_nonzero(block[counted[attribute]]))
             start += len(rows)
         assert start == num_rows, (start, num_rows)
-        file.attrs.update(attributes)
+        file.attrs.update(attributes | counts)
 
 
 def rows_per_chunk(seq_len: int) -> int:

@@ -23,6 +23,21 @@ class Documents:
         return len(self.document_ends) - 1
 
 
+def cut_long_sentences(documents: Documents, most: int) -> Documents:
+    """Sentences of `most` tokens or more as several of about half of that: of longer ones a sequence holds a part."""
+    lengths = np.diff(documents.sentence_ends)
+    pieces = np.where(lengths >= most, -(-lengths // max(1, most // 2)), 1)
+    if (pieces == 1).all():
+        return documents
+    before = np.cumsum(pieces) - pieces
+    place = np.arange(pieces.sum()) - np.repeat(before, pieces) + 1
+    ends = np.repeat(documents.sentence_ends[:-1], pieces) + np.repeat(lengths, pieces) * place // np.repeat(
+        pieces, pieces
+    )
+    totals = np.concatenate([[0], np.cumsum(pieces)])
+    return Documents(documents.tokens, np.concatenate([[0], ends]), totals[documents.document_ends])
+
+
 @dataclass(frozen=True)
 class Pairs:
     """One sequence a row: where its two segments lie in the tokens. All arrays [sequences]."""
@@ -42,6 +57,16 @@ class Pairs:
     @property
     def lengths(self) -> np.ndarray:
         return self.a_tokens + self.b_tokens + SPECIALS
+
+
+def covered_tokens(pairs: Pairs) -> int:
+    """How many tokens of the text are in at least one of the sequences."""
+    starts = np.concatenate([pairs.a_start, pairs.b_start])
+    ends = starts + np.concatenate([pairs.a_tokens, pairs.b_tokens])
+    order = np.argsort(starts)
+    starts, ends = starts[order], ends[order]
+    covered_before = np.concatenate([[0], np.maximum.accumulate(ends)[:-1]])
+    return int(np.maximum(ends - np.maximum(starts, covered_before), 0).sum())
 
 
 def make_pairs(
@@ -73,7 +98,9 @@ def make_pairs(
         a_start, a_tokens = ends[position], ends[a_end] - ends[position]
         b_start, b_tokens = ends[a_end], ends[chunk_end] - ends[a_end]
         lanes = np.flatnonzero(is_random)
-        b_start[lanes], b_tokens[lanes] = _random_segments(documents, document[lanes], (target - a_tokens)[lanes], rng)
+        own = (position[lanes], a_end[lanes])
+        wanted = (target - a_tokens)[lanes]
+        b_start[lanes], b_tokens[lanes] = _random_segments(documents, document[lanes], own, wanted, rng)
         turns.append((*_truncate(a_start, a_tokens, b_start, b_tokens, max_tokens, rng), is_random))
 
         position = np.where(is_random, a_end, chunk_end)
@@ -85,17 +112,29 @@ def make_pairs(
 
 
 def _random_segments(
-    documents: Documents, document: np.ndarray, target: np.ndarray, rng: np.random.Generator
+    documents: Documents,
+    document: np.ndarray,
+    own: tuple[np.ndarray, np.ndarray],
+    target: np.ndarray,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(start, tokens) of whole sentences of at least `target` tokens from a random place in another document."""
+    """(start, tokens) of whole sentences of at least `target` tokens from a random place in another document.
+
+    A document that is alone gives its own, but not those of the first segment, `own` (first sentence, end), if it has
+    others.
+    """
     ends, first = documents.sentence_ends, documents.document_ends
     if len(documents) > 1:
         other = rng.integers(0, len(documents) - 1, len(document))
         other += other >= document  # every document but this one, equally likely
+        start, limit = rng.integers(first[other], first[other + 1]), first[other + 1]
     else:
-        other = document
-    start = rng.integers(first[other], first[other + 1])
-    stop = np.minimum(np.searchsorted(ends, ends[start] + np.maximum(target, 1)), first[other + 1])
+        a_first, a_end = own
+        start = rng.integers(0, np.maximum(first[1] - (a_end - a_first), 1), len(document))
+        start += np.where(start >= a_first, a_end - a_first, 0)
+        start = np.where(a_end - a_first < first[1], start, 0)
+        limit = np.where(start < a_first, a_first, first[1])
+    stop = np.minimum(np.searchsorted(ends, ends[start] + np.maximum(target, 1)), limit)
     return ends[start], ends[stop] - ends[start]
 
 

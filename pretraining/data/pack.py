@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from central.runtime.exits import BadRequest
+from pretraining.data import report
 from pretraining.data.hdf5 import (
     KEYS,
     check_space,
@@ -24,7 +25,7 @@ from pretraining.data.shards import check_finished
 from pretraining.data.workers import Workers
 from pretraining.packing import MAX_SEQUENCES_PER_PACK, pack_lengths, pack_rows, predictions_needed
 
-COPIED = ("vocab.txt", "tokenizer_config.json", "token_counts.npy")
+COPIED = ("vocab.txt", "tokenizer_config.json", "token_counts.npy", report.FILE)
 WINDOW_POSITIONS = 1 << 25  # sequences x row length that are packed together: half a GB of memory at most
 BLOCK_CHUNKS = 4  # HDF5 chunks made at once
 BYTES_PER_POSITION = 2.0  # of a packed file, for each of rows x row length; measured 1.9

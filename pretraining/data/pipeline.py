@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from central.runtime.exits import BadRequest
+from pretraining.data import report
 from pretraining.data.claims import RECORD, claim_folder, describe_sources, show_notes
 from pretraining.data.documents import TextSettings
 from pretraining.data.hdf5 import array_bytes, check_space, remove_unfinished, write_synced
 from pretraining.data.progress import Progress
+from pretraining.data.report import Histogram, TextNumbers, refusals, usage_of
 from pretraining.data.shards import (
     FORMAT,
+    TEST,
     TRAINING,
     Phase,
     Shard,
@@ -23,14 +26,16 @@ from pretraining.data.shards import (
     choose_num_shards,
     counts_file,
     draw_shards,
+    shard_attributes,
     write_shard,
 )
 from pretraining.data.sources import HubDataset, Source, batches, text_bytes
 from pretraining.data.tokens import Part, PartSummary, summary, tokenize_batch
-from pretraining.data.wordpiece import Vocabulary, VocabularyFile
+from pretraining.data.wordpiece import Usage, Vocabulary, VocabularyFile
 from pretraining.data.workers import Workers
 from pretraining.vocabulary import vocabulary_text
 
+COMPLETE = "complete.json"  # in a token store: all parts are there
 TOKENS_VERSION = 2  # of the token store: goes up when the same request gives other tokens
 SPECIAL_TOKENS_PER_SEQUENCE = 3  # [CLS] and two [SEP]
 BYTES_PER_POSITION = 2.0  # of an HDF5 file, for each of sequences x max_seq_length; measured 1.8 to 1.97
@@ -49,6 +54,7 @@ class Request:
     output_dir: Path
     corpus: str
     keep_tokens: bool = False
+    allow: tuple[str, ...] = ()  # names of report.REFUSED
 
     @property
     def tokens_folder(self) -> Path:
@@ -83,15 +89,11 @@ class Corpus:
 
     parts: list[PartSummary]
     sha256: str
-    duplicate_share: float  # of sentences that occurred before, estimated
+    text: TextNumbers
 
     @property
     def documents(self) -> int:
-        return sum(part.documents for part in self.parts)
-
-    @property
-    def sentences(self) -> int:
-        return sum(part.sentences for part in self.parts)
+        return self.text.documents
 
     @property
     def tokens(self) -> int:
@@ -114,33 +116,39 @@ def prepare(request: Request, workers: Workers) -> None:
 def stored_corpus(request: Request) -> Corpus:
     """What the step `shard` left."""
     folder = request.tokens_folder
-    if not (folder / "complete.json").exists():
+    parts, made_with = _stored_parts(folder), _recorded_vocabulary(folder)
+    if parts is None or made_with is None:
         raise BadRequest(f"{folder}: no finished tokens in it; run `prepare.py shard` first")
-    made_with = json.loads((folder / RECORD).read_text(encoding="utf-8"))["vocabulary"]
     if made_with != request.vocabulary.sha256:
         raise BadRequest(
             f"--vocab_file {request.settings.vocabulary_file.path}: the tokens in {folder} are of another vocabulary"
         )
-    return _describe(folder, _stored_parts(folder))
+    return _describe(request, parts)
+
+
+def _recorded_vocabulary(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))["vocabulary"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def tokenize(request: Request, workers: Workers, need_tokens: bool = False) -> Corpus:
     """Tokenise what is not tokenised yet; of a finished run the numbers are enough, unless tokens are needed."""
     folder = request.tokens_folder
     claim_folder(folder, _description(request), ours=True)
-    if (folder / "complete.json").exists() and not need_tokens:
-        parts = _stored_parts(folder)
-    else:
+    parts = None if need_tokens else _stored_parts(folder)
+    if parts is None:
         check_space(folder, "tokens", _tokens_size(request))
         parts = _tokenize(request, workers)
-        write_synced(folder / "complete.json", json.dumps({"parts": len(parts)}).encode())
+        write_synced(folder / COMPLETE, json.dumps({"parts": len(parts)}).encode())
     show_notes([note for part in parts for note in part.notes], folder)
-    corpus = _describe(folder, parts)
+    corpus = _describe(request, parts)
     if not corpus.tokens:
         raise BadRequest("--input: no text in it, so there is nothing to make sequences of")
     print(
-        f"{corpus.documents} documents, {corpus.sentences} sentences, {corpus.tokens} tokens;"
-        f" {corpus.duplicate_share:.1%} of the sentences occurred before"
+        f"{corpus.documents} documents, {corpus.text.sentences} sentences, {corpus.tokens} tokens;"
+        f" {corpus.text.duplicate_share:.1%} of the sentences occurred before"
     )
     return corpus
 
@@ -165,17 +173,36 @@ def _tokenize(request: Request, workers: Workers) -> list[PartSummary]:
     return [parts[number] for number in sorted(parts)]
 
 
-def _stored_parts(folder: Path) -> list[PartSummary]:
-    count = json.loads((folder / "complete.json").read_text(encoding="utf-8"))["parts"]
-    return [summary(Part(folder, number)) for number in range(count)]
+def _stored_parts(folder: Path) -> list[PartSummary] | None:
+    """The parts of a finished run; None where it did not finish, or something of it was cut."""
+    try:
+        count = int(json.loads((folder / COMPLETE).read_text(encoding="utf-8"))["parts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    parts = [Part(folder, number) for number in range(count)]
+    return [summary(part) for part in parts] if all(part.whole_index() for part in parts) else None
 
 
-def _describe(folder: Path, parts: list[PartSummary]) -> Corpus:
-    hashes = [Part(folder, part.number).index()["sentence_hashes"] for part in parts]
-    sampled = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+def _describe(request: Request, parts: list[PartSummary]) -> Corpus:
+    """What is in all parts; each index is in memory by itself."""
+    documents, sentences, usage, hashes = [], [], Usage.none(), [np.empty(0, np.uint64)]
+    for part in parts:
+        index = Part(request.tokens_folder, part.number).index()
+        documents.append(Histogram.of(index["document_sentences"]))
+        sentences.append(Histogram(index["sentence_values"], index["sentence_counts"]))
+        usage += usage_of(index)
+        hashes.append(index["sentence_hashes"])
+    sampled = np.concatenate(hashes)
     duplicate_share = 1 - len(np.unique(sampled)) / len(sampled) if len(sampled) else 0.0
     digest = hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest()
-    return Corpus(parts, digest, duplicate_share)
+    text = TextNumbers(
+        Histogram.total(documents),
+        Histogram.total(sentences),
+        usage,
+        duplicate_share,
+        request.vocabulary.strips_accents,
+    )
+    return Corpus(parts, digest, text)
 
 
 def _description(request: Request) -> dict[str, object]:
@@ -209,6 +236,9 @@ def write_hdf5(request: Request, corpus: Corpus, workers: Workers) -> None:
             f"--input: {corpus.tokens} tokens in all, too few for one sequence of {longest}: give more text, "
             "or a shorter --max_seq_length"
         )
+    refused = refusals(corpus.text, longest - SPECIAL_TOKENS_PER_SEQUENCE, request.allow)
+    if refused:
+        raise BadRequest(refused)
     num_shards = choose_num_shards(asked, corpus.documents, corpus.tokens)
     if asked > num_shards:
         print(f"--num_shards {asked}: {num_shards} made, so that each has two documents")
@@ -229,13 +259,35 @@ def write_hdf5(request: Request, corpus: Corpus, workers: Workers) -> None:
         progress.update(number)
     progress.close()
     counts = sum(np.load(counts_file(folder, shard.name)) for shard in shards if shard.split == TRAINING)
+    made = _report(request, corpus, shards)
     for corpus_folder in request.corpus_folders:
+        write_synced(corpus_folder / report.FILE, report.write(made))
         _write_vocabulary(corpus_folder, request.settings.vocabulary_file)
         write_synced(corpus_folder / "token_counts.npy", array_bytes(counts.astype(np.int64)))
         print(corpus_folder)
+    print("\n".join(report.lines(made)))
+    for warning in report.warnings(made):
+        print(f"warning: {warning}")
     if not request.keep_tokens:
         for part in corpus.parts:
             Part(folder, part.number).remove_tokens()
+
+
+def _report(request: Request, corpus: Corpus, shards: list[Shard]) -> dict:
+    """The report of the corpus, with the numbers of every phase from what its files say of themselves."""
+    phases = {}
+    for phase, folder in zip(request.settings.phases, request.corpus_folders, strict=True):
+        phases[str(phase.max_seq_length)] = {
+            split: report.phase_report(
+                [
+                    shard_attributes(folder / f"{request.corpus}_{shard.name}.hdf5")
+                    for shard in shards
+                    if shard.split == split
+                ]
+            )
+            for split in (TRAINING, TEST)
+        }
+    return report.text_report(corpus.text) | {"phases": phases}
 
 
 def _common_attributes(request: Request, settings: ShardSettings, corpus: Corpus) -> dict[str, object]:
@@ -253,7 +305,7 @@ def _common_attributes(request: Request, settings: ShardSettings, corpus: Corpus
         "test_fraction": settings.test_fraction,
         "num_shards": settings.num_shards,
         "corpus_sha256": corpus.sha256,
-        "duplicate_sentence_share": corpus.duplicate_share,
+        "duplicate_sentence_share": corpus.text.duplicate_share,
     }
 
 

@@ -11,6 +11,7 @@ from central.runtime.exits import BadRequest
 from pretraining.data.documents import TextSettings
 from pretraining.data.formats import FormSettings
 from pretraining.data.pipeline import Request
+from pretraining.data.report import REFUSED
 from pretraining.data.sentences import SPLITTERS, language_note, sentence_splitter
 from pretraining.data.shards import Phase, ShardSettings
 from pretraining.data.sources import HubDataset, Source, find_sources
@@ -125,6 +126,15 @@ def add_sequence_options(parser: argparse.ArgumentParser) -> None:
     add("--random_seed", type=int, default=12345, metavar="N", help="same seed and text, same bytes")
     add("--num_shards", type=int, default=0, metavar="N", help="training files a phase; 0: by size")
     add("--test_fraction", type=float, default=0.1, metavar="P", help="share of documents held out for evaluation")
+    add(
+        "--allow",
+        nargs="+",
+        default=[],
+        choices=REFUSED,
+        metavar="NAME",
+        help="go on with a text that is refused: "
+        + ", ".join(f"{name} ({what.replace('%', '%%')})" for name, what in REFUSED.items()),
+    )
     add("--keep_tokens", action="store_true", help="keep the tokens for a run with other masks or lengths")
 
 
@@ -206,7 +216,16 @@ def request_of(args: argparse.Namespace, text_is_needed: bool = True) -> Request
         test_fraction=args.test_fraction,
     )
     output_dir = args.output_dir.resolve()
-    return Request(tuple(sources), dataset_of(args), text, settings, output_dir, args.corpus, args.keep_tokens)
+    return Request(
+        tuple(sources),
+        dataset_of(args),
+        text,
+        settings,
+        output_dir,
+        args.corpus,
+        args.keep_tokens,
+        tuple(args.allow),
+    )
 
 
 def check_seed(seed: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from central.runtime.exits import BadRequest
 from pretraining.data.hdf5 import array_bytes, rows_per_chunk, write_rows, write_synced
-from pretraining.data.instances import Documents, Pairs, make_pairs
+from pretraining.data.instances import SPECIALS, Documents, Pairs, covered_tokens, cut_long_sentences, make_pairs
 from pretraining.data.masking import MaskSettings, mask_rows, token_rows
 from pretraining.data.tokens import SENTENCE_TYPE, Part, PartSummary
 from pretraining.data.wordpiece import Vocabulary, VocabularyFile
@@ -155,7 +155,8 @@ def _write_phase(
     is_test = shard.split == TEST
     rng = np.random.Generator(np.random.SFC64([settings.random_seed, phase.max_seq_length, is_test, shard.number]))
     dupe_factor = 1 if is_test else settings.dupe_factor
-    pairs = make_pairs(documents, phase.max_seq_length, dupe_factor, settings.short_seq_prob, rng)
+    cut = cut_long_sentences(documents, phase.max_seq_length - SPECIALS)
+    pairs = make_pairs(cut, phase.max_seq_length, dupe_factor, settings.short_seq_prob, rng)
     attributes |= {
         "max_seq_length": phase.max_seq_length,
         "max_predictions_per_seq": phase.max_predictions_per_seq,
@@ -166,11 +167,12 @@ def _write_phase(
         "sequences": len(pairs),
         "tokens": int(pairs.lengths.sum()),
         "random_next": int(pairs.is_random.sum()),
-        "masked_tokens": 0,
+        "text_tokens": len(documents.tokens),
+        "covered_tokens": covered_tokens(pairs),
     }
     chunk_rows = rows_per_chunk(phase.max_seq_length)
-    blocks = _blocks(documents, pairs, phase, chunk_rows * BLOCK_CHUNKS, settings, vocabulary, rng, attributes)
-    write_rows(path, len(pairs), chunk_rows, blocks, attributes)
+    blocks = _blocks(documents, pairs, phase, chunk_rows * BLOCK_CHUNKS, settings, vocabulary, rng)
+    write_rows(path, len(pairs), chunk_rows, blocks, attributes, {"masked_tokens": "masked_lm_positions"})
     return len(pairs)
 
 
@@ -182,15 +184,13 @@ def _blocks(
     settings: ShardSettings,
     vocabulary: Vocabulary,
     rng: np.random.Generator,
-    attributes: dict,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The rows of a file, some at a time; counts masked tokens into `attributes`."""
+    """The rows of a file, some at a time."""
     masks = MaskSettings(phase.max_predictions_per_seq, settings.masked_lm_prob, settings.whole_word_masking)
     for start in range(0, len(pairs), block_rows):
         block = pairs[start : start + block_rows]
         arrays = token_rows(documents, block, phase.max_seq_length, vocabulary)
         mask_rows(arrays, block, masks, vocabulary, rng)
-        attributes["masked_tokens"] += int(np.count_nonzero(arrays["masked_lm_positions"]))
         yield arrays
 
 
@@ -226,6 +226,12 @@ def _read_slices(path: Path, kind: type, starts: np.ndarray, counts: np.ndarray)
 
 def counts_file(tokens_folder: Path, name: str) -> Path:
     return tokens_folder / f"counts_{name}.npy"
+
+
+def shard_attributes(path: Path) -> dict[str, object]:
+    """What a finished file says of itself."""
+    with h5py.File(path, "r") as file:
+        return dict(file.attrs)
 
 
 def check_finished(path: Path, expected: dict[str, object]) -> str | None:

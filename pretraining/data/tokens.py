@@ -6,6 +6,8 @@ a part with an index is whole. Documents are then drawn into shards by a permuta
 
 import hashlib
 import io
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +17,7 @@ import numpy as np
 
 from pretraining.data.documents import TextSettings, canonical_text
 from pretraining.data.hdf5 import write_synced
+from pretraining.data.report import Histogram, usage_arrays
 from pretraining.data.sources import Batch
 from pretraining.data.wordpiece import BLOCK_CHARACTERS, Tokenizer, VocabularyFile
 
@@ -34,7 +37,19 @@ class Part:
 
     @property
     def is_done(self) -> bool:
-        return self.path("npz").exists() and self.path("tokens").exists()
+        """Whether all that the index tells of is there; a file that was cut, or is none, is made again."""
+        index = self.whole_index()
+        return index is not None and all(
+            self.path(what).is_file() and self.path(what).stat().st_size == int(index[f"{what}_bytes"])
+            for what in ("tokens", "sentences")
+        )
+
+    def whole_index(self) -> dict[str, np.ndarray] | None:
+        """The index, None where it is not there or damaged."""
+        try:
+            return self.index()
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None
 
     def remove_tokens(self) -> None:
         """Free the space; the index stays, so that a finished run is known to be one."""
@@ -70,6 +85,7 @@ def tokenize_batch(batch: Batch, folder: Path, vocabulary: VocabularyFile, setti
     _, first, document_sentences = np.unique(document, return_index=True, return_counts=True)
     document_tokens = np.add.reduceat(sentence_tokens, first) if len(first) else first
 
+    histogram = Histogram.of(sentence_tokens)
     part = Part(folder, batch.number)
     write_synced(part.path("tokens"), ids.tobytes())
     write_synced(part.path("sentences"), sentence_tokens.astype(SENTENCE_TYPE).tobytes())
@@ -78,6 +94,11 @@ def tokenize_batch(batch: Batch, folder: Path, vocabulary: VocabularyFile, setti
         index,
         document_sentences=document_sentences,
         document_tokens=document_tokens,
+        tokens_bytes=np.array(ids.nbytes),
+        sentences_bytes=np.array(len(sentence_tokens) * np.dtype(SENTENCE_TYPE).itemsize),
+        sentence_values=histogram.values,
+        sentence_counts=histogram.counts,
+        **usage_arrays(tokenizer.take_usage()),
         sentence_hashes=_sampled_hashes(ids, sentence_tokens),
         notes=np.array(canonical.notes, dtype=str),
         sha256=np.array(_sha256(ids, sentence_tokens, document_sentences)),

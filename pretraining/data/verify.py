@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 
 from central.runtime.exits import BadRequest
+from pretraining.data import report as corpus_report
 from pretraining.data.hdf5 import KEYS, whole_or_absent
 from pretraining.data.progress import Progress
 from pretraining.data.wordpiece import Vocabulary, read_vocabulary
@@ -33,11 +34,12 @@ class Tally:
     tokens: int = 0
     masked: int = 0
     random_next: int = 0
+    unknown: int = 0  # of the masked tokens, which are drawn at random from all
     positions: int = 0  # rows x row length
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))  # sequences of each length
 
     def add(self, other: "Tally") -> None:
-        for name in ("rows", "sequences", "tokens", "masked", "random_next", "positions"):
+        for name in ("rows", "sequences", "tokens", "masked", "random_next", "unknown", "positions"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         width = max(len(self.histogram), len(other.histogram))
         self.histogram = _widen(self.histogram, width) + _widen(other.histogram, width)
@@ -58,7 +60,8 @@ def verify_folder(folder: Path, workers: Workers) -> None:
         raise BadRequest(f"{folder}: no .hdf5 file in it")
     progress = Progress("verifying", len(files), "files")
     reports = []
-    for report in workers.map(verify_file, ((file,) for file in files)):
+    unknown = {folder: _unknown_id(folder) for folder in {file.parent for file in files}}
+    for report in workers.map(verify_file, ((file, unknown[file.parent]) for file in files)):
         reports.append(report)
         progress.update(len(reports))
     progress.close()
@@ -71,7 +74,12 @@ def verify_folder(folder: Path, workers: Workers) -> None:
         raise BadRequest(faults)
 
 
-def verify_file(path: Path) -> FileReport:
+def _unknown_id(folder: Path) -> int | None:
+    vocabulary = _vocabulary(folder)
+    return vocabulary.ids["[UNK]"] if vocabulary else None
+
+
+def verify_file(path: Path, unknown_id: int | None = None) -> FileReport:
     """Read a whole file and compare it with what it says of itself."""
     tally, faults, attributes = Tally(), [], {}
     try:
@@ -80,7 +88,7 @@ def verify_file(path: Path) -> FileReport:
             faults += _shape_faults(file)
             if not faults:
                 for start in range(0, len(file["input_ids"]), BLOCK_ROWS):
-                    _tally_rows(file, slice(start, start + BLOCK_ROWS), attributes, tally, faults)
+                    _tally_rows(file, slice(start, start + BLOCK_ROWS), attributes, tally, faults, unknown_id)
     except (OSError, RuntimeError, ValueError) as error:  # h5py on damaged files
         faults.append(f"damaged ({error})")
     if not faults:
@@ -98,7 +106,9 @@ def _shape_faults(file: h5py.File) -> list[str]:
     return []
 
 
-def _tally_rows(file: h5py.File, rows: slice, attributes: dict, tally: Tally, faults: list[str]) -> None:
+def _tally_rows(
+    file: h5py.File, rows: slice, attributes: dict, tally: Tally, faults: list[str], unknown_id: int | None
+) -> None:
     ids, mask, segments, positions, labels, next_labels = (file[key][rows] for key in KEYS)
     is_packed = "next_sentence_weights" in file
     weights = file["next_sentence_weights"][rows] if is_packed else np.ones((len(ids), 1), int)
@@ -126,6 +136,7 @@ def _tally_rows(file: h5py.File, rows: slice, attributes: dict, tally: Tally, fa
             tokens=int(length.sum()),
             masked=int(used.sum()),
             random_next=int((next_labels.reshape(weights.shape) * weights).sum()),
+            unknown=0 if unknown_id is None else int((labels[used] == unknown_id).sum()),
             positions=ids.size,
             histogram=np.bincount(each[weights > 0], minlength=ids.shape[1] + 1),
         )
@@ -176,6 +187,11 @@ def _print_corpus(corpus: Path, reports: list[FileReport]) -> None:
             histograms[split] = _print_split(split, own)
     vocabulary = _vocabulary(corpus)
     _print_common(corpus, reports, vocabulary)
+    made = corpus_report.read(corpus)
+    if made:
+        print("  report of the corpus, as it was made:")
+        for line in (*corpus_report.lines(made), *(f"warning: {line}" for line in corpus_report.warnings(made))):
+            print(f"    {line}")
     if vocabulary:
         _print_examples(reports, vocabulary)
     if histograms:
@@ -190,9 +206,11 @@ def _print_split(split: str, reports: list[FileReport]) -> np.ndarray:
     print(f"  {split}: {len(reports)} files, {text['documents']} documents, {text['sentences']} sentences")
     print(f"    {total.sequences} sequences in {total.rows} rows, {total.tokens} tokens")
     if total.sequences:
+        random = total.random_next / total.sequences
         print(
             f"    mean length {total.tokens / total.sequences:.1f}, padding {1 - total.tokens / total.positions:.1%},"
-            f" masked {total.masked / total.tokens:.2%}, next sentence random {total.random_next / total.sequences:.1%}"
+            f" masked {total.masked / total.tokens:.2%}, of these [UNK] {total.unknown / max(1, total.masked):.2%},"
+            f" next sentence random {random:.1%} (majority {max(random, 1 - random):.1%})"
         )
     return total.histogram
 

@@ -1,0 +1,241 @@
+"""The report of a corpus: its numbers against plain counting, its bounds, what is refused, what `verify` shows."""
+
+import collections
+import json
+import random
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from central.runtime.exits import run
+from pretraining.data import prepare, report, sources
+from pretraining.data.report import Histogram
+from pretraining.data.wordpiece import SPECIAL_TOKENS
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+WORDS = ["".join(pair) for pair in zip(LETTERS * 4, LETTERS[3:] * 4, LETTERS[7:] * 4, strict=False)][:60]
+
+
+@pytest.fixture
+def vocab(tmp_path) -> Path:
+    path = tmp_path / "vocab.txt"
+    path.write_text("".join(f"{token}\n" for token in (*SPECIAL_TOKENS, *".!?,", *WORDS)))
+    return path
+
+
+def documents(count: int, seed: int = 0, sentences: tuple[int, int] = (3, 12)) -> list[list[str]]:
+    rng = random.Random(seed)
+    return [
+        [" ".join(rng.choices(WORDS, k=rng.randint(4, 15))) + "." for _ in range(rng.randint(*sentences))]
+        for _ in range(count)
+    ]
+
+
+def text_of(made: list[list[str]]) -> str:
+    return "\n\n".join("\n".join(document) for document in made) + "\n"
+
+
+def prepare_text(text: str, vocab: Path, folder: Path, *more: str) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "in.txt").write_text(text, encoding="utf-8")
+    line = f"--input {folder / 'in.txt'} --vocab_file {vocab} --output_dir {folder / 'out'} --num_processes 1"
+    options = "--max_seq_length 32 64 --max_predictions_per_seq 5 10 --sentences line"
+    return run(prepare.main, [*line.split(), *options.split(), *more])
+
+
+def report_of(folder: Path) -> dict:
+    first, second = sorted((folder / "out").glob("hdf5*/corpus/corpus.json"))
+    assert first.read_bytes() == second.read_bytes()
+    return json.loads(first.read_text(encoding="utf-8"))
+
+
+def test_the_numbers_by_plain_counting(vocab, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sources, "BATCH_BYTES", 4096)  # several parts
+    made = documents(60)
+    made[5][0] = "ж " * 9 + "力 😀 ab!"
+    assert prepare_text(text_of(made), vocab, tmp_path) == 0
+    found = report_of(tmp_path)
+    known = set(vocab.read_text().split())
+    words = [[s.replace(".", " .").replace("!", " !").split() for s in document] for document in made]
+    tokens = [len(sentence) for document in words for sentence in document]
+    unknown = [word for document in words for sentence in document for word in sentence if word not in known]
+    assert found["documents"] == 60 and found["sentences"] == len(tokens) and found["tokens"] == sum(tokens)
+    assert found["tokens_a_sentence"]["median"] == np.quantile(tokens, 0.5, method="inverted_cdf")
+    assert found["tokens_a_sentence"]["longest"] == max(tokens)
+    lengths = list(map(len, made))
+    assert found["sentences_a_document"]["99%"] == np.quantile(lengths, 0.99, method="inverted_cdf")
+    assert found["unknown"]["share"] == round(len(unknown) / sum(tokens), 6)
+    assert found["unknown"]["characters"][0] == ["ж", 9]
+    counts = dict(map(tuple, found["unknown"]["characters"]))
+    assert counts["力"] == counts["😀"] == 1
+    assert found["unknown"]["scripts"]["Cyrillic"] == {"words": 9, "tokens": 9, "share": 1.0}
+    for length, folder in zip((32, 64), sorted((tmp_path / "out").glob("hdf5*/corpus")), strict=True):
+        training = found["phases"][str(length)]["training"]
+        sequences = padding = positions = random_next = 0
+        for path in folder.glob("*training*"):
+            with h5py.File(path) as file:
+                mask, labels = file["input_mask"][:], file["next_sentence_labels"][:]
+            sequences, random_next = sequences + len(mask), random_next + int(labels.sum())
+            padding, positions = padding + int((mask == 0).sum()), positions + mask.size
+        assert training["sequences"] == sequences
+        assert training["padding"] == pytest.approx(padding / positions, abs=1e-5)
+        assert training["next_sentence_random"] == pytest.approx(random_next / sequences, abs=1e-5)
+        share = training["next_sentence_random"]
+        assert training["next_sentence_majority"] == pytest.approx(max(share, 1 - share))
+        assert 0.9 < training["text_in_sequences"] <= 1
+    said = capsys.readouterr().out
+    assert "text: 60 documents" in said and "32 tokens, training: " in said and "ж (9)" in said
+    assert prepare.main(["verify", str(tmp_path / "out"), "--num_processes", "1"]) == 0
+    shown = capsys.readouterr().out
+    for line in report.lines(found):
+        assert f"    {line}\n" in shown
+    assert "[UNK] " in shown and "(majority " in shown
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 30), max_size=30), min_size=1, max_size=5))
+def test_histograms_add_up(lists):
+    total = Histogram.total([Histogram.of(np.array(numbers, np.int64)) for numbers in lists])
+    everything = sorted(number for numbers in lists for number in numbers)
+    assert dict(zip(total.values.tolist(), total.counts.tolist(), strict=True)) == collections.Counter(everything)
+    for share in (0.5, 0.99, 1.0):
+        wanted = np.quantile(everything, share, method="inverted_cdf") if everything else 0
+        assert total.quantile(share) == wanted
+
+
+RUSSIAN = "Он пришёл домой и лёг спать.\nДождь шёл всю ночь.\nУтром стало тихо.\n\n" * 12
+REFUSED = {
+    "unknown": (RUSSIAN, "of the tokens are [UNK] (Cyrillic 8"),
+    "one_document": ("\n".join(sentence for document in documents(20) for sentence in document), "all text is one doc"),
+    "one_label": (
+        text_of([[sentence] for document in documents(20) for sentence in document]),
+        "every document is one",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_makes_no_sense_is_refused_unless_allowed(name, vocab, tmp_path, capsys):
+    text, said = REFUSED[name]
+    assert prepare_text(text, vocab, tmp_path) == 2
+    error = capsys.readouterr().err
+    assert said in error and f"--allow {name}" in error and len(error.strip().splitlines()) <= 3
+    assert not list(tmp_path.rglob("*.hdf5"))
+    assert prepare_text(text, vocab, tmp_path, "--allow", *(other for other in REFUSED if other != name)) == 2
+    capsys.readouterr()
+    assert prepare_text(text, vocab, tmp_path, "--allow", name) == 0
+    shown = capsys.readouterr().out
+    assert "warning: " in shown and list(tmp_path.rglob("*training*.hdf5"))
+
+
+def test_all_reasons_are_told_together(vocab, tmp_path, capsys):
+    assert prepare_text(RUSSIAN.replace("\n\n", "\n"), vocab, tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "--allow unknown" in error and "--allow one_document" in error
+
+
+def test_a_vocabulary_of_five_tokens(tmp_path, capsys):
+    (tmp_path / "five.txt").write_text("\n".join(SPECIAL_TOKENS))
+    assert prepare_text(text_of(documents(30)), tmp_path / "five.txt", tmp_path) == 2
+    assert "100.0% of the tokens are [UNK] (Latin 100%)" in capsys.readouterr().err
+
+
+def test_signs_and_emoji_do_not_refuse_good_text(vocab, tmp_path, capsys):
+    made = [[f"{sentence} 😀 😀 ☃ ☃" for sentence in document] for document in documents(30)]
+    assert prepare_text(text_of(made), vocab, tmp_path) == 0
+    assert "of the tokens are [UNK], most behind ☃" in capsys.readouterr().out  # said
+
+
+def warnings_of(text: str, vocab: Path, folder: Path, capsys, *more: str) -> str:
+    capsys.readouterr()
+    assert prepare_text(text, vocab, folder, "--allow", "unknown", *more) == 0
+    return "\n".join(line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: "))
+
+
+def test_a_good_text_has_no_warnings(vocab, tmp_path, capsys):
+    assert warnings_of(text_of(documents(80)), vocab, tmp_path, capsys) == ""
+
+
+def test_numbers_beyond_their_bounds_are_said(vocab, tmp_path, capsys):
+    paragraphs = text_of(documents(60, sentences=(1, 2)))
+    said = warnings_of(paragraphs, vocab, tmp_path / "a", capsys)
+    assert "of the sequences of 64 tokens is padding" in said
+    few = text_of(documents(3))
+    assert "no text is held out at 32 tokens" in warnings_of(few, vocab, tmp_path / "b", capsys)
+    said = warnings_of(text_of(documents(60)), vocab, tmp_path / "c", capsys, "--test_fraction", "0")
+    assert "no text is held out at 64 tokens" in said
+    mostly = text_of(documents(50, sentences=(1, 1)) + documents(10, seed=1))
+    said = warnings_of(mostly, vocab, tmp_path / "d", capsys)
+    assert "% of the documents have one sentence" in said
+    words = text_of([[sentence.split()[0] for sentence in document] for document in documents(300)])
+    assert "half of the sentences have no more than 1 tokens" in warnings_of(words, vocab, tmp_path / "e", capsys)
+
+
+def test_long_sentences_are_in_sequences(vocab, tmp_path, capsys):
+    """Sentences of several sequences each: nearly all of their text is used."""
+    rng = random.Random(0)
+    made = [[" ".join(rng.choices(WORDS, k=300)) for _ in range(2)] for _ in range(20)]
+    assert prepare_text(text_of(made), vocab, tmp_path) == 0
+    for splits in report_of(tmp_path)["phases"].values():
+        assert splits["training"]["text_in_sequences"] > 0.97
+        assert splits["training"]["next_sentence_majority"] < 0.75
+
+
+MARKS = {
+    "Devanagari": "कुत्ता घर में है। की किताब मेज़ पर है।",
+    "Katakana": "ガギグゲゴ パピプペポ デパート",
+    "Cyrillic": "Мой край, твой дом и чужой йод.",
+    "Thai": "ที่นี่ กิน น้ำ",
+    "Latin": "Tiếng Việt có dấu đẹp lắm.",
+}
+
+
+@pytest.mark.parametrize("script", MARKS)
+def test_marks_that_lower_case_takes_are_said(script, vocab, tmp_path, capsys):
+    text = text_of([[MARKS[script]] * 4] * 12)
+    said = warnings_of(text, vocab, tmp_path / "a", capsys)
+    assert f"% of the {script} words" in said and "--strip_accents 0 keeps them" in said
+    assert "lower case" not in warnings_of(text, vocab, tmp_path / "b", capsys, "--strip_accents", "0")
+    assert "lower case" not in warnings_of(text, vocab, tmp_path / "c", capsys, "--do_lower_case", "0")
+
+
+@pytest.mark.parametrize("text", ["Le café était fermé hier et il a plu.", "Τι κάνεις; Είμαι καλά σήμερα."])
+def test_accents_that_BERT_always_left_out_are_no_warning(text, vocab, tmp_path, capsys):
+    assert "lower case" not in warnings_of(text_of([[text] * 4] * 12), vocab, tmp_path, capsys)
+
+
+CUT = ("part_000001.npz", "part_000002.tokens", "part_000000.sentences", ".request.json", "complete.json")
+
+
+@pytest.mark.parametrize("length", [0, 40, -1])
+@pytest.mark.parametrize("name", CUT)
+def test_a_token_store_that_was_cut_is_made_again(name, length, vocab, tmp_path, monkeypatch, capsys):
+    """To nothing, to a beginning, to all but a byte; what of it is whole stays."""
+    monkeypatch.setattr(sources, "BATCH_BYTES", 4096)
+    text = text_of(documents(90))
+    assert prepare_text(text, vocab, tmp_path / "calm") == 0
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    assert prepare_text(text, vocab, folder, "--keep_tokens") == 0
+    for path in folder.rglob("*.hdf5"):
+        path.unlink()
+    cut = folder / "out" / "tokens_corpus" / name
+    cut.write_bytes(cut.read_bytes()[:length])
+    capsys.readouterr()
+    assert prepare_text(text, vocab, folder) == 0
+    for path in (tmp_path / "calm").rglob("*.hdf5"):
+        assert (folder / path.relative_to(tmp_path / "calm")).read_bytes() == path.read_bytes()
+
+
+def test_a_record_that_is_no_text(vocab, tmp_path):
+    text = text_of(documents(30))
+    assert prepare_text(text, vocab, tmp_path) == 0
+    (tmp_path / "out" / "tokens_corpus" / ".request.json").write_bytes(b"\xff\xfe\x00")
+    assert prepare_text(text, vocab, tmp_path) == 0
+    (tmp_path / "out" / "tokens_corpus" / ".request.json").write_bytes(b"[1]")
+    line = ["hdf5", "--vocab_file", str(vocab), "--output_dir", str(tmp_path / "out"), "--max_seq_length", "32"]
+    assert run(prepare.main, [*line, "--max_predictions_per_seq", "5"]) == 2
