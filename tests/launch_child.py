@@ -54,7 +54,8 @@ def say(here, settings, argv):
     """One JSON file a rank, and a line that shows whether output arrives as it was written."""
     settings.output_dir.mkdir(parents=True, exist_ok=True)
     phase = 2 if settings.phase2 else 1
-    named = {name: os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT", "PYTHONPATH", "OMP_NUM_THREADS")}
+    names = ("MASTER_ADDR", "MASTER_PORT", "PYTHONPATH", "OMP_NUM_THREADS", "HABANA_VISIBLE_MODULES")
+    named = {name: os.environ.get(name) for name in names}
     facts = {
         **vars(here),
         "host": socket.gethostname(),

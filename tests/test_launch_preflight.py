@@ -1,13 +1,14 @@
 """What would stop a run, found before it starts: all of it at once, with remedies."""
 
 import json
+import os
 import shutil
 import socket
 import sys
 
 import h5py
 import pytest
-from launch_project import copy_project, left_running, run, words
+from launch_project import checkpoints, copy_project, left_running, run, words
 
 from central.launch import child_environment, cli, machine, options, preflight, pretraining, remote
 from central.launch.commands import Place
@@ -280,6 +281,21 @@ def test_modules_that_are_not_counted_from_0_are_handed_to_the_ranks(monkeypatch
     told = {"root": "/r", "mode": "lazy", "op_lists": None, "master_port": "1", "threads": 1, "loopback": False}
     found = child_environment.child_variables(environ=environ, devices=devices, **told)
     assert found.get("HABANA_VISIBLE_MODULES") == handed_on
+
+
+@pytest.mark.parametrize(
+    ("moved", "told"), [({}, None), ({"HPU_EMULATOR_MODULES": "6,5,7,4"}, "4,5,6,7")], ids=["from 0", "from 4"]
+)
+def test_a_rank_of_a_server_with_other_modules_is_told(project, root, moved, told):
+    """The whole way, with the emulator's hl-smi: a container that was given cards 4 to 7."""
+    emulator = root / "tests" / "hpu_emulator"
+    path = f"{emulator / 'bin'}:{os.environ['PATH']}"
+    server = {"PATH": path, "PYTHONPATH": str(emulator), "HPU_EMULATOR_CARDS": "4", **moved}
+    status, _, err, _ = run(words(project, "--device", "hpu", "--phase", "1"), **server)
+    assert status == 0, err
+    assert ("the modules of this server are 4,5,6,7" in err) == bool(told)
+    facts = json.loads((checkpoints(project) / "phase1_rank0.json").read_text())
+    assert facts["environ"]["HABANA_VISIBLE_MODULES"] == told
 
 
 @pytest.mark.parametrize(
