@@ -3,7 +3,8 @@
 They are those of run_pretraining.py and run_squad.py up to release 1.23, and of optimum-habana's Trainer.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
 # Switches that have another name here. A value of false leaves them out.
 RENAMED = {
@@ -46,10 +47,13 @@ WITHOUT_EFFECT = {
 ON, OFF = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 
 
-def translate(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Words of a training script with the flags above in our words or left out, and a line on each left out."""
+def translate(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> tuple[list[str], list[str]]:
+    """Words of a training script with the flags above in our words or left out, and a line on each left out.
+
+    In a line of a later release PT_HPU_LAZY_MODE=1 asks for lazy mode, where no flag names a mode.
+    """
     kept, notes = [], {}
-    words = list(words)
+    words, before = list(words), list(words)
     while words:
         word = words.pop(0)
         flag, equals, value = word.partition("=")
@@ -68,4 +72,9 @@ def translate(words: Sequence[str]) -> tuple[list[str], list[str]]:
             value = words.pop(0)
         if name == "enable_packed_data_mode" or value.lower() not in OFF:
             notes[flag] = f"{flag} has no effect here: {WITHOUT_EFFECT[name]}"
+    is_later = kept != before
+    names_no_mode = not any(word.startswith(("--use_lazy_mode", "--torch_compile")) for word in (*before, *kept))
+    if is_later and names_no_mode and "--use_habana" in kept and environ.get("PT_HPU_LAZY_MODE") == "1":
+        kept.append("--use_lazy_mode")
+        notes["PT_HPU_LAZY_MODE"] = "PT_HPU_LAZY_MODE=1 is taken as --use_lazy_mode, as in the releases of these flags"
     return kept, list(notes.values())

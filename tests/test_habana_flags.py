@@ -71,3 +71,27 @@ def test_lazy_and_compiled_contradict_each_other_under_any_name(monkeypatch):
     monkeypatch.delitem(environment.sys.modules, "torch", raising=False)
     with pytest.raises(environment.BadRequest, match="leave out --use_lazy_mode"):
         environment.apply(["--use_habana", "--use_lazy_mode=True", "--use_torch_compile"], {})
+
+
+@pytest.mark.parametrize(
+    ("words", "lazy"),
+    [
+        ("--use_habana --autocast", True),
+        ("--use_habana --enable_packed_data_mode False", True),
+        ("--use_habana --autocast --use_torch_compile", False),
+        ("--use_habana --autocast --use_lazy_mode=False", False),
+        ("--use_habana --hmp", False),  # release 1.1.1: its flag alone decides, and the variable contradicts it
+        ("--no_cuda --autocast", False),
+    ],
+)
+def test_in_lines_of_later_releases_the_variable_asks_for_lazy_mode(words, lazy):
+    found, notes = translate(words.split(), {"PT_HPU_LAZY_MODE": "1"})
+    assert ("--use_lazy_mode" in found) == lazy == any("is taken as --use_lazy_mode" in note for note in notes)
+    assert "--use_lazy_mode" not in translate(words.split(), {"PT_HPU_LAZY_MODE": "0"})[0]
+
+
+def test_a_lazy_line_of_release_1_23_starts_in_lazy_mode(monkeypatch):
+    monkeypatch.delitem(environment.sys.modules, "torch", raising=False)
+    environment.apply(["--use_habana", "--autocast"], {"PT_HPU_LAZY_MODE": "1"})
+    with pytest.raises(environment.BadRequest, match="without --use_lazy_mode, means '0'"):
+        environment.apply(["--use_habana", "--hmp"], {"PT_HPU_LAZY_MODE": "1"})

@@ -7,7 +7,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 from central.habana_flags import translate
@@ -38,7 +38,7 @@ def apply(argv: Sequence[str] | None = None, environ: MutableMapping[str, str] =
     Raises BadRequest for a value that contradicts one already set, for a torch that has already read the variables,
     and for an op list that Habana's autocast would misread.
     """
-    args = _parse(sys.argv[1:] if argv is None else argv)
+    args = _parse(sys.argv[1:] if argv is None else argv, environ)
     if not args.use_habana:
         return
     problems = []
@@ -94,14 +94,14 @@ def op_list_problems(flag: str, file: Path) -> list[str]:
     return problems
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace:
     """The few flags that decide the environment, in every form that the scripts' own parsers accept."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for switch in ("use_habana", "use_lazy_mode", "torch_compile"):
         parser.add_argument(f"--{switch}", nargs="?", const=True, default=False, type=_truth)
     for file in ("hmp_bf16", "hmp_fp32"):
         parser.add_argument(f"--{file}", nargs="?", default="")
-    return parser.parse_known_args(translate(argv)[0])[0]
+    return parser.parse_known_args(translate(argv, environ)[0])[0]
 
 
 def _truth(word: str) -> bool:
