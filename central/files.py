@@ -5,17 +5,36 @@ import itertools
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 
 from central.errors import BadRequest
 
+MOST_INFLATED = 4  # times its size that a file of weights may unpack to
 
-def move_aside(path: Path) -> Path | None:
+
+def move_aside(path: str | os.PathLike) -> str | None:
     """Rename a file or folder `<name>.1`, `.2`, ...; returns its new name, None where there was nothing."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
-    return path.rename(next(name for name in names if not name.exists()))
+    names = (f"{os.fspath(path)}.{number}" for number in itertools.count(1))
+    aside = next(name for name in names if not os.path.lexists(name))
+    os.rename(path, aside)
+    return aside
+
+
+def refuse_inflated(path: str | os.PathLike) -> None:
+    """Raise BadRequest for a file of torch.save that unpacks to much more than it is: torch.save never compresses."""
+    import zipfile  # the launcher's start needs none
+
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as packed:
+        unpacked = sum(entry.file_size for entry in packed.infolist())
+    size = os.path.getsize(path)
+    if unpacked > MOST_INFLATED * size:
+        raise BadRequest(
+            f"{path}: {size / 2**20:.1f} MiB that unpack to {unpacked / 2**20:.0f}: no file of torch.save, which never "
+            "compresses: take another copy"
+        )
 
 
 def hold(path) -> bool:

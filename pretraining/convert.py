@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from central.files import refuse_inflated
 from central.runtime.exits import BadRequest
 from pretraining.checkpoint import MOMENT_NAMES, PADDED, first_line
 from pretraining.modeling import BertConfig, BertForPreTraining, decays
@@ -57,7 +58,7 @@ def read_foreign(path: Path, model: BertForPreTraining) -> Foreign:
     made = [name for name in own if name not in weights and name.startswith(HEADS)]
     for name in made:
         weights[name] = _trimmed(name, own[name], model.config)
-    weights = {name: tensor.float() for name, tensor in weights.items() if name in own or name.startswith("bert.enc")}
+    weights = {name: tensor for name, tensor in weights.items() if name in own or name.startswith("bert.enc")}
     notes = [f"{path}: has no {_head_names(made)}: made anew"] if made else []
     moments = _moments(optimizer, model)
     if optimizer and moments is None:
@@ -93,7 +94,10 @@ def _read_folder(folder: Path) -> dict:
         if (folder / "model.safetensors").is_file():
             return load_file(folder / "model.safetensors")
         if (folder / "pytorch_model.bin").is_file():
+            refuse_inflated(folder / "pytorch_model.bin")
             return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    except BadRequest:
+        raise
     except Exception as error:  # torch and safetensors raise many kinds for a file cut short
         raise BadRequest(f"{folder}: its weights cannot be read ({first_line(error)}): copy it again") from error
     raise BadRequest(f"{folder}: no model.safetensors or pytorch_model.bin in it: give a model folder or a .pt")
@@ -101,6 +105,7 @@ def _read_folder(folder: Path) -> dict:
 
 def _read_pt(path: Path) -> tuple:
     """What stands in a `.pt` for weights, and for the optimizer's state."""
+    refuse_inflated(path)
     try:
         content = load_restricted(path)
     except Exception as error:  # whatever a broken pickle leads to

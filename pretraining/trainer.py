@@ -189,7 +189,7 @@ class Run:
         self._record("PARAMETER", {"matrix_peak_flops": self._peak})
         self._record("PARAMETER", {reports.START: self.state.global_step, "phase": self.state.phase})
         if self._log.kept_as:
-            notes.append(f"{settings.json_summary}: the log of an earlier run is kept as {self._log.kept_as.name}")
+            notes.append(f"{settings.json_summary}: the log of an earlier run is kept as {self._log.kept_as}")
         sizes = f"{model_stats.count_parameters(self.request.config) / 1e6:.1f} M parameters"
         global_rows = self.share.global_rows_per_step
         for line in (

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 import torch
@@ -342,6 +343,17 @@ def test_files_that_hold_something_else_are_named(tmp_path, name, content):
         read_foreign(tmp_path, make_model())
     (problem,) = refused.value.problems
     assert str(tmp_path) in problem and "\n" not in problem
+
+
+@pytest.mark.parametrize("kind", ["pt", "folder"])
+def test_weights_that_inflate_are_refused_before_they_are_read(tmp_path, kind):
+    torch.save({"zeros": torch.zeros(4_000_000)}, tmp_path / "plain")
+    path = tmp_path / ("ckpt_1.pt" if kind == "pt" else "pytorch_model.bin")
+    with zipfile.ZipFile(tmp_path / "plain") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry))
+    with pytest.raises(BadRequest, match="unpack to 15"):
+        read_foreign(path if kind == "pt" else tmp_path, make_model())
 
 
 def test_a_pt_without_weights_is_named(tmp_path):

@@ -4,7 +4,6 @@ import copy
 import importlib.util
 import pickle
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.activations import ACT2FN
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from central import files
 from central.finetuning.arguments import ModelArguments
 from central.runtime.checkpoints import newest_checkpoint
 from central.runtime.device import available_host_memory
@@ -46,7 +46,6 @@ COUNTS = {  # in a config.json, with the most that is looked at
 RELATIVE_POSITIONS = ("relative_key", "relative_key_query")  # BERT's, up to transformers 4
 HEADS = re.compile("cls|class|head|output|predict|project|transform|layer_norm|score|logits|pooler|summary")
 CASED_SHARE = 0.01  # of a vocabulary: an uncased one has no word with capitals
-MOST_INFLATED = 4  # times its size that a file of weights may unpack to
 LONGEST_REASON = 300  # characters of a library's message
 UNKNOWN_SHARE = 0.1  # more [UNK] than this in ordinary text: tokenizer and vocabulary do not belong together
 
@@ -192,7 +191,7 @@ def load_model(
             f"the tokenizer has {len(tokenizer)} tokens, model {name} {config.vocab_size}: they do not belong together"
         )
     _check_size(auto_class, config, name)
-    refuse_inflated(Path(name) / "pytorch_model.bin")
+    files.refuse_inflated(Path(name) / "pytorch_model.bin")
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # its own report of the same keys, in a table of 20 lines
     transformers.logging.disable_progress_bar()
@@ -241,19 +240,6 @@ def _check_size(auto_class, config, name: str) -> None:
         raise BadRequest(
             f"model {name}: its config.json describes {size / 4e9:.1f} billion weights, {size / 2**30:.1f} GiB in "
             f"fp32, and {free / 2**30:.1f} GiB of memory are free: take a smaller model"
-        )
-
-
-def refuse_inflated(file: Path) -> None:
-    """Raise BadRequest for a file of torch.save that unpacks to much more than it is: torch.save never compresses."""
-    if not file.is_file() or not zipfile.is_zipfile(file):
-        return
-    with zipfile.ZipFile(file) as packed:
-        unpacked = sum(entry.file_size for entry in packed.infolist())
-    if unpacked > MOST_INFLATED * file.stat().st_size:
-        raise BadRequest(
-            f"{file}: {file.stat().st_size / 2**20:.1f} MiB that unpack to {unpacked / 2**20:.0f}: no file of "
-            "torch.save, which never compresses: take another copy"
         )
 
 
