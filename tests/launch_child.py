@@ -54,7 +54,7 @@ def say(here, settings, argv):
     """One JSON file a rank, and a line that shows whether output arrives as it was written."""
     settings.output_dir.mkdir(parents=True, exist_ok=True)
     phase = 2 if settings.phase2 else 1
-    names = ("MASTER_ADDR", "MASTER_PORT", "PYTHONPATH", "OMP_NUM_THREADS", "HABANA_VISIBLE_MODULES")
+    names = ("MASTER_ADDR", "MASTER_PORT", "PYTHONPATH", "OMP_NUM_THREADS", "HABANA_VISIBLE_MODULES", "BERT_HOSTS")
     named = {name: os.environ.get(name) for name in names}
     facts = {
         **vars(here),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from central.runtime import device
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Two ranks that have met; each prints the addresses (hexadecimal, as the kernel writes them) on which it listens.
@@ -65,3 +67,19 @@ def test_a_port_that_is_taken_is_named(port):
         rank = start(0, port)
         _, err = rank.communicate(timeout=120)
     assert rank.returncode == 1 and f"ranks cannot meet at localhost:{port}" in err and "set MASTER_PORT" in err
+
+
+@pytest.mark.parametrize(
+    ("others", "interface"),
+    [((), "eth0"), (("hosta", "hostb"), "ib0"), (("hosta",), "eth0")],
+    ids=["by hand", "by the launcher", "alone"],
+)
+def test_the_network_of_the_other_hosts_is_taken_where_a_host_has_several(monkeypatch, others, interface):
+    """On hosta, which calls itself 127.0.1.1: hostb is reached by ib0, all else by eth0; docker0 is first in order."""
+    own = {"127.0.0.1": "lo", "10.0.0.1": "eth0", "192.0.2.1": "ib0", "172.17.0.1": "docker0"}
+    routes = {"hosta": "127.0.0.1", "hostb": "192.0.2.1", device.ANY_OTHER_HOST: "10.0.0.1"}
+    monkeypatch.setattr(device, "_own_addresses", lambda: own)
+    monkeypatch.setattr(device, "_source_address", lambda name: routes.get(name, ""))
+    assert device.network_interface("hosta", *others) == interface
+    assert device.network_interface("hostb", *others) == "ib0"
+    assert device.network_interface("localhost", *others) == "lo"

@@ -48,6 +48,7 @@ def facts(project):
 @pytest.mark.parametrize("version", VERSIONS, indirect=True)
 def test_ranks_are_spread_and_get_the_environment(hosts, project, version, monkeypatch):
     monkeypatch.setenv("PT_HPU_METRICS_FILE", "/tmp/metrics of me")
+    monkeypatch.setenv("HABANA_VISIBLE_MODULES", "0,1")
     hosta, _ = hosts.hosts
     status, out, err, _ = run(hosta.on(words(project, *TWO, "--phase", "1")))
     assert status == 0, err
@@ -55,6 +56,8 @@ def test_ranks_are_spread_and_get_the_environment(hosts, project, version, monke
     assert [seen["local_rank"] for seen in facts(project)] == [0, 1, 0, 1]
     for seen in facts(project):
         assert seen["environ"]["MASTER_ADDR"] == hosta.address
+        assert seen["environ"]["BERT_HOSTS"] == "192.0.2.1,192.0.2.2"
+        assert seen["environ"]["HABANA_VISIBLE_MODULES"] == "0,1"
         assert seen["environ"]["PYTHONPATH"].split(":")[0] == str(project)
         assert seen["environ"]["OMP_NUM_THREADS"]
     assert out.count("café 100 %") == 4

@@ -22,7 +22,7 @@ OP_LIST_VARIABLES = ("PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST", "PT_HPU_AUTOCAS
 VISIBLE_MODULES = "HABANA_VISIBLE_MODULES"
 SUPPORTED_COUNTS = (1, 2, 4, 8)  # of cards in one job on a server
 # Told to our ranks, by which alone they know how many they are (central/runtime/rank.py).
-TOLD = ("BERT_LAUNCHER", "BERT_WORLD_SIZE", "BERT_LOCAL_WORLD_SIZE", "BERT_RUN_ID")
+TOLD = ("BERT_LAUNCHER", "BERT_WORLD_SIZE", "BERT_LOCAL_WORLD_SIZE", "BERT_RUN_ID", "BERT_HOSTS")
 OURS = ("OMP_NUM_THREADS", *TOLD, "PYTHONUNBUFFERED")
 
 # What launchers and batch systems tell the processes that they start, or hear from the environment. A run of ours
@@ -33,7 +33,7 @@ FOREIGN = re.compile(
     r"|OMPI_(COMM_WORLD|WORLD|UNIVERSE|APP|FILE|FIRST|NUM|ARGV|COMMAND).*|PRTE_LAUNCHED|PMIX_(?!MCA_|PREFIX).*|PMI_.*"
     r"|OMPI_MCA_(ess|orte_(app|bound|ess|hnp|jobfam|launch|local_daemon|num|precondition|top_session)).*"
     r"|OMPI_MCA_(initial_wdir|num_procs)"
-    r"|MPI_LOCAL.*|HYDRA_.*|BERT_(LAUNCHER|WORLD_SIZE|LOCAL_WORLD_SIZE|RUN_ID)|MPLBACKEND"
+    r"|MPI_LOCAL.*|HYDRA_.*|BERT_(LAUNCHER|WORLD_SIZE|LOCAL_WORLD_SIZE|RUN_ID|HOSTS)|MPLBACKEND"
 )
 # Settings of Open MPI that say where ranks go and how many fit there: the words of mpirun say it.
 PLACING = re.compile(r"(OMPI|PRTE|PMIX)_MCA_(\w*(hostfile|rankfile|dash_host|default_host)|ras|ras_.*|rmaps_.*)")
@@ -102,7 +102,8 @@ def module_notes(environ: Mapping[str, str], devices: Devices, ranks_per_node: i
 
 def run_variables(*, run_id, layout, started_by, slots) -> dict[str, str]:
     """What a run tells its ranks and its mpirun, and a dry run leaves out: whose ranks they are, and how many."""
-    told = dict(zip(TOLD, (started_by, str(layout.world_size), str(layout.ranks_per_node), run_id)))
+    hosts = ",".join(layout.hosts)
+    told = dict(zip(TOLD, (started_by, str(layout.world_size), str(layout.ranks_per_node), run_id, hosts)))
     if started_by != "mpirun":
         return told
     return {**told, **NO_HOSTFILE, **({"SLURM_TASKS_PER_NODE": _per_node(slots, layout)} if layout.in_slurm else {})}

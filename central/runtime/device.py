@@ -182,7 +182,8 @@ def init_process_group(device: Device, rank: Rank) -> None:
     if device.type == "hpu":
         hpu.initialize_hccl(rank)
     if "GLOO_SOCKET_IFNAME" not in os.environ:  # gloo itself asks for its own host name, which may be a loopback one
-        os.environ["GLOO_SOCKET_IFNAME"] = network_interface(os.environ["MASTER_ADDR"])
+        others = filter(None, os.environ.get("BERT_HOSTS", "").split(","))
+        os.environ["GLOO_SOCKET_IFNAME"] = network_interface(os.environ["MASTER_ADDR"], *others)
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     torchrun_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
@@ -209,16 +210,17 @@ def _let_go() -> None:
     _groups.clear()
 
 
-def network_interface(address: str) -> str:
+def network_interface(address: str, *others: str) -> str:
     """The network interface by which the ranks of other hosts are reached, given where they meet; `lo` on one server.
 
     It is that of the route to `address`. The host whose address it is may know itself by a name of loopback, such as
-    Debian's `127.0.1.1 host`: there the interface of the default route, or else the first one, leads to the others.
+    Debian's `127.0.1.1 host`: there it is that of the route to one of the `others` (the hosts of the run, itself
+    included), else that of the default route, else the first one.
     """
     if address in ("localhost", LOOPBACK):
         return "lo"
     own = _own_addresses()
-    for other in (address, ANY_OTHER_HOST):
+    for other in (address, *others, ANY_OTHER_HOST):
         if (found := own.get(_source_address(other), "lo")) != "lo":
             return found
     return min(set(own.values()) - {"lo"}, default="lo")
