@@ -1,8 +1,9 @@
-"""Files that one process at a time may hold, until it ends; and which files of a folder are its shards."""
+"""Files: which might never end, which one process at a time may hold, and which of a folder are its shards."""
 
 import fcntl
 import itertools
 import os
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -35,6 +36,15 @@ def refuse_inflated(path: str | os.PathLike) -> None:
             f"{path}: {size / 2**20:.1f} MiB that unpack to {unpacked / 2**20:.0f}: no file of torch.save, which never "
             "compresses: take another copy"
         )
+
+
+def is_special(path: str | os.PathLike) -> bool:
+    """Whether a path leads to a device, pipe or socket, whose reading might never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # not there, or no name of a file at all
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def hold(path) -> bool:

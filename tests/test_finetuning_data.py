@@ -2,13 +2,15 @@
 
 import gzip
 import json
+import os
 import socket
 from random import Random
 
 import datasets
+import pyarrow.parquet
 import pytest
 
-from central.finetuning.tables import HUB_DATASETS, load_splits, read_table
+from central.finetuning.tables import HUB_DATASETS, load_splits, read_table, split_files
 from central.runtime.exits import BadRequest
 
 ROWS = [
@@ -202,3 +204,148 @@ def test_a_name_that_cannot_be_had_offline_says_what_to_do():
     assert len(error.value.problems) == 1
     with pytest.raises(BadRequest, match="no data"):
         splits()
+
+
+# ---- files as people have them
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("t.csv", " text ,label \na,1\n"), ("t.tsv", "text \t label\na\t1\n"), ("t.jsonl", '{"text ": "a", " label": 1}')],
+)
+def test_blanks_around_names_are_no_part_of_them(tmp_path, name, text):
+    table = read_table(write(tmp_path / name, text))
+    assert list(table.columns) == ["text", "label"]
+
+
+def test_names_that_differ_in_blanks_only_are_refused(tmp_path):
+    with pytest.raises(BadRequest, match="line 1: needs distinct column names, found text, text"):
+        read_table(write(tmp_path / "t.csv", "text,text \na,b\n"))
+
+
+def test_a_column_without_a_name_is_called_as_pandas_calls_it(tmp_path):
+    table = read_table(write(tmp_path / "t.csv", ",text,label,\n7,a,1,\n3,b,0,\n"))
+    assert list(table.columns) == ["Unnamed: 0", "text", "label", "Unnamed: 3"]
+
+
+LINES = {  # a test file, and the texts it holds, or why it is refused
+    "quoted.csv": ('text\n"a"\n""\n"b"\n', ["a", "", "b"]),
+    "blank.csv": ("text\na\n\nb\n", ["a", "", "b"]),
+    "blank.txt": ("text\r\na\r\n\r\nb\r\n", ["a", "", "b"]),
+    "end.tsv": ("text\na\n\n", ["a", ""]),
+    "cells.csv": ('id,text\n1,a\n2,\n3,""\n', ["a", "", ""]),
+    "wide.csv": ("id,text\n1,a\n\n2,b\n", "line 3 has 0 fields"),
+    "wide.tsv": ("id\ttext\n1\ta\n2\n3\tc\n", "line 3 has 1 fields"),
+    "wide_end.tsv": ("id\ttext\n1\ta\n\n\n", ["a"]),
+    "first.txt": ("\ntext\na\n", "line 1: is empty"),
+    "rows.jsonl": ('{"text": "a"}\n\n{"text": "b"}\n', "line 2: not a JSON object"),
+    "rows_end.jsonl": ('{"text": "a"}\n{"text": "b"}\n\n', ["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_nothing_of_a_test_file_is_dropped(tmp_path, name):
+    text, expected = LINES[name]
+    path = str(write(tmp_path / name, text))
+    if isinstance(expected, list):
+        (table,) = splits({"test": path}, wanted=["test"], skip_broken_rows=True).values()
+        assert table.columns["text"] == expected
+        return
+    with pytest.raises(BadRequest, match=expected):
+        splits({"test": path}, wanted=["test"], skip_broken_rows=True)
+
+
+def test_a_file_without_a_line_of_names_keeps_its_first_line(tmp_path):
+    table = read_table(write(tmp_path / "t.txt", "a b\nc d\n"), every_line=True).without_header("text")
+    assert table.columns == {"text": ["a b", "c d"]}
+    assert [table.where(row).rpartition(", ")[2] for row in (0, 1)] == ["line 1", "line 2"]
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "validation"),
+    [
+        (("train-v1.1.json", "dev-v1.1.json", "evaluate-v1.1.py"), "train-v1.1.json", "dev-v1.1.json"),
+        (("train-v2.0.json.gz", "dev-v2.0.json.gz"), "train-v2.0.json.gz", "dev-v2.0.json.gz"),
+        (("Train.CSV", "Valid.CSV", "trainer.csv"), "Train.CSV", "Valid.CSV"),
+        (("train_v2.jsonl", "dev.jsonl"), "train_v2.jsonl", "dev.jsonl"),
+        (("train.tsv", "msr_paraphrase_train.txt", "dev.tsv"), "train.tsv", "dev.tsv"),
+    ],
+)
+def test_the_files_of_splits_are_known_by_their_names(tmp_path, names, train, validation):
+    for name in names:
+        write(tmp_path / name, "")
+    found = split_files(tmp_path)
+    assert {split: path.name for split, path in found.items()} == {"train": train, "validation": validation}
+
+
+def test_two_files_of_a_split_and_what_is_no_file_are_refused(tmp_path):
+    for name in ("train-v1.1.json", "train-v2.0.json"):
+        write(tmp_path / name, "")
+    os.mkfifo(tmp_path / "dev.json")
+    (tmp_path / "test.json").symlink_to(tmp_path / "not_mounted")
+    with pytest.raises(BadRequest) as error:
+        split_files(tmp_path)
+    several, pipe, link = error.value.problems
+    assert "train-v1.1.json, train-v2.0.json" in several and "--train_file" in several
+    assert "dev.json: is no regular file" in pipe and "test.json: is no regular file" in link
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "device", "link"])
+def test_what_is_no_regular_file_is_refused_unread(tmp_path, kind):
+    path = tmp_path / "t.tsv"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+    else:
+        path.symlink_to("/dev/zero")
+        path = path if kind == "link" else tmp_path / "zero.tsv"
+        if kind == "device":
+            path.symlink_to(tmp_path / "t.tsv")
+    with pytest.raises(BadRequest, match="t.tsv|zero.tsv: is no regular file"):
+        read_table(path)
+
+
+DEEP = "[" * 200_000 + "]" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("t.json", DEEP, "nested too deeply"),
+        ("t.jsonl", '{"text": ' + DEEP + "}", "line 1: not a JSON object"),
+        ("t.json", '[{"text": ' + "9" * 5000 + "}]", "not JSON"),
+        ("t.json", '[{"text": "\\ud83d"}]', "without its other half"),
+        ("t.jsonl", '{"text": "x"}\n{"text": "\\udc00 y"}', "line 2: not a JSON object"),
+    ],
+)
+def test_json_that_cannot_be_held_is_refused(tmp_path, name, text, said):
+    with pytest.raises(BadRequest, match=said):
+        read_table(write(tmp_path / name, text))
+    assert read_table(write(tmp_path / "good.json", '[{"text": "\\ud83d\\ude00"}]')).columns["text"] == ["😀"]
+
+
+def test_a_damaged_parquet_is_refused_wherever_it_is_damaged(tmp_path):
+    path, random = tmp_path / "t.parquet", Random(3)
+    rows = [{"text": f"some text {i}", "label": i % 2, "score": i / 7, "tags": ["a"] * (i % 3)} for i in range(50)]
+    datasets.Dataset.from_list(rows).to_parquet(path)
+    whole = path.read_bytes()
+    cuts = [whole[:-9], whole[: len(whole) // 2], whole[:-4], whole[:4]]
+    for damaged in (*cuts, *(_with_flipped_bit(whole, random) for _ in range(150))):
+        path.write_bytes(damaged)
+        try:
+            read_table(path)  # a flipped bit of a value cannot be seen
+        except BadRequest as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+    path.write_bytes(whole[:-9])
+    with pytest.raises(BadRequest, match="t.parquet: not a parquet file, or damaged"):
+        read_table(path)
+
+
+def test_a_parquet_with_a_column_twice_is_refused(tmp_path):
+    columns = [pyarrow.array(["a"]), pyarrow.array(["b"])]
+    for names in (["text", "text"], ["text", " text"]):
+        pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=names), tmp_path / "t.parquet")
+        with pytest.raises(BadRequest, match="t.parquet: needs distinct column names, found text, text"):
+            read_table(tmp_path / "t.parquet")

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -235,3 +236,148 @@ def test_other_regressions_have_no_bounds():
     task = glue_tasks.infer_task(table(text=["x", "y"], label=["70.5", "-3"]), (), None, None)
     found = glue_tasks.server_lines(task, np.array([[70.25], [-3.0]], np.float32))
     assert found == ["index\tprediction", "0\t70.25", "1\t-3.0"]
+
+
+# ---- tables as people have them
+
+
+def file_table(first_line, **columns):
+    return replace(table(**columns), first_line=first_line, lines=range(2, 99))
+
+
+@pytest.mark.parametrize(
+    ("columns", "text"),
+    [
+        ({"Unnamed: 0": ["0", "1"], "text": ["a b", "c d"]}, (("text",), ())),
+        ({"Unnamed: 0": ["7", "7"], "body": ["a", "b"], "Unnamed: 2": ["", ""]}, (("body",), ())),
+        ({"premise": ["a", "b"], "hypothesis": ["c", "d"], "by": ["Ann", "Bob"]}, (("premise",), ("hypothesis",))),
+        ({"stars": ["3", "4.5"], "review": ["a", "12"]}, (("review",), ())),
+        ({"code": ["12", "13"]}, (("code",), ())),
+        ({"annotator": ["Ann", "Bob"], "text": ["a", "b"]}, "'annotator' and 'text' could be.*--text_column_names"),
+        ({"title": ["a", "b"], "body": ["c", "d"], "source": ["e", "f"]}, "'title' and 'body' and 'source' could be"),
+        ({"Unnamed: 0": ["x1", "x2"], "text": ["a", "b"]}, "'Unnamed: 0' and 'text' could be"),
+    ],
+)  # fmt: skip
+def test_the_columns_of_texts_are_not_guessed(columns, text):
+    rows = Table({**columns, "label": ["x", "y"]}, "f.csv", "")
+    if isinstance(text, str):
+        with pytest.raises(BadRequest, match=text):
+            glue_tasks.infer_task(rows, (), None, None)
+        return
+    task = glue_tasks.infer_task(rows, (), None, None)
+    assert (task.sentence1, task.sentence2) == text
+
+
+def test_what_was_taken_is_said():
+    rows = table(text=["x", "y"], label=["b", "a"], annotator=["Ann", "Bob"])
+    task = glue_tasks.infer_task(rows, ["text"], None, None)
+    said = glue_tasks.columns_taken(rows, task)
+    assert said == "f.tsv: text from 'text'; labels from 'label' (a, b); not used: 'annotator'"
+    graded = glue_tasks.infer_task(table(text=["x"], grade=["0.5"]), ["text"], "grade", None)
+    assert "labels from 'grade' (numbers: a regression)" in glue_tasks.columns_taken(
+        table(text=["x"], grade=[1]), graded
+    )
+    assert glue_tasks.columns_taken(table(text=["x"]), graded) == "f.tsv: text from 'text'; no labels"
+
+
+@pytest.mark.parametrize("first", ["The film was bad.", "0001,x", "Great"])
+def test_a_first_line_that_may_be_a_row_is_not_taken_for_names(first):
+    rows = file_table((first,), **{first: ["a b"]})
+    with pytest.raises(BadRequest, match="line 1: .*names of columns, or a row.*--text_column_names"):
+        glue_tasks.infer_task(rows, (), None, ("no", "yes"))
+    two = file_table(("0", "The film"), **{"0": ["1"], "The film": ["A book"]})
+    with pytest.raises(BadRequest, match="names of columns, or a row"):
+        glue_tasks.infer_task(two, (), None, ("no", "yes"))
+    named = file_table(("text",), text=["a b"])
+    assert glue_tasks.infer_task(named, (), None, ("no", "yes")).sentence1 == ("text",)
+
+
+def test_a_test_file_without_names_keeps_its_first_line():
+    task = glue_tasks.TASKS["sst2"]
+    found = glue_tasks.with_every_line(file_table(("A good film.",), **{"A good film.": ["Bad."]}), task)
+    assert found.columns == {"sentence": ["A good film.", "Bad."]}
+    named = file_table((" sentence ",), sentence=["Bad."])
+    assert glue_tasks.with_every_line(named, task) is named
+    with pytest.raises(BadRequest, match="line 1: 'Sentence': a text, or the name of the column"):
+        glue_tasks.with_every_line(file_table(("Sentence",), Sentence=["Bad."]), task)
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (["0001", "0010"], ("0001", "0010")),
+        (["1_10", "11_0", "110"], ("110", "11_0", "1_10")),
+        (["007", "7"], ("007", "7")),
+        (["1e5", "100000"], ("100000", "1e5")),
+        (["１", "1"], ("1", "１")),
+        (["A", "a"], ("A", "a")),
+        (["10", "9", "-1"], ("-1", "9", "10")),
+        (["+1", "-1"], ("-1", "+1")),
+        ([1.0, 0.0], ("0", "1")),
+        (["1.0", "0.0", "1"], ("0.0", "1")),
+        ([True, False], ("False", "True")),
+    ],
+)
+def test_labels_keep_their_text(values, labels):
+    rows = table(text=["x"] * len(values), label=values)
+    task = glue_tasks.infer_task(rows, (), None, None)
+    assert task.labels == labels
+    assert sorted(set(glue_tasks.numbered_labels(rows, task).tolist())) == list(range(len(labels)))
+
+
+def test_codes_are_not_places():
+    """A reader that makes 1 of 0001 would give it the label of another."""
+    codes = glue_tasks.infer_task(table(text=["x", "y"], label=["0001", "0010"]), (), None, None)
+    for value in ("1", "10", "0"):
+        with pytest.raises(BadRequest, match="label is not one of 0001, 0010: f.tsv, row 1"):
+            glue_tasks.numbered_labels(table(label=[value]), codes)
+    with pytest.raises(BadRequest, match="label is not"):
+        glue_tasks.numbered_labels(table(label=["0001"]), glue_tasks.TASKS["mrpc"])
+    signs = glue_tasks.infer_task(table(text=["x", "y"], label=["-1", "1"]), (), None, None)
+    assert glue_tasks.numbered_labels(table(label=["-1", "-1"]), signs).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("value", [["joy", "love"], ["joy"], {"joy": 1}, "['joy', 'love']", "['joy' 'love']", "(1, 2)"])
+def test_a_list_is_no_label(value):
+    rows = table(text=["x", "y"], label=["a", value])
+    with pytest.raises(BadRequest, match="f.tsv, row 2: .*joy|1, 2") as error:
+        glue_tasks.infer_task(rows, (), None, None)
+    assert len(error.value.problems) == 1 and "one label here, not a list" in str(error.value)
+    with pytest.raises(BadRequest, match="one label here"):
+        glue_tasks.numbered_labels(rows, glue_tasks.TASKS["mrpc"])
+
+
+def test_labels_in_brackets_and_deep_lists():
+    assert glue_tasks.infer_task(table(text=["x", "y"], label=["[A]", "(b)"]), (), None, None).labels == ("(b)", "[A]")
+    deep = []
+    for _ in range(3000):
+        deep = [deep]
+    with pytest.raises(BadRequest, match="one label here"):
+        glue_tasks.infer_task(table(text=["x", "y"], label=["a", deep]), (), None, None)
+
+
+def test_other_names_of_a_model_are_said_with_the_order_taken():
+    said = glue_tasks.order_taken(("negative", "positive"), ("pos", "neg"))
+    assert said.endswith("taken in their order, pos = negative, neg = positive")
+    for known in (("Positive", "Negative"), ("a", "b", "c"), ()):
+        assert glue_tasks.order_taken(("negative", "positive"), known) is None
+    assert glue_tasks.order_in_model(("A", "a"), ("a", "A")) == [1, 0]
+    task = glue_tasks.infer_task(table(text=["x"], label=["1"]), (), None, ("POS", "NEG"))
+    said = glue_tasks.taken_by_number(table(label=["1", "0", "POS"]), task)
+    assert said == "f.tsv: labels are numbers, taken as places: 0 = POS, 1 = NEG"
+    assert glue_tasks.taken_by_number(table(label=["POS"]), task) is None
+
+
+def test_texts_that_are_all_empty_are_refused():
+    for texts in (["", ""], [" ", "\t"], ["\u3000", ""]):
+        with pytest.raises(BadRequest, match="f.tsv: every text in column 'text' is empty"):
+            glue_tasks.texts_of(table(text=texts), ("text",))
+    assert glue_tasks.texts_of(table(text=["", "x"]), ("text",)) == ["", "x"]
+
+
+def test_predictions_by_name_with_probabilities():
+    rows = glue_tasks.prediction_rows(glue_tasks.TASKS["mrpc"], np.array([[0.0, math.log(3)], [800.0, 0.0]]))
+    assert rows[0]["label"] == "equivalent" and rows[1]["label"] == "not_equivalent"
+    assert rows[0]["probabilities"] == pytest.approx({"not_equivalent": 0.25, "equivalent": 0.75})
+    assert [row["index"] for row in rows] == [0, 1] and rows[1]["probabilities"]["not_equivalent"] == 1
+    assert glue_tasks.prediction_rows(glue_tasks.TASKS["stsb"], np.array([[2.5]])) == [{"index": 0, "value": 2.5}]

@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import io
+import math
 import os
 import re
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 
+from central.files import is_special
 from central.habana_flags import translate
 from central.runtime import cpu_bf16
 from central.runtime.device import init_process_group, keep_few_kernels, open_device
@@ -24,6 +26,7 @@ from central.runtime.rank import Rank
 
 DDP_BUCKET_MB = 230  # the reference's: one exchange for BERT-base, a few for BERT-large
 
+UNKNOWN_SHARE = 0.1  # more [UNK] than this in ordinary text: tokenizer and vocabulary do not belong together
 KERNELS_KEPT = 1024  # on cpu: a few dozen shapes of parts come again and again, with a dozen kernels each
 # Names of older transformers that live on under another name, with their value or (NAME=VALUE) one of ours, or not.
 RENAMED = {
@@ -107,6 +110,9 @@ class DataArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate the first N only"})
     max_predict_samples: int | None = field(default=None, metadata={"help": "predict the first N only"})
     overwrite_cache: bool = field(default=False, metadata={"help": "tokenise anew"})
+    max_unknown_share: float = field(
+        default=UNKNOWN_SHARE, metadata={"help": "refuse texts with more [UNK] among their words with letters"}
+    )
 
     @property
     def files(self) -> dict[str, str | None]:
@@ -134,6 +140,7 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
 
     Raises BadRequest with all problems, or SystemExit 2 from argparse.
     """
+    _refuse_special_files(argv)
     words, flags, notes = modernise(argv)
     if rank.is_main:
         for note in notes:
@@ -189,6 +196,18 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
         for remark in replace(device, data_type="bf16" if training.bf16 else "fp32").remarks():
             print(remark, flush=True)
     return Request(model, data, training, flags)
+
+
+def _refuse_special_files(argv: Sequence[str]) -> None:
+    """Raise BadRequest for devices, pipes and sockets, whichever option names them: reading one might never end."""
+    named = [word.partition("=") if word.startswith("--") else (argv[i - 1], "=", word) for i, word in enumerate(argv)]
+    problems = [
+        f"{flag} {path}: is no regular file (a device, pipe or socket): write its content to a file first"
+        for flag, _, path in named
+        if path and is_special(path)
+    ]
+    if problems:
+        raise BadRequest(problems)
 
 
 def modernise(argv: Sequence[str]) -> tuple[list[str], ReferenceFlags, list[str]]:
@@ -279,6 +298,13 @@ def _problems(data: DataArguments, training: TrainingArguments, flags: Reference
     for name, value in vars(data).items():
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             problems.append(f"--{name} {value}: must be at least 1")
+    for name, value in (*vars(data).items(), *vars(training).items()):
+        if isinstance(value, float) and not math.isfinite(value) and name != "null_score_diff_threshold":
+            problems.append(f"--{name} {value}: must be a finite number")
+    for name in ("seed", "data_seed"):
+        value = getattr(training, name)
+        if value is not None and not 0 <= value < 2**32:
+            problems.append(f"--{name} {value}: must be from 0 to 4294967295 (2**32 - 1)")
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(training, name) < 1:
             problems.append(f"--{name} {getattr(training, name)}: must be at least 1")

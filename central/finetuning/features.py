@@ -7,6 +7,7 @@ few arrays and opens in milliseconds. The cache's key is a hash of data, tokeniz
 import hashlib
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-FORMAT = 2  # changes when the meaning of a stored column changes
+from central.runtime.exits import BadRequest
+
+FORMAT = 3  # changes when the meaning of a stored column changes
+PLACE = re.compile(r"name_or_path$|_files?$|_dir$|^token$")  # settings that say where a tokenizer was found
+FEW_TOKENS = 8  # a sequence length below is said to leave almost nothing
+CHARACTERS_A_TOKEN = 64  # far more than ordinary text has: what is longer is worth a look
+MARGIN = 256  # tokens: a word that a cut divides has fewer, and changes none further away
 
 
 @dataclass(frozen=True)
@@ -92,12 +99,68 @@ def cache_file(cache_dir: str | None, **key) -> Path:
 
 
 def tokenizer_key(tokenizer) -> str:
-    """Hash of everything a tokenizer does to a text."""
+    """Hash of everything a tokenizer does to a text: its settings, however they were made, but not where it lies."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     for passing in ("truncation", "padding"):  # set anew by every call
         backend.pop(passing, None)
-    text = json.dumps([type(tokenizer).__name__, tokenizer.model_input_names, backend], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    given = {name: value for name, value in tokenizer.init_kwargs.items() if not PLACE.search(name)}
+    sides = [tokenizer.truncation_side, tokenizer.padding_side, tokenizer.model_max_length]
+    settings = [given, sides, tokenizer.special_tokens_map, tokenizer.split_special_tokens]
+    parts = [type(tokenizer).__name__, tokenizer.model_input_names, backend, settings]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def room_for_text(tokenizer, max_length: int, is_pair: bool) -> list[str]:
+    """What to say of a sequence length that leaves hardly any text; raises BadRequest where it leaves none."""
+    marks = tokenizer.num_special_tokens_to_add(pair=is_pair)
+    least = marks + 1 + is_pair
+    if max_length < least:
+        raise BadRequest(
+            f"--max_seq_length {max_length}: {marks} tokens are marks of the model, so that no text fits: at least "
+            f"{least}, and 64 or more for most texts"
+        )
+    if max_length >= FEW_TOKENS:
+        return []
+    return [f"warning: --max_seq_length {max_length}: only {max_length - marks} tokens of a text fit, the rest is cut"]
+
+
+def cut_to_fit(tokenizer, texts: Sequence[list[str]], max_length: int) -> list[list[str]]:
+    """Texts (one list, or two of pairs) without what can never fit into `max_length` tokens, for speed alone.
+
+    Truncation gives the same tokens as of the whole texts. Of a pair the longer text is truncated more, so both stay
+    whole where the cut could change which one that is.
+    """
+    cut = [[shortened(tokenizer, text, max_length) for text in column] for column in texts]
+    if len(cut) == 1:
+        return cut
+    for row in range(len(cut[0])):
+        whole = [column[row] for column in texts]
+        is_cut = [len(column[row]) < len(text) for column, text in zip(cut, whole)]
+        if all(is_cut) or (any(is_cut) and _count(tokenizer, whole[is_cut.index(False)]) > max_length):
+            cut[0][row], cut[1][row] = whole
+    return cut
+
+
+def shortened(tokenizer, text: str, tokens: int) -> str:
+    """A part of a text with the same first `tokens` tokens, or last ones if the tokenizer truncates on the left."""
+    size = tokens * CHARACTERS_A_TOKEN
+    while size < len(text):
+        if tokenizer.truncation_side == "left":
+            part = text[-size:]
+            blank = min((at for at in map(part.find, " \n\t") if at >= 0), default=0)
+            part = part[blank:]
+        else:
+            part = text[:size]
+            blank = max(map(part.rfind, " \n\t"))
+            part = part[:blank] if blank > 0 else part
+        if _count(tokenizer, part) > 2 * tokens + MARGIN:
+            return part
+        size *= 4
+    return text
+
+
+def _count(tokenizer, text: str) -> int:
+    return len(tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"])
 
 
 def cached(path: Path, make: Callable[[], Features], overwrite: bool) -> Features:

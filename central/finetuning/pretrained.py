@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from central import files
-from central.finetuning.arguments import ModelArguments
+from central.finetuning.arguments import UNKNOWN_SHARE, ModelArguments
 from central.runtime.checkpoints import newest_checkpoint
 from central.runtime.device import available_host_memory
 from central.runtime.exits import BadRequest
@@ -47,7 +47,8 @@ RELATIVE_POSITIONS = ("relative_key", "relative_key_query")  # BERT's, up to tra
 HEADS = re.compile("cls|class|head|output|predict|project|transform|layer_norm|score|logits|pooler|summary")
 CASED_SHARE = 0.01  # of a vocabulary: an uncased one has no word with capitals
 LONGEST_REASON = 300  # characters of a library's message
-UNKNOWN_SHARE = 0.1  # more [UNK] than this in ordinary text: tokenizer and vocabulary do not belong together
+MOST_UNKNOWN = 0.5  # share of [UNK], emoji and signs included, that leaves no text to learn from
+SAMPLED_CHARACTERS = 4096  # of each text that is looked at for [UNK]
 
 
 def locate(name: str) -> str:
@@ -285,25 +286,41 @@ def refuse_unused(unexpected: Sequence[str], prefix: str, encoder: set[str], nam
     return sorted({part for part in parts.values() if not HEADS.search(part) and part not in encoder})
 
 
-def check_text(tokenizer, texts: Sequence[str], where: Callable[[int], str]) -> None:
-    """Refuse a tokenizer that turns ordinary text into [UNK].
+def check_text(
+    tokenizer, texts: Sequence[str], where: Callable[[int], str], bound: float, say: Callable[[str], None]
+) -> None:
+    """Refuse a tokenizer that turns more than a share `bound` of the words with letters into [UNK], or most of all.
 
-    `texts` is a sample, `where(i)` names the place of the i-th.
+    `texts` is a sample, `where(i)` names the place of the i-th. Emoji and signs that the vocabulary lacks are said.
     """
-    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    unknown = [ids.count(tokenizer.unk_token_id) for ids in encoded]
-    total = sum(map(len, encoded))
-    if tokenizer.unk_token_id is not None and sum(unknown) > UNKNOWN_SHARE * total:
-        first = next(i for i, count in enumerate(unknown) if count)
+    texts = [text[:SAMPLED_CHARACTERS] for text in texts]
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    if tokenizer.unk_token_id is None:
+        return
+    rows = [
+        [(text[begin:end], id == tokenizer.unk_token_id) for id, (begin, end) in zip(ids, offsets)]
+        for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"])
+    ]
+    tokens = [token for row in rows for token in row]
+    words = [(word, is_unknown) for word, is_unknown in tokens if any(map(str.isalpha, word))]
+    share, share_of_words = (sum(unknown for _, unknown in each) / max(len(each), 1) for each in (tokens, words))
+    first = next((i for i, row in enumerate(rows) if any(is_unknown for _, is_unknown in row)), 0)
+    if share_of_words > bound or share > max(bound, MOST_UNKNOWN):
         cased = any(text != text.lower() for text in texts)
         cause = (
             "the text has capitals and the tokenizer keeps them, but its vocabulary seems to have none: set "
             '"do_lower_case": true in its tokenizer_config.json'
             if cased and not is_uncased(tokenizer)
-            else "tokenizer and text do not belong together"
+            else f"tokenizer and text do not belong together; --max_unknown_share, {bound:g} here, allows more"
         )
-        raise BadRequest(
-            f"{where(first)}: {100 * sum(unknown) / total:.0f} % of the tokens are {tokenizer.unk_token}: {cause}"
+        kind = "tokens with letters" if share_of_words > share else "tokens"
+        worse = max(share_of_words, share)
+        raise BadRequest(f"{where(first)}: {100 * worse:.0f} % of the {kind} are {tokenizer.unk_token}: {cause}")
+    if share > UNKNOWN_SHARE:
+        signs = list(dict.fromkeys(word for word, is_unknown in tokens if is_unknown))[:5]
+        say(
+            f"{where(first)}: {100 * share:.0f} % of the tokens are {tokenizer.unk_token}, most of them signs that the "
+            f"vocabulary does not have ({' '.join(signs)}): the model cannot tell these apart"
         )
 
 

@@ -1,7 +1,7 @@
 """What both fine-tuning scripts do around their trainer: begin, train, save, report."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,3 +100,7 @@ def report(trainer: FineTuningTrainer, split: str, metrics: dict[str, float]) ->
 
 def write_json(path: Path, content) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_json_lines(path: Path, rows: Iterable[dict]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

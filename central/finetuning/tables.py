@@ -2,21 +2,22 @@
 
 `read_table(path)` knows TSV as GLUE distributes it, CSV, JSON, JSONL, parquet, gz of each and folders of
 `datasets.save_to_disk`; `load_splits(...)` finds the train, validation and test tables of a run. Every error names
-the file and the line.
+the file and the line. Nothing is left out of a test file: its rows get their predictions by number.
 """
 
 import csv
 import gzip
 import hashlib
 import io
-import itertools
 import json
+import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from central.files import is_special
 from central.runtime.exits import BadRequest
 
 # Name -> (Hub id, revision). A revision keeps the data of a run the data of its repetition; none of them has a script.
@@ -33,7 +34,10 @@ SPLIT_NAMES = {
     "test": ("test", "test_matched", "msr_paraphrase_test"),
     "test_mismatched": ("test_mismatched",),
 }
+ORIGINALS = ("msr_paraphrase_train", "msr_paraphrase_test")  # lie beside GLUE's own split of them
+VERSION = re.compile(r"([-_.]v?|v)\d+(\.\d+)*")  # after the name of a split, as in SQuAD's train-v1.1.json
 FORMATS = (".tsv", ".txt", ".csv", ".json", ".jsonl", ".ndjson", ".parquet")
+HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of a surrogate, which no text has alone
 LISTED = 3  # rows that an error lists by number before it only counts
 
 
@@ -46,8 +50,9 @@ class Table:
     sha256: str  # of the file's bytes, or the Hub's fingerprint of the split
     lines: Sequence[int] | None = None  # line of each row in the file, where a row is a line
     skipped: int = 0  # broken rows left out because the official script leaves them out
+    first_line: tuple[str, ...] | None = None  # of a text file, where the columns have their names from it
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not len(self):
             raise BadRequest(f"{self.source}: holds no rows")
 
@@ -57,6 +62,11 @@ class Table:
     def where(self, row: int) -> str:
         """How a message names a row (counted from 0): file, and line or row counted from 1."""
         return f"{self.source}, line {self.lines[row]}" if self.lines else f"{self.source}, row {row + 1}"
+
+    def without_header(self, name: str) -> "Table":
+        """The table of a file of one column whose first line is a row; the column gets a name."""
+        (values,), (first,) = self.columns.values(), self.first_line
+        return replace(self, columns={name: [first, *values]}, lines=[1, *self.lines], first_line=None)
 
     def head(self, count: int | None) -> "Table":
         """The first `count` rows; all of them for None."""
@@ -76,11 +86,14 @@ def listed(rows: Iterable[str]) -> str:
 # ---- files
 
 
-def read_table(path: str | Path, header: Sequence[str] | None = None, skip_broken_rows: bool = False) -> Table:
+def read_table(
+    path: str | Path, header: Sequence[str] | None = None, skip_broken_rows: bool = False, every_line: bool = False
+) -> Table:
     """Read one file, or one folder of `datasets.save_to_disk`.
 
     `header` names the columns of a TSV, if its first line does not; `skip_broken_rows` counts rows with a wrong
-    number of fields instead of refusing them. Raises BadRequest naming file and line.
+    number of fields instead of refusing them; with `every_line` blank lines are not passed over, as the rows are
+    known by their number. Raises BadRequest naming file and line.
     """
     path = Path(path)
     if path.is_dir():
@@ -96,13 +109,15 @@ def read_table(path: str | Path, header: Sequence[str] | None = None, skip_broke
         return Table(_parquet_columns(path, data), str(path), digest)
     text = _text_of(path, data)
     if kind.lower() in (".tsv", ".txt", ".csv"):
-        columns, lines, skipped = _delimited(path, text, kind.lower() == ".csv", header, skip_broken_rows)
-        return Table(columns, str(path), digest, lines, skipped)
-    rows, lines = _json_rows(path, text, kind.lower() != ".json")
-    return Table(_columns_of(rows), str(path), digest, lines)
+        numbered = list(_csv_rows(path, text)) if kind.lower() == ".csv" else _tsv_rows(text)
+        return _delimited(path, digest, numbered, header, skip_broken_rows, every_line)
+    rows, lines = _json_rows(path, text, kind.lower() != ".json", every_line)
+    return Table(_columns_of(path, rows), str(path), digest, lines)
 
 
 def _bytes_of(path: Path) -> bytes:
+    if is_special(path):
+        raise BadRequest(f"{path}: is no regular file (a device, pipe or socket): write its content to a file first")
     try:
         data = path.read_bytes()
         return gzip.decompress(data) if path.suffix == ".gz" else data
@@ -120,29 +135,53 @@ def _text_of(path: Path, data: bytes) -> str:
         raise BadRequest(f"{path}, line {line}: not UTF-8 text: convert the file to UTF-8") from None
 
 
-def _delimited(path, text, is_csv, header, skip_broken_rows) -> tuple[dict[str, list], list[int], int]:
-    """Columns, the line of each row and the number of rows skipped."""
-    if is_csv:
-        numbered = _csv_rows(path, text)
-    else:  # quotes in GLUE's files are text, and some stand alone
-        numbered = ((number, line.rstrip("\r").split("\t")) for number, line in enumerate(text.split("\n"), 1))
-    numbered = ((number, row) for number, row in numbered if row not in ([], [""]))
-    first = next(numbered, (1, []))
-    names = first[1]
-    if header and not set(header) & set(names):  # the file begins with a row, as GLUE's CoLA does
-        names, numbered = list(header), itertools.chain([first], numbered)
+def _named(source: str | Path, names: Sequence[str], columns: Sequence[list]) -> dict[str, list]:
+    """Columns by their names, without blanks around these; one without a name is called as pandas calls it."""
+    names = [str(name).strip() or f"Unnamed: {number}" for number, name in enumerate(names)]
     if not names or len(set(names)) < len(names):
-        raise BadRequest(f"{path}, line 1: needs a line of distinct column names, found {names}")
-    good, lines, broken = [], [], []
-    for number, row in numbered:
-        if len(row) == len(names):
-            good.append(row)
-            lines.append(number)
-        else:
-            broken.append(f"line {number} has {len(row)} fields")
+        raise BadRequest(f"{source}: needs distinct column names, found {', '.join(names) or 'none'}")
+    return dict(zip(names, columns, strict=True))
+
+
+def _delimited(
+    path: Path,
+    digest: str,
+    numbered: list[tuple[int, list[str]]],
+    header: Sequence[str] | None,
+    skip_broken_rows: bool,
+    every_line: bool,
+) -> Table:
+    """The table of numbered rows; one without fields is a blank line, in a file of one column an empty text."""
+    begin = next((i for i, (_, row) in enumerate(numbered) if row), len(numbered))
+    if every_line and 0 < begin < len(numbered):
+        raise BadRequest(f"{path}, line 1: is empty: needs a line of column names, or a row")
+    first = numbered[begin][1] if begin < len(numbered) else []
+    has_names = not header or bool({*header} & {name.strip() for name in first})
+    names = first if has_names else list(header)  # the file begins with a row, as GLUE's CoLA does
+    named = _named(f"{path}, line 1", names, [[] for _ in names])
+    numbered = numbered[begin + has_names :]
+    if len(names) == 1:
+        numbered = [(number, row or [""]) for number, row in numbered]
+    elif every_line:
+        while numbered and not numbered[-1][1]:
+            numbered.pop()
+    else:
+        numbered = [(number, row) for number, row in numbered if row]
+    good = [(number, row) for number, row in numbered if len(row) == len(names)]
+    broken = [f"line {number} has {len(row)} fields" for number, row in numbered if len(row) != len(names)]
     if broken and not skip_broken_rows:
         raise BadRequest(f"{path}: {listed(broken)}, where the first line names {len(names)}: mend or remove them")
-    return {name: [row[i] for row in good] for i, name in enumerate(names)}, lines, len(broken)
+    columns = {name: [row[i] for _, row in good] for i, name in enumerate(named)}
+    return Table(columns, str(path), digest, [n for n, _ in good], len(broken), tuple(first) if has_names else None)
+
+
+def _tsv_rows(text: str) -> list[tuple[int, list[str]]]:
+    """Fields of each line; quotes in GLUE's files are text, and some stand alone."""
+    lines = text.split("\n")
+    if not lines[-1]:  # the end of the line before
+        lines.pop()
+    fields = (line.rstrip("\r").split("\t") for line in lines)
+    return [(number, [] if row == [""] else row) for number, row in enumerate(fields, 1)]
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
@@ -158,49 +197,70 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
         raise BadRequest(f"{path}, row that begins in line {begin}: not CSV ({error}): mend its quotes") from None
 
 
-def _json_rows(path: Path, text: str, one_a_line: bool) -> tuple[list[dict], list[int] | None]:
+def _json_rows(path: Path, text: str, one_a_line: bool, every_line: bool) -> tuple[list[dict], list[int] | None]:
     """Rows of a JSON document, or of one document a line, which files named .json often are."""
     if not one_a_line:
         try:
-            document = json.loads(text)
-        except json.JSONDecodeError as error:
-            first = text.split("\n", 1)[0]
-            if not _is_json_object(first):
-                raise BadRequest(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+            document = parse_json(text)
+        except ValueError as error:
+            if not _is_json_object(text.split("\n", 1)[0]):
+                line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+                reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+                raise BadRequest(f"{path}{line}: not JSON ({reason})") from None
         else:
             rows = document.get("data", [document]) if isinstance(document, dict) else document
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
                 raise BadRequest(f'{path}: needs a list of objects, or {{"data": [...]}}')
             return rows, None
     rows, lines = [], []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
+    stripped = text.rstrip() if every_line else text
+    for number, line in enumerate(stripped.split("\n"), 1):
+        if line.strip() or every_line:
             if not _is_json_object(line):
                 raise BadRequest(f"{path}, line {number}: not a JSON object on one line")
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
             lines.append(number)
     return rows, lines
 
 
+def parse_json(text: str) -> Any:
+    """A JSON document. Raises ValueError, also for what the library cannot hold: depth, digits, half characters."""
+    try:
+        document = json.loads(text)
+        if HALF_CHARACTER.search(text):
+            json.dumps(document, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("an escape \\ud800 to \\udfff without its other half") from None
+    return document
+
+
 def _is_json_object(text: str) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
-    except json.JSONDecodeError:
+        return isinstance(parse_json(text), dict)
+    except ValueError:
         return False
 
 
-def _columns_of(rows: list[dict]) -> dict[str, list]:
+def _columns_of(path: Path, rows: list[dict]) -> dict[str, list]:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return {name: [row.get(name) for row in rows] for name in names}
+    return _named(path, names, [[row.get(name) for row in rows] for name in names]) if names else {}
 
 
 def _parquet_columns(path: Path, data: bytes) -> dict[str, list]:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_table(io.BytesIO(data)).to_pydict()
-    except pyarrow.ArrowException as error:
-        raise BadRequest(f"{path}: not a parquet file ({error})") from None
+        table = pyarrow.parquet.ParquetFile(io.BytesIO(data)).read()
+        columns = [column.to_pylist() for column in table.columns]
+    except Exception as error:  # damage shows in a dozen kinds, by the place it is in
+        raise BadRequest(f"{path}: not a parquet file, or damaged ({_first_line(error)})") from None
+    return _named(path, table.column_names, columns)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 # ---- folders and the Hub
@@ -227,7 +287,7 @@ def load_splits(
         try:
             if files:
                 if split in files:
-                    tables[split] = read_table(files[split], (headers or {}).get(split), skip_broken_rows)
+                    tables[split] = _read_split(split, files[split], headers or {}, skip_broken_rows)
                 elif not split.endswith("_mismatched"):
                     flag = f"--do_{ {'train': 'train', 'validation': 'eval', 'test': 'predict'}[split] }"
                     problems.append(f"{flag} needs --{split}_file beside the other local files")
@@ -243,20 +303,47 @@ def load_splits(
     return tables
 
 
-def _open_named(name, config_name, cache_dir, headers, skip_broken_rows) -> dict[str, Any]:
+def _read_split(split: str, path: str | Path, headers: dict, skip_broken_rows: bool) -> Table:
+    is_test = split.startswith("test")
+    return read_table(path, headers.get(split), skip_broken_rows and not is_test, every_line=is_test)
+
+
+def split_files(folder: Path) -> dict[str, Path]:
+    """The file of each split in a folder, by its name: train.tsv, dev-v1.1.json, msr_paraphrase_test.txt.gz.
+
+    Raises BadRequest where two could be meant, or one is no regular file.
+    """
+    found: dict[str, list[Path]] = {split: [] for split in SPLIT_NAMES}
+    for path in sorted(folder.iterdir()):
+        stem = path.name.lower().removesuffix(".gz")
+        kind = next((each for each in FORMATS if stem.endswith(each)), None)
+        for split, names in SPLIT_NAMES.items() if kind else ():
+            stem = stem.removesuffix(kind)
+            if any(stem == name or (stem.startswith(name) and VERSION.fullmatch(stem[len(name) :])) for name in names):
+                found[split].append(path)
+    problems = []
+    for split, paths in found.items():
+        found[split] = [path for path in paths if not path.name.startswith(ORIGINALS)] or paths
+        if len(found[split]) > 1:
+            names = ", ".join(path.name for path in found[split])
+            problems.append(f"{folder}: several files of the {split} split ({names}): name one with --{split}_file")
+        problems += [f"{path}: is no regular file" for path in found[split] if not path.is_file()]
+    if problems:
+        raise BadRequest(problems)
+    return {split: paths[0] for split, paths in found.items() if paths}
+
+
+def _open_named(
+    name: str | None, config_name: str | None, cache_dir: str | None, headers: dict, skip_broken_rows: bool
+) -> dict[str, Callable[[], Table]]:
     """Split -> function that reads its table."""
     if not name:
         raise BadRequest("no data: give --train_file / --validation_file / --test_file, or --dataset_name")
     folder = Path(name)
     if folder.is_dir() and not (folder / "dataset_dict.json").exists():
-        found = {
-            split: path
-            for split, names in SPLIT_NAMES.items()
-            for path in sorted(folder.iterdir())
-            if path.is_file() and path.name.split(".")[0] in names and set(path.suffixes) & set(FORMATS)
-        }
+        found = split_files(folder)
         if found:
-            return {s: lambda s=s: read_table(found[s], headers.get(s), skip_broken_rows) for s in found}
+            return {s: lambda s=s: _read_split(s, found[s], headers, skip_broken_rows) for s in found}
     import datasets
 
     datasets.disable_progress_bars()
@@ -267,9 +354,9 @@ def _open_named(name, config_name, cache_dir, headers, skip_broken_rows) -> dict
             hub_id, revision = HUB_DATASETS.get(name, (name, None))
             splits = datasets.load_dataset(hub_id, config_name, revision=revision, cache_dir=cache_dir)
     except Exception as error:  # the library raises a dozen kinds, most of them about the network
-        reason = str(error).strip().split("\n")[0]
         raise BadRequest(
-            f"data {name!r}{f' ({config_name})' if config_name else ''} cannot be loaded: {reason}: check the name and "
+            f"data {name!r}{f' ({config_name})' if config_name else ''} cannot be loaded: {_first_line(error)}: check "
+            "the name and "
             "the network, or give local files with --train_file / --validation_file / --test_file"
         ) from None
     names = {split: next((n for n in SPLIT_NAMES[split] if n in splits), None) for split in SPLIT_NAMES}

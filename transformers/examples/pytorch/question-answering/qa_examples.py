@@ -1,14 +1,13 @@
 """Questions about paragraphs: read from SQuAD's nested JSON or flat rows, checked, and cut into windows of tokens."""
 
-import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from central.finetuning.features import Features, Ragged
-from central.finetuning.tables import Table, listed
+from central.finetuning.features import Features, Ragged, shortened
+from central.finetuning.tables import Table, listed, parse_json
 from central.runtime.exits import BadRequest
 
 CHUNK = 1000  # questions tokenised at a time
@@ -70,6 +69,7 @@ def _question(row: dict, where: str) -> Question:
         raise BadRequest(f"{where}: not in SQuAD's form ({error!r})") from None
     if not all(isinstance(each, str) for each in (context, text, *(answer for answer, _ in answers))):
         raise BadRequest(f"{where}: question, context and answers must be text")
+    answers = [_without_blanks(*answer) for answer in answers if answer[0].strip()]  # SQuAD 2.0 by some: "" is none
     return Question(
         id=where if row.get("id") in (None, "") else str(row["id"]),
         text=text.lstrip(),  # some begin with a dozen spaces, which are tokens to some tokenizers
@@ -90,13 +90,25 @@ def _truth(value) -> bool:
     raise ValueError(f"is_impossible is {value!r}, neither true nor false")
 
 
-def _answers(answers) -> list[tuple[str, int]]:
+def _answers(answers: str | dict | list) -> list[tuple[str, int]]:
     """Text and first character of each answer."""
     if isinstance(answers, str):
-        answers = json.loads(answers)
+        answers = parse_json(answers)
     if isinstance(answers, dict):
-        return [(text, int(start)) for text, start in zip(answers["text"], answers["answer_start"], strict=True)]
-    return [(answer["text"], int(answer["answer_start"])) for answer in answers]
+        return [(text, _place(start)) for text, start in zip(answers["text"], answers["answer_start"], strict=True)]
+    return [(answer["text"], _place(answer["answer_start"])) for answer in answers]
+
+
+def _place(start: int | float | str) -> int:
+    """The number of a character. Raises ValueError for anything else: 1e999, 3.5, true."""
+    if isinstance(start, bool) or (isinstance(start, float) and not start.is_integer()):
+        raise ValueError(f"answer_start is {start}")
+    return int(start)
+
+
+def _without_blanks(answer: str, start: int) -> tuple[str, int]:
+    """An answer without blanks at its edges, which no token begins or ends with."""
+    return answer.strip(), start + len(answer) - len(answer.lstrip())
 
 
 def usable_for_training(questions: Sequence[Question]) -> tuple[list[Question], list[str]]:
@@ -136,11 +148,14 @@ def windows(
 ) -> tuple[Features, int]:
     """Windows of `max_seq_length` tokens over each context, neighbours sharing `doc_stride`; and questions cut short.
 
-    Inputs: token ids and, `with_answers`, the first and last token of the first answer, or twice [CLS] where a window
-    does not hold it. Extras: the question a window belongs to, its first context token, the characters of its context
-    tokens as pairs, and the token that stands for no answer. Raises BadRequest for a stride that leaves no room.
+    A question has at most `longest_question` tokens, and neighbours share at most half of what it leaves to the
+    context, so that the windows of a context stay few. Inputs: token ids and, `with_answers`, the first and last
+    token of the first answer, or twice [CLS] where a window does not hold it. Extras: the question a window belongs
+    to, its first context token, the characters of its context tokens as pairs, and the token that stands for no
+    answer. Raises BadRequest for a stride that leaves no room.
     """
-    room = max_seq_length - tokenizer.num_special_tokens_to_add(pair=True) - doc_stride - 1
+    usable = max_seq_length - tokenizer.num_special_tokens_to_add(pair=True)
+    room = usable - doc_stride - 1
     if room < SHORTEST_QUESTION:
         widest = doc_stride + room - SHORTEST_QUESTION
         remedy = f"at most {widest}" if widest > 0 else f"--max_seq_length at least {max_seq_length - widest + 1}"
@@ -148,39 +163,41 @@ def windows(
             f"--doc_stride {doc_stride} leaves {max(room, 0)} of --max_seq_length {max_seq_length} tokens for a "
             f"question: {remedy}"
         )
+    longest = longest_question(tokenizer, max_seq_length)
     inputs = {name: [] for name in tokenizer.model_input_names if name != "attention_mask"}
     extras = {"question": [], "context_start": [], "offsets": [], "no_answer": []}
     spans, cut = [], 0
     for first in range(0, len(questions), CHUNK):
         chunk = questions[first : first + CHUNK]
-        texts, shortened = _shortened([q.text for q in chunk], tokenizer, room)
-        cut += shortened
-        encoded = tokenizer(
-            texts,
-            [q.context for q in chunk],
-            truncation="only_second",
-            max_length=max_seq_length,
-            stride=doc_stride,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-        )
-        for name in inputs:
-            inputs[name] += [np.asarray(ids, np.int32) for ids in encoded[name]]
-        for row, source in enumerate(encoded["overflow_to_sample_mapping"]):
-            sequence = encoded.sequence_ids(row)
-            begin = sequence.index(1) if 1 in sequence else len(sequence)
-            offsets = np.array(encoded["offset_mapping"][row][begin : begin + sequence.count(1)], np.int32).reshape(
-                -1, 2
+        texts, lengths, shorter = _shortened([q.text for q in chunk], tokenizer, longest)
+        cut += shorter
+        for stride, rows in _by_stride(lengths, usable, doc_stride).items():
+            encoded = tokenizer(
+                [texts[row] for row in rows],
+                [chunk[row].context for row in rows],
+                truncation="only_second",
+                max_length=max_seq_length,
+                stride=stride,
+                return_overflowing_tokens=True,
+                return_offsets_mapping=True,
+                return_attention_mask=False,
             )
-            extras["question"].append(first + source)
-            extras["context_start"].append(begin)
-            extras["offsets"].append(offsets)
-            ids = encoded["input_ids"][row]  # [CLS] comes last in XLNet; a tokenizer may have none
-            no_answer = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
-            extras["no_answer"].append(no_answer)
-            if with_answers:
-                spans.append(_span(chunk[source], offsets, begin) or (no_answer, no_answer))
+            for name in inputs:
+                inputs[name] += [np.asarray(ids, np.int32) for ids in encoded[name]]
+            for window, row in enumerate(encoded["overflow_to_sample_mapping"]):
+                number = first + rows[row]
+                sequence = encoded.sequence_ids(window)
+                begin = sequence.index(1) if 1 in sequence else len(sequence)
+                found = encoded["offset_mapping"][window][begin : begin + sequence.count(1)]
+                offsets = np.array(found, np.int32).reshape(-1, 2)
+                extras["question"].append(number)
+                extras["context_start"].append(begin)
+                extras["offsets"].append(offsets)
+                ids = encoded["input_ids"][window]  # [CLS] comes last in XLNet; a tokenizer may have none
+                no_answer = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
+                extras["no_answer"].append(no_answer)
+                if with_answers:
+                    spans.append(_span(questions[number], offsets, begin) or (no_answer, no_answer))
     columns: dict[str, Ragged | np.ndarray] = {name: Ragged.of(rows) for name, rows in inputs.items()}
     if with_answers:
         positions = np.array(spans, np.int64).reshape(-1, 2)
@@ -196,23 +213,47 @@ def windows(
     ), cut
 
 
-def _shortened(texts: list[str], tokenizer, room: int) -> tuple[list[str], int]:
-    """Questions of at most `room` tokens, and how many had more."""
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
-    long = [i for i, ids in enumerate(encoded["input_ids"]) if len(ids) > room]
-    kept = list(texts)
-    for i in long:
-        kept[i] = texts[i][: encoded["offset_mapping"][i][room - 1][1]]
-    return kept, len(long)
+def longest_question(tokenizer, max_seq_length: int) -> int:
+    """Tokens that a question may have: half of a window."""
+    return max(SHORTEST_QUESTION, (max_seq_length - tokenizer.num_special_tokens_to_add(pair=True)) // 2)
+
+
+def lost_answers(questions: Sequence[Question], windows: Features) -> list[str]:
+    """Places of questions whose first answer no window holds whole: too long for one, or without a token."""
+    marked = windows.inputs["start_positions"] != windows.extras["no_answer"]
+    held = {*windows.extras["question"][marked].tolist()}
+    return _names([q for number, q in enumerate(questions) if q.answers and number not in held])
+
+
+def _shortened(texts: Sequence[str], tokenizer, longest: int) -> tuple[list[str], list[int], int]:
+    """Questions of at most `longest` tokens, their lengths, and how many had more."""
+    kept = [shortened(tokenizer, text, longest) for text in texts]
+    encoded = tokenizer(kept, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    for i, length in enumerate(lengths):
+        if length > longest:
+            kept[i] = kept[i][: encoded["offset_mapping"][i][longest - 1][1]]
+    return kept, [min(length, longest) for length in lengths], sum(length > longest for length in lengths)
+
+
+def _by_stride(lengths: Sequence[int], usable: int, doc_stride: int) -> dict[int, list[int]]:
+    """The rows of questions by the tokens that their windows share: at most half of the context in one."""
+    rows = defaultdict(list)
+    for row, length in enumerate(lengths):
+        rows[min(doc_stride, (usable - length) // 2)].append(row)
+    return rows
 
 
 def _span(question: Question, offsets: np.ndarray, begin: int) -> tuple[int, int] | None:
-    """First and last token of the first answer in a window, None where the window does not hold all of it."""
+    """First and last token of the first answer in a window, None where the window does not hold all of it.
+
+    Tokens may share a character: byte-level BPE has several for one. All that touch the answer belong to it.
+    """
     if not question.answers or not len(offsets):
         return None
     start, end = question.starts[0], question.starts[0] + len(question.answers[0])
     if start < offsets[0, 0] or end > offsets[-1, 1]:
         return None
-    first = int(np.searchsorted(offsets[:, 0], start, side="right")) - 1
-    last = int(np.searchsorted(offsets[:, 1], end, side="left"))
+    first = int(np.searchsorted(offsets[:, 1], start, side="right"))
+    last = int(np.searchsorted(offsets[:, 0], end, side="left")) - 1
     return (begin + first, begin + last) if first <= last else None

@@ -178,6 +178,6 @@ def best_threshold(scores: np.ndarray, answerable: np.ndarray, odds: np.ndarray)
     order = np.argsort(odds, kind="stable")
     # Speaking on the k questions of lowest odds: their scores, and 1 for each unanswerable one left silent.
     gain = np.where(answerable, scores, -1.0)[order]
-    totals = (~answerable).sum() + np.concatenate([[0.0], np.cumsum(gain)])
+    totals = np.cumsum(np.concatenate([[(~answerable).sum()], gain]))  # added up in the published order
     best = int(np.argmax(totals))
     return float(totals[best] / len(scores)), float(odds[order[best - 1]]) if best else 0.0

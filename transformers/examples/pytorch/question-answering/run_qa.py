@@ -27,10 +27,11 @@ from central.finetuning.arguments import DataArguments, Request, parse
 from central.finetuning.features import Features
 from central.finetuning.model_card import write_model_card
 from central.finetuning.script import Run
-from central.finetuning.tables import HUB_DATASETS, Table, load_splits
+from central.finetuning.tables import HUB_DATASETS, Table, listed, load_splits
 from central.finetuning.trainer import FineTuningTrainer
 from central.runtime.exits import DONE, BadRequest, run
 
+NEARLY_NOTHING = 5.0  # F1 in percent: words that any stretch of text shares with an answer
 SAMPLE = 200  # questions looked at to see whether tokenizer and text belong together
 
 
@@ -124,26 +125,39 @@ def build_model(this: Run, name: str) -> tuple[PreTrainedModel, PreTrainedTokeni
 
 def tokenise(this: Run, data: Data, split: str, tokenizer: PreTrainedTokenizerBase) -> Features:
     """Windows over the contexts of one split."""
-    questions, args = data.questions[split], this.request.data
+    questions, args, source = data.questions[split], this.request.data, data.tables[split].source
     with_answers = split != "test"
-    texts = [question.context for question in questions[:SAMPLE]]
-    pretrained.check_text(tokenizer, texts, lambda i: questions[i].where)
+    sample = questions[:SAMPLE]
+    for texts in ([question.context for question in sample], [question.text for question in sample]):
+        pretrained.check_text(tokenizer, texts, lambda i: sample[i].where, args.max_unknown_share, this.say)
 
     def make() -> Features:
         windows, cut = qa_examples.windows(questions, tokenizer, args.max_seq_length, args.doc_stride, with_answers)
         if cut:
-            this.say(f"{data.tables[split].source}: {cut} questions cut to leave room for the context")
+            longest = qa_examples.longest_question(tokenizer, args.max_seq_length)
+            this.say(f"{source}: {cut} questions cut to {longest} tokens, to leave room for the context")
         return windows
 
     settings = {"max_length": args.max_seq_length, "doc_stride": args.doc_stride, "with_answers": with_answers}
     used = [question.id for question in questions]
-    return script.tokenised(this, data.tables[split], tokenizer, make, used=used, **settings)
+    features = script.tokenised(this, data.tables[split], tokenizer, make, used=used, **settings)
+    lost = qa_examples.lost_answers(questions, features) if with_answers else []
+    if lost:
+        this.say(f"{source}: {len(lost)} answers in no window, longer than one or without a token: {listed(lost)}")
+    return features
 
 
 def evaluate(this: Run, trainer: FineTuningTrainer, scorer: Scorer) -> dict[str, float]:
     """Exact match and F1 of the validation split; writes `predictions.json`, n-best and null odds."""
     metrics = {**trainer.evaluate(), "eval_samples": len(scorer.questions)}
     script.report(trainer, "eval", metrics)
+    answered = "eval_HasAns_f1" if "eval_HasAns_f1" in metrics else "eval_f1"  # silence alone scores half of 2.0
+    if metrics[answered] < NEARLY_NOTHING:
+        this.say(
+            f"warning: {answered} {metrics[answered]:.2f} is nearly that of no answers at all: the model has learned "
+            "nothing yet. Likely causes: too few steps, a --learning_rate too high (try 3e-5) or too low, a model "
+            "that is not pretrained, or answers that do not belong to the questions"
+        )
     if trainer.is_world_process_zero():
         write_answers(this, scorer.answers, "")
     return metrics

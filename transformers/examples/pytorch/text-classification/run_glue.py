@@ -5,6 +5,7 @@ python run_glue.py --model_name_or_path FOLDER --train_file train.tsv --validati
 mpirun -n 2 python run_glue.py ...
 """
 
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from central.finetuning import pretrained, script
 from central.finetuning.arguments import DataArguments, Request, parse
-from central.finetuning.features import Features, Ragged
+from central.finetuning.features import Features, Ragged, cut_to_fit, room_for_text
 from central.finetuning.model_card import write_model_card
 from central.finetuning.script import Run
 from central.finetuning.tables import Table, load_splits
@@ -97,21 +98,37 @@ def load_data(this: Run, model_name: str) -> Data:
         headers={"train": header, "validation": header},
         skip_broken_rows=bool(task and task.skip_broken_rows),
     )
-    tables = {split: table.head(data.limits[split.removesuffix("_mismatched")]) for split, table in tables.items()}
     for table in tables.values():
         if table.skipped:
             this.say(f"{table.source}: {table.skipped} broken rows skipped")
     columns = [name.strip() for name in data.text_column_names.split(",")] if data.text_column_names else []
+    if len(columns) > 2:
+        raise BadRequest(f"--text_column_names {data.text_column_names}: one column, or the two of a pair")
     known = _labels_of_model(this, model_name)
     if task is None:
         labels = None if training.do_train else known
         task = glue_tasks.infer_task(next(iter(tables.values())), columns, data.label_column_name, labels)
     else:
         task = glue_tasks.of_columns(task, columns, data.label_column_name)
+    for split in tables:
+        if split.startswith("test"):
+            before, tables[split] = tables[split], glue_tasks.with_every_line(tables[split], task)
+            if tables[split] is not before:
+                this.say(f"{before.source}: has no line of column names: its first line is the first text")
+        this.say(glue_tasks.columns_taken(tables[split], task))
+    tables = {split: table.head(data.limits[split.removesuffix("_mismatched")]) for split, table in tables.items()}
     labels = {split: glue_tasks.numbered_labels(table, task) for split, table in tables.items()}
     missing = [tables[split].source for split in labels if labels[split] is None and not split.startswith("test")]
     if missing:
         raise BadRequest([f"{source}: has no labels (column {' or '.join(task.label_columns)})" for source in missing])
+    if training.do_train and len(set(labels["train"].tolist())) == 1:
+        this.say(f"warning: {tables['train'].source}: all training labels are the same: there is nothing to learn")
+    has_names = not all(re.fullmatch(r"LABEL_\d+", name) for name in known)
+    notes = [glue_tasks.order_taken(task.labels, known)] if has_names or not training.do_train else []
+    if data.task_name is None:
+        notes += [glue_tasks.taken_by_number(tables[split], task) for split in tables if labels[split] is not None]
+    for note in filter(None, notes):
+        this.say(note)
     order = np.array(glue_tasks.order_in_model(task.labels, known), np.int64)
     return Data(data.task_name or "text-classification", task, tables, labels, order)
 
@@ -140,6 +157,8 @@ def build_model(this: Run, data: Data, name: str) -> tuple[PreTrainedModel, PreT
         ),
     )
     tokenizer = pretrained.load_tokenizer(args, name, this.say)
+    for line in room_for_text(tokenizer, this.request.data.max_seq_length, is_pair=bool(data.task.sentence2)):
+        this.say(line)
     model = pretrained.load_model(AutoModelForSequenceClassification, args, name, config, tokenizer, this.say)
     return model, tokenizer
 
@@ -148,11 +167,16 @@ def tokenise(this: Run, data: Data, split: str, tokenizer: PreTrainedTokenizerBa
     """Token ids of one split, with its labels."""
     table, task = data.tables[split], data.task
     texts = [glue_tasks.texts_of(table, names) for names in (task.sentence1, task.sentence2) if names]
-    pretrained.check_text(tokenizer, texts[0][:SAMPLE], table.where)
-    max_length = this.request.data.max_seq_length
+    empty = sum(not any(part.strip() for part in row) for row in zip(*texts))
+    if empty:
+        this.say(f"{table.source}: {empty} of {len(table)} texts are empty")
+    max_length, share = this.request.data.max_seq_length, this.request.data.max_unknown_share
+    for column in texts:
+        pretrained.check_text(tokenizer, column[:SAMPLE], table.where, share, this.say)
 
     def make() -> Features:
-        encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
+        fitting = cut_to_fit(tokenizer, texts, max_length)
+        encoded = tokenizer(*fitting, truncation=True, max_length=max_length, return_attention_mask=False)
         return Features({name: Ragged.of(rows) for name, rows in encoded.items()})
 
     columns = [glue_tasks.find_column(table, names) for names in (task.sentence1, task.sentence2)]
@@ -180,7 +204,7 @@ def evaluate(this: Run, data: Data, trainer: FineTuningTrainer, features: dict[s
 
 
 def predict(this: Run, data: Data, trainer: FineTuningTrainer, features: dict[str, Features]) -> None:
-    """Write `predict_results_<task>.txt` in the format of the GLUE server."""
+    """Write `predict_results_<task>.txt` in the format of the GLUE server, and .jsonl with names and probabilities."""
     metrics = {}
     for split in ("test", "test_mismatched"):
         if split in features:
@@ -189,7 +213,9 @@ def predict(this: Run, data: Data, trainer: FineTuningTrainer, features: dict[st
             name = f"{data.name}-mm" if split.endswith("mismatched") else data.name
             lines = glue_tasks.server_lines(data.task, data.of_task(output.predictions))
             if trainer.is_world_process_zero():
-                (this.output_dir / f"predict_results_{name}.txt").write_text("\n".join(lines) + "\n")
+                (this.output_dir / f"predict_results_{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+                rows = glue_tasks.prediction_rows(data.task, data.of_task(output.predictions))
+                script.write_json_lines(this.output_dir / f"predict_results_{name}.jsonl", rows)
     script.report(trainer, "predict", metrics)
 
 
