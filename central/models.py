@@ -1,6 +1,8 @@
-"""Short names of models."""
+"""Short names of models, and what no model exceeds."""
 
 from dataclasses import dataclass
+
+LARGEST_SIZE = 10**7  # of anything that a configuration counts
 
 
 @dataclass(frozen=True)

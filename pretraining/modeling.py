@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from central.models import LARGEST_SIZE
+
 VOCAB_MULTIPLE = 8
 LEAST = {"type_vocab_size": 2, "pad_token_id": 0}  # of the whole numbers of a configuration; 1 of the others
 PADDED_ROW_BIAS = -10000.0  # a padded vocabulary row never takes part in the softmax
@@ -41,6 +43,8 @@ class BertConfig:
             value, least = getattr(self, field.name), LEAST.get(field.name, 1)
             if field.type is int and not (type(value) is int and value >= least):
                 raise ValueError(f"{field.name} {value!r} is not a whole number from {least} on")
+            if field.type is int and value > LARGEST_SIZE:
+                raise ValueError(f"{field.name} is more than {LARGEST_SIZE}")
             if field.type is float and not (type(value) in (int, float) and 0 <= value < 1):
                 raise ValueError(f"{field.name} {value!r} is not in [0, 1)")
         if self.pad_token_id >= self.vocab_size:

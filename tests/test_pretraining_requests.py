@@ -204,6 +204,7 @@ BROKEN_FILES = [
     ("config.json", b"\xff\xfe{}", "config.json: not a BERT configuration"),
     ("config.json", b"[1, 2]", "config.json: not a BERT configuration"),
     ("config.json", b'{"hidden_size": "32"}', "(hidden_size '32' is not a whole number from 1 on)"),
+    ("config.json", b'{"num_hidden_layers": 1' + b"0" * 400 + b"}", "(num_hidden_layers is more than 10000000)"),
 ]
 
 

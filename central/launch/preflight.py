@@ -14,10 +14,10 @@ from central.launch.child_environment import module_problems
 from central.launch.hostcheck import version
 from central.launch.mpi import mpirun_version
 from central.launch.remote import host_problems
+from central.models import LARGEST_SIZE
 
 BYTES_PER_PARAMETER = 12  # of a checkpoint: weight and two moments, fp32
 MAX_RANKS_PER_CORE = 16  # a few on a core are a slow trial run; beyond this memory and patience end first
-LARGEST_SIZE = 10**7  # of anything in a configuration
 READ_SECONDS = 120  # for the first bytes of all files of a phase
 SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers"),
