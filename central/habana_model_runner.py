@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from central.errors import BAD_REQUEST, BadRequest
+from central.files import is_special
 from central.launch import cli, run_record
 from central.launch.options import split_script_args
 
@@ -57,6 +58,8 @@ def load(path):
         first: [(tag, pattern) for tag, pattern in known if tag.rpartition(":")[2] in ("bool", "null", "merge")]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+    if is_special(path):
+        raise BadRequest(f"--hb_config {path}: a device, pipe or socket; give a file")
     try:
         with open(path, "rb") as file:
             return yaml.load(file, Loader)

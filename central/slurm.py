@@ -4,6 +4,8 @@ import re
 
 from central.errors import BadRequest
 
+MOST_NODES = 100_000  # in one range
+
 
 def expand_nodelist(text) -> tuple[str, ...]:
     """Hosts of a SLURM node list: `gaudi[01-03,7],login` is gaudi01 gaudi02 gaudi03 gaudi7 login."""
@@ -23,7 +25,8 @@ def _expand_entry(entry):
     names = []
     for part in ranges.split(","):
         first, _, last = part.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal() or int(first) > int(last or first):
+        is_range = first.isdecimal() and (last or first).isdecimal() and len(first + last) < 19
+        if not is_range or not 0 <= int(last or first) - int(first) < MOST_NODES:
             raise BadRequest(f"SLURM_JOB_NODELIST has [{ranges}], which is no range: was it changed by hand?")
         for value in range(int(first), int(last or first) + 1):
             names += [f"{head}{value:0{len(first)}d}{end}" for end in _expand_entry(tail) or [""]]

@@ -235,10 +235,21 @@ def test_hostfiles_that_are_no_text_are_told_in_one_line(tmp_path, content):
     assert refused.value.problems == (f"--hostfile {tmp_path / 'hosts'}: no text; expected lines `HOST slots=N`",)
 
 
-@pytest.mark.parametrize("path", ["/dev/zero", "/tmp"])
-def test_what_is_no_file_is_not_read(path):
-    with pytest.raises(BadRequest, match=f"--hostfile {path}: no file, but a folder or a device"):
+@pytest.mark.parametrize(("path", "fault"), [("/dev/zero", "a device, pipe or socket"), ("/tmp", "Is a directory")])
+def test_what_is_no_file_is_not_read(path, fault):
+    with pytest.raises(BadRequest, match=f"--hostfile {path}: {fault}"):
         layout(hostfile=path)
+
+
+@pytest.mark.parametrize("name", ["-oProxyCommand=touch", "a b", "a;b", "--x", "$(a)"])
+def test_words_that_are_no_hosts_never_reach_ssh(name):
+    with pytest.raises(BadRequest, match="expected names or addresses of hosts"):
+        layout({"MULTI_HLS_IPS": f"hosta,{name}"}, world_size=8, process_per_node=4)
+
+
+@pytest.mark.parametrize("name", ["10.0.0.1", "fe80::1%eth0", "node-1.lan", "node_1", "user@node"])
+def test_hosts_by_name_and_address(name):
+    assert layout({"MULTI_HLS_IPS": f"hosta,{name}"}, world_size=8, process_per_node=4).hosts == ("hosta", name)
 
 
 @pytest.mark.parametrize("named", [",,,", " , ", ","])
@@ -248,7 +259,7 @@ def test_addresses_that_name_nobody(named):
     assert refused.value.problems == (f"MULTI_HLS_IPS={named} names no host: give addresses between commas",)
 
 
-@pytest.mark.parametrize("text", ["gaudi[a-b]", "gaudi[3-1]", "gaudi[]", "gaudi[1-2-3]"])
+@pytest.mark.parametrize("text", ["gaudi[a-b]", "gaudi[3-1]", "gaudi[]", "gaudi[1-2-3]", "gaudi[1-999999999]"])
 def test_node_lists_that_are_none(text):
     with pytest.raises(BadRequest, match="SLURM_JOB_NODELIST"):
         layout({"SLURM_JOB_NODELIST": text}, world_size=8)

@@ -135,6 +135,24 @@ def test_a_record_of_a_run_that_did_something_before_it_was_refused_stays(projec
     assert (project.parent / "out put" / "results" / "run.json").exists()
 
 
+@pytest.mark.parametrize("flag", ["--config_file", "--train_file", "--init_checkpoint"])
+def test_what_might_never_end_is_not_read(project, tmp_path, capsys, flag):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, "/dev/zero"):
+        if flag == "--train_file":
+            argv = f"finetuning --model_name_or_path base --data_type fp32 --device cpu {flag} {path}".split()
+        else:
+            argv = [*words(project)[2:-7], flag, *[str(path)] * (2 if flag == "--init_checkpoint" else 1)]
+        assert cli.main(["check", *argv]) == 2
+        assert f"{flag} {path}: a device, pipe or socket" in capsys.readouterr().err
+
+
+def test_a_port_of_sshd_that_is_none_is_told_once():
+    place = place_of(Layout(2, 1, ("a", "b"), by_ssh=True), environ={"DOCKER_SSHD_PORT": "ssh"})
+    assert remote.host_problems(place, None) == ["DOCKER_SSHD_PORT=ssh is no port; unset it for 3022"]
+
+
 def test_a_folder_of_data_that_is_not_there_is_told_with_the_way_out(capsys, tmp_path):
     words = "finetuning --model_name_or_path base --data_type fp32 --device cpu --task_name squad".split()
     status = cli.main(["check", *words, "--max_seq_length=384", "--dataset_name=/root/bert/Squad/"])
@@ -278,7 +296,8 @@ MOVED = "index, module_id\n0, 6\n1, 4\n2, 7\n3, 5\n"
 def test_modules_that_are_not_counted_from_0_are_handed_to_the_ranks(monkeypatch, answer, environ, handed_on):
     monkeypatch.setattr(machine, "_is_installed", lambda _: True)
     devices = machine.choose("hpu", answering(hl_smi=answer), environ)
-    told = {"root": "/r", "mode": "lazy", "op_lists": None, "master_port": "1", "threads": 1, "loopback": False}
+    told = {"root": "/r", "mode": "lazy", "op_lists": None, "threads": 1, "loopback": False}
+    told["meeting_point"] = MeetingPoint("localhost", "1", False)
     found = child_environment.child_variables(environ=environ, devices=devices, **told)
     assert found.get("HABANA_VISIBLE_MODULES") == handed_on
 
@@ -324,6 +343,7 @@ def test_numbers_of_cards_that_habana_does_not_support_are_said(visible, ranks, 
         ("4,4", "HABANA_VISIBLE_MODULES=4,4: expected different module ids"),
         ("4,", "HABANA_VISIBLE_MODULES=4,: expected"),
         ("all", "HABANA_VISIBLE_MODULES=all: expected"),
+        ("\u0664", "HABANA_VISIBLE_MODULES=\u0664: expected"),
     ],
 )
 def test_modules_that_are_not_there_are_told_before_the_start(visible, problem):

@@ -4,6 +4,7 @@ golden/reference_yaml.json holds keys and values of each file, and of eight the 
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -179,3 +180,9 @@ def test_files_that_are_refused_in_one_line(tmp_path, text, fault):
         loaded(tmp_path, text)
     (problem,) = refused.value.problems
     assert "\n" not in problem and problem.startswith(f"--hb_config {tmp_path / 'f.yaml'}: ")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadRequest, match="pipe: a device, pipe or socket"):
+        habana_model_runner.load(tmp_path / "pipe")

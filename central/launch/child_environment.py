@@ -83,7 +83,7 @@ def module_problems(environ: Mapping[str, str], devices: Devices) -> list[str]:
     if not text or devices.type != "hpu":
         return []
     names = text.split(",")
-    if not all(name.isdecimal() for name in names) or len(set(names)) < len(names):
+    if not all(name.isascii() and name.isdecimal() for name in names) or len(set(names)) < len(names):
         return [f"{VISIBLE_MODULES}={text}: expected different module ids between commas, such as 0,1,2,3"]
     absent = [name for name in names if devices.modules and int(name) not in devices.modules]
     shown = ", ".join(map(str, devices.modules))

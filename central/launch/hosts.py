@@ -1,13 +1,14 @@
 """Which hosts a run uses, and how many ranks each gets."""
 
-import os
 import re
 from dataclasses import dataclass
 
 from central.errors import BadRequest
+from central.files import is_special
 from central.slurm import expand_nodelist
 
 DEFAULT_SSH_PORT = "3022"
+HOST = re.compile(r"[\w\[][\w.:%@\]-]*")  # to ssh and mpirun a word that begins with a hyphen is an option
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def split_addresses(text) -> tuple[str, ...]:
 
 def read_hostfile(path) -> dict[str, int]:
     """Slots of each host from lines such as `host1 slots=8`; a comment starts with #."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise BadRequest(f"--hostfile {path}: no file, but a folder or a device")
+    if is_special(path):
+        raise BadRequest(f"--hostfile {path}: a device, pipe or socket; give a file")
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
@@ -89,6 +90,8 @@ def read_hostfile(path) -> dict[str, int]:
 
 def _spread(hosts, source, world_size, process_per_node, by_ssh=True):
     """An equal number of ranks on each host, exactly."""
+    if no_hosts := [name for name in hosts if not HOST.fullmatch(name)]:
+        raise BadRequest(f"{source} names {', '.join(map(repr, no_hosts))}: expected names or addresses of hosts")
     if len(set(hosts)) < len(hosts):
         raise BadRequest(f"{source} names a host twice: {', '.join(hosts)}")
     ranks_per_node = process_per_node or world_size // len(hosts)

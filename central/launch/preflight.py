@@ -18,6 +18,7 @@ from central.models import LARGEST_SIZE
 
 BYTES_PER_PARAMETER = 12  # of a checkpoint: weight and two moments, fp32
 MAX_RANKS_PER_CORE = 16  # a few on a core are a slow trial run; beyond this memory and patience end first
+SPECIAL = "a device, pipe or socket, whose reading might never end; give a file"
 READ_SECONDS = 120  # for the first bytes of all files of a phase
 SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers"),
@@ -113,8 +114,11 @@ def pretraining_problems(settings, place, capture_all):
 
 def vocabulary_size(folder: str | None) -> int | None:
     """Tokens in the vocabulary beside a folder's shards; None where there is none."""
+    path = os.path.join(folder or "", "vocab.txt")
+    if not os.path.isfile(path):
+        return None
     try:
-        with open(os.path.join(folder or "", "vocab.txt"), "rb") as file:
+        with open(path, "rb") as file:
             return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
     except OSError:
         return None
@@ -177,12 +181,17 @@ def training_shards(folder) -> list[str]:
     return [os.path.join(folder, name) for name in files.shards_of(os.listdir(folder), "training")]
 
 
-def missing_files(named):
-    return [f"--{name}: no {path}" for name, path in named.items() if path and not os.path.exists(path)]
+def missing_files(named: dict[str, str | None]) -> list[str]:
+    """Files that are not there, and what is none, whose reading might never end."""
+    given = {name: path for name, path in named.items() if path}
+    missing = [f"--{name}: no {path}" for name, path in given.items() if not os.path.exists(path)]
+    return missing + [f"--{name} {path}: {SPECIAL}" for name, path in given.items() if files.is_special(path)]
 
 
 def read_config(path):
     """(configuration, fault) of a BERT configuration file."""
+    if files.is_special(path):
+        return {}, SPECIAL
     try:
         with open(path) as file:
             config = json.load(file)

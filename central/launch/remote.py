@@ -22,6 +22,8 @@ def host_problems(place, capture_all) -> list[str]:
     """What is wrong with the hosts of a run: not to be reached, or not like this one."""
     hosts = place.layout.hosts if place.layout.by_ssh else ()
     port = ssh_port(place)
+    if hosts and not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+        return [f"DOCKER_SSHD_PORT={port} is no port; unset it for {DEFAULT_SSH_PORT}"]
     answers = capture_all([question(host, port, place) for host in hosts], timeout=ANSWER_SECONDS) if hosts else []
     here = hostcheck.facts()
     found = [(host, fault) for host, answer in zip(hosts, answers) for fault in faults(host, answer, here, port, place)]
