@@ -65,9 +65,10 @@ def refuse_use(output_dir: Path, overwrite: bool, sources: dict[str, str | None]
         )
 
 
-def move_aside(output_dir: Path) -> str | None:
+def move_aside(output_dir: Path) -> Path | None:
     """Rename a used folder `<name>.1`, `.2`, ...; returns its new name, None where there was nothing."""
-    return files.move_aside(output_dir) if _in_use(output_dir) else None
+    aside = files.move_aside(output_dir) if _in_use(output_dir) else None
+    return Path(aside) if aside else None
 
 
 def _in_use(folder: Path) -> bool:

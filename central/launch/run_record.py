@@ -11,6 +11,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 
+from central import files
 from central.errors import BadRequest, nearest
 from central.launch.commands import shell_line
 from central.launch.options import options_of, path
@@ -58,13 +59,8 @@ def _without_secrets(words) -> list[str]:
 
 def write(record: dict, results_dir: str) -> str | None:
     """Write results/run.json whole or not at all; that of an earlier run becomes run.json.1, .2, ..., returned."""
-    file_name, earlier = os.path.join(results_dir, NAME), None
-    if os.path.exists(file_name):
-        number = 1
-        while os.path.exists(f"{file_name}.{number}"):
-            number += 1
-        earlier = f"{file_name}.{number}"
-        os.replace(file_name, earlier)
+    file_name = os.path.join(results_dir, NAME)
+    earlier = files.move_aside(file_name)
     with open(file_name + ".tmp", "w") as file:
         json.dump(record, file, indent=2)
     os.replace(file_name + ".tmp", file_name)
