@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 
 import pytest
 from transformers import Trainer
@@ -194,3 +195,33 @@ def test_a_folder_that_the_run_reads_is_not_renamed(tmp_path):
         output_folder.refuse_use(tmp_path / "out", True, {"--train_file": str(tmp_path / "out" / "train.tsv")})
     with pytest.raises(BadRequest, match="is a file"):
         output_folder.refuse_use(tmp_path / "out" / "train.tsv", True, {})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seed=-1"], "--seed -1: must be from 0 to 4294967295"),
+        (["--seed=4294967296"], "--seed 4294967296: must be"),
+        (["--data_seed=-7"], "--data_seed -7: must be"),
+        (["--learning_rate=nan"], "--learning_rate nan: must be a finite number"),
+        (["--max_grad_norm=inf"], "--max_grad_norm inf: must be a finite number"),
+        (["--adam_beta2=-inf"], "--adam_beta2 -inf: must be"),
+        (["--num_train_epochs=nan"], "--num_train_epochs nan: must be"),
+        (["--max_unknown_share=nan"], "--max_unknown_share nan: must be"),
+    ],
+)
+def test_numbers_that_are_none_and_seeds_out_of_bounds_are_refused(words, said):
+    with pytest.raises(BadRequest, match=said):
+        understood(*words)
+    assert understood("--seed=4294967295", "--data_seed=0").training.seed == 2**32 - 1
+
+
+@pytest.mark.parametrize("flag", ["train_file", "test_file", "tokenizer_name", "config_name", "deepspeed"])
+@pytest.mark.parametrize("path", ["/dev/zero", "fifo"])
+def test_devices_and_pipes_are_refused_unread_whatever_names_them(tmp_path, flag, path):
+    if path == "fifo":
+        path = str(tmp_path / "fifo")
+        os.mkfifo(path)
+    for words in ([f"--{flag}={path}"], [f"--{flag}", path]):
+        with pytest.raises(BadRequest, match=f"--{flag} {path}: is no regular file"):
+            understood(*words)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from central.finetuning.features import Features, Ragged
 from central.finetuning.tables import Table, read_table
@@ -161,6 +163,94 @@ def test_an_empty_context_has_a_window_and_no_answer(tiny_tokenizer):
     windows, _ = qa_examples.windows(asked, tiny_tokenizer, 64, 16, with_answers=True)
     logits = np.zeros((len(windows), 64), np.float32)
     assert qa_postprocess.answers_of(asked, windows, logits, logits).predictions == {"a": ""}
+
+
+# ---- answers as people write them
+
+
+def test_answers_begin_and_end_with_words():
+    for answer, start in ((" France", 43), ("France", 44), ("\u00a0France. ", 43), ("\n\t France", 41)):
+        (found,) = qa_examples.questions_of(flat(answers=[{"text": answer, "answer_start": start}]))
+        assert found.starts == (44,) and found.answers[0].startswith("France")
+
+
+def test_an_answer_without_text_is_none():
+    for answers in ([{"text": "", "answer_start": 0}], {"text": [" "], "answer_start": [-1]}, []):
+        assert qa_examples.questions_of(flat(answers=answers, is_impossible=False))[0].answers == ()
+    both = [{"text": "", "answer_start": 0}, {"text": "France", "answer_start": 44}]
+    assert qa_examples.questions_of(flat(answers=both))[0].starts == (44,)
+
+
+@pytest.mark.parametrize("start", [float("inf"), float("nan"), 3.5, True, "1e999", [3]])
+def test_a_place_that_is_none_is_refused(start):
+    with pytest.raises(BadRequest, match="^f.json, row 1: not in SQuAD's form"):
+        qa_examples.questions_of(flat(answers=[{"text": "x", "answer_start": start}]))
+    assert qa_examples.questions_of(flat(answers=[{"text": "x", "answer_start": 3.0}]))[0].starts == (3,)
+
+
+def byte_level_tokenizer():
+    """One token a byte, so that π has two and 京 three, all with the character's place."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = {"pad": "<pad>", "cls": "<s>", "sep": "</s>"}
+    vocabulary = {token: i for i, token in enumerate([*names.values(), *alphabet])}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **{f"{name}_token": mark for name, mark in names.items()})
+
+
+@pytest.mark.parametrize(
+    ("context", "answer"), [("so π is it", "π"), ("πππ", "π"), ("東京", "京"), ("a 東京 b", "東京"), ("x 😀y", "😀")]
+)
+def test_tokens_that_share_a_character_all_belong_to_the_answer(context, answer):
+    tokenizer, start = byte_level_tokenizer(), context.rindex(answer)
+    asked = question(text="?", context=context, answers=(answer,), starts=(start,))
+    windows, _ = qa_examples.windows([asked], tokenizer, 64, 8, with_answers=True)
+    first, last = int(windows.inputs["start_positions"][0]), int(windows.inputs["end_positions"][0])
+    assert tokenizer.decode(windows.inputs["input_ids"][0][first : last + 1]) == answer
+    before = len(context[:start].encode())  # one token a byte
+    begin = int(windows.extras["context_start"][0])
+    assert (first - begin, last - begin) == (before, before + len(answer.encode()) - 1)
+    assert qa_examples.lost_answers([asked], windows) == []
+
+
+def test_an_answer_in_no_window_is_named(tiny_tokenizer):
+    context = " ".join(f"w{i}" for i in range(60))
+    long = question("long", "where is it ?", context, (context,), (0,))
+    invisible = question("invisible", "where is it ?", "a \u200b\ufeff b", ("\u200b\ufeff",), (2,))
+    good = question("good", "where is it ?", context, ("w7",), (context.index("w7"),))
+    silent = question("silent", "where is it ?", context, (), ())
+    asked = [long, good, invisible, silent]
+    windows, _ = qa_examples.windows(asked, tiny_tokenizer, 64, 16, with_answers=True)
+    assert qa_examples.lost_answers(asked, windows) == ["long at f.json, row 1", "invisible at f.json, row 1"]
+
+
+@pytest.mark.parametrize("words", [0, 20, 28, 44, 400])
+def test_windows_move_on_however_long_the_question(tiny_tokenizer, words):
+    context = " ".join(f"w{i % 60}" for i in range(600))
+    asked = [
+        question("a", "where " * words, context, ("w59",), (context.index("w59"),)),
+        question("b", "where is it ?"),
+    ]
+    windows, cut = qa_examples.windows(asked, tiny_tokenizer, 64, 44, with_answers=True)
+    longest = qa_examples.longest_question(tiny_tokenizer, 64)
+    assert (cut, longest) == (int(words > 30), 30)
+    mine = windows.extras["question"] == 0
+    begins = [int(windows.extras["offsets"][i][0, 0]) for i in np.flatnonzero(mine)]
+    assert min(np.diff(begins)) >= 3 * 15 and mine.sum() < 50  # words of 3 characters, one token each
+    assert windows.lengths.max() <= 64 and (windows.inputs["start_positions"][mine] > 0).any()
+    covered = {place for i in np.flatnonzero(mine) for a, b in windows.extras["offsets"][i] for place in range(a, b)}
+    assert covered == {i for i, character in enumerate(context) if character != " "}
+
+
+def test_a_question_of_a_megabyte_gives_the_windows_of_its_beginning(tiny_tokenizer):
+    long, short = (question(text="where is it ? " * count) for count in (80_000, 40))
+    found = [qa_examples.windows([each], tiny_tokenizer, 64, 16, with_answers=False) for each in (long, short)]
+    assert found[0][1] == found[1][1] == 1
+    assert np.array_equal(found[0][0].inputs["input_ids"].values, found[1][0].inputs["input_ids"].values)
 
 
 # ---- answers from logits: "The Normans gave their name to Normandy, in France." by words

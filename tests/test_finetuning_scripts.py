@@ -256,11 +256,50 @@ def test_a_model_that_names_no_labels_predicts_their_numbers(tiny_model, tmp_pat
     assert "label is not one of LABEL_0, LABEL_1, nor the number of one: " in capsys.readouterr().err
 
 
-def test_squad_learns_and_writes_its_answers(tiny_model, squad_file, tmp_path):
+def test_a_sorted_table_with_row_numbers_and_codes_and_a_test_file_without_names(tiny_model, tmp_path, capsys):
+    rows = [f'{i},"w{i} {word} film",{code}' for code, word in (("0001", "bad"), ("0010", "good")) for i in range(30)]
+    (tmp_path / "train.csv").write_text("\n".join([",text,label", *rows]) + "\n")
+    (tmp_path / "test.txt").write_text("good film\n\nbad film\n")
+    words = [f"--model_name_or_path={tiny_model}", f"--train_file={tmp_path / 'train.csv'}", "--learning_rate=3e-3"]
+    words += [f"--test_file={tmp_path / 'test.txt'}", "--do_train", "--do_predict", f"--output_dir={tmp_path / 'o'}"]
+    assert run("run_glue", *words, "--num_train_epochs=20") == 0
+    said = capsys.readouterr().out
+    assert "train.csv: text from 'text'; labels from 'label' (0001, 0010); not used: 'Unnamed: 0'" in said
+    assert "test.txt: has no line of column names" in said and "test.txt: 1 of 3 texts are empty" in said
+    assert json.loads((tmp_path / "o" / "config.json").read_text())["id2label"] == {"0": "0001", "1": "0010"}
+    lines = (tmp_path / "o" / "predict_results_text-classification.txt").read_text().splitlines()
+    named = (tmp_path / "o" / "predict_results_text-classification.jsonl").read_text().splitlines()
+    assert lines[1] == "0\t0010" and lines[3] == "2\t0001" and len(lines) == 4
+    for number, row in enumerate(map(json.loads, named)):
+        assert lines[1 + number] == f"{row['index']}\t{row['label']}" and row["index"] == number
+        assert max(row["probabilities"], key=row["probabilities"].get) == row["label"]
+        assert sum(row["probabilities"].values()) == pytest.approx(1)
+    # the first 30 have one label of the two
+    assert run("run_glue", *words, "--max_train_samples=30", "--max_steps=1", f"--output_dir={tmp_path / 'p'}") == 0
+    assert "all training labels are the same" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "p" / "config.json").read_text())["id2label"]) == 2
+
+
+def test_a_squad_score_near_zero_says_so(tiny_model, squad_file, tmp_path, capsys):
+    document = json.loads(squad_file.read_text())
+    for paragraph in document["data"][0]["paragraphs"]:
+        for row in paragraph["qas"]:
+            row["answers"][0]["text"] = "nowhere"  # asked for in the evaluation only
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    words = qa_words(
+        tiny_model, squad_file, tmp_path / "o", f"--validation_file={tmp_path / 'other.json'}", "--do_eval"
+    )
+    assert run("run_qa", *words) == 0
+    assert results(tmp_path / "o")["eval_f1"] == 0
+    assert "warning: eval_f1 0.00 is nearly that of no answers" in capsys.readouterr().out
+
+
+def test_squad_learns_and_writes_its_answers(tiny_model, squad_file, tmp_path, capsys):
     out = tmp_path / "squad"
     words = qa_words(tiny_model, squad_file, out, "--do_train", "--do_eval", "--num_train_epochs=25")
     assert run("run_qa", *words, "--do_predict", f"--test_file={squad_file}") == 0
     found = results(out)
+    assert "nearly that of no answers" not in capsys.readouterr().out
     assert found["eval_f1"] > 60 and found["eval_samples"] == 12 and found["predict_f1"] == found["eval_f1"]
     predictions = json.loads((out / "predictions.json").read_text())
     assert list(predictions) == [f"q{i}" for i in range(12)]
