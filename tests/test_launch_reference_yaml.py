@@ -131,6 +131,11 @@ def changed(**changes):
         ({**changed(), "model": "resnet"}, "model must be bert"),
         ({**changed(), "parametrs": 1}, "unknown key parametrs; did you mean parameters?"),
         ({"model": "bert", "parameters": "x"}, "parameters must be a map"),
+        ({**changed(), "env_variables": {"A": {"b": "c"}}}, "env_variables must hold lines NAME: value"),
+        ({"command": "finetuning", "script_args": ["a", {"b": "c"}]}, "script_args must be a list of words"),
+        ({"command": "finetuning", "env_variables": {"A": ["b"]}}, "env_variables must hold lines NAME: value"),
+        ({"command": ["finetuning"]}, "`command` must say"),
+        ({"command": "pretraining", "data_dir": [["a"], "b"]}, "data_dir holds a list in a list"),
     ],
 )
 def test_a_file_that_cannot_run_says_why(content, fault):

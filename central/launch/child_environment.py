@@ -150,7 +150,7 @@ def _is_for_others(name: str) -> bool:
 
 
 def _is_secret(name: str, value: str) -> bool:
-    return bool(SECRETS.fullmatch(name) or PASSWORD_IN_URL.match(value))
+    return bool(SECRETS.fullmatch(name) or PASSWORD_IN_URL.search(value))
 
 
 def threads_per_rank(topology, ranks_per_node, bound) -> int:

@@ -9,6 +9,7 @@ switches and `dataset_parameters` with the numbers of each task and data type.
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from central import files
@@ -96,7 +97,7 @@ def read_request(values: object, where: str) -> Request:
     if command not in SUBCOMMANDS:
         raise BadRequest(f"{where}: the key `command` must say {' or '.join(SUBCOMMANDS)}")
     known = options_of(subcommand_of(command).Settings)
-    problems, words = _misshapen(values, where), []
+    problems, words = list(_misshapen(values, where)), []
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name in BESIDE_OPTIONS or value is None:
@@ -188,13 +189,13 @@ def _no_value(value: object) -> str:
     return "a list in a list, where values are due" if isinstance(value, list) else ""
 
 
-def _misshapen(values, where):
+def _misshapen(values: dict, where: str) -> Iterator[str]:
     """Keys beside the options that hold something else than they must."""
     script_args, variables = values.get("script_args") or [], values.get("env_variables") or {}
-    return [
-        *([] if isinstance(script_args, list) else [f"{where}: script_args must be a list, such as [--eval_steps, 5]"]),
-        *([] if isinstance(variables, dict) else [f"{where}: env_variables must hold lines NAME: value"]),
-    ]
+    if not isinstance(script_args, list) or any(map(_no_value, script_args)):
+        yield f"{where}: script_args must be a list of words, such as [--eval_steps, 5]"
+    if not isinstance(variables, dict) or any(map(_no_value, variables.values())):
+        yield f"{where}: env_variables must hold lines NAME: value"
 
 
 def _variable(value) -> str:
