@@ -1,5 +1,6 @@
 """Running a plan: its commands in order, restarts, requests to stop, and whose status is the result."""
 
+import os
 import re
 import signal
 import time
@@ -144,6 +145,7 @@ class StopSignals:
         self.hurries = 0
         self.repeated_at = None  # when a second signal came
         self._last_at = 0.0
+        self._shell = os.getppid() if "SLURM_JOB_ID" in os.environ else None
 
     def __enter__(self):
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -157,6 +159,12 @@ class StopSignals:
         for number, handler in self._before.items():
             # Another request to stop must not change the status of a run that has just stopped.
             signal.signal(number, signal.SIG_IGN if self.count else handler)
+
+    def look_for_shell(self):
+        """Count the end of the shell of a batch job as a request: what SLURM sends to it alone, ends it alone."""
+        if self._shell and os.getppid() != self._shell:
+            self._shell = None
+            self._note(signal.SIGTERM, None)
 
     def _note(self, number, _frame):
         now = time.monotonic()
@@ -214,7 +222,9 @@ def _run_once(command, stop, log, grace, lost_host):
     if stop.count and status == 128 + signal.SIGUSR1:
         say(f"{command.name}: stopped before training began; there was nothing to save")
         return 128 + stop.last
-    say(f"{command.name}: {'stopped after saving' if status == PREEMPTED else failure or f'exit status {status}'}")
+    unsaved = "stopped without saving: " if stop.count and status != PREEMPTED else ""
+    end = "stopped after saving" if status == PREEMPTED else failure or f"exit status {status}"
+    say(f"{command.name}: {unsaved}{end}")
     return status
 
 
@@ -228,6 +238,7 @@ def _wait(running, listener, stop, grace, lost_host):
     """Wait for the end. Asked to stop, let ranks save; when a rank or a host is gone, end the others soon."""
     gone_since, told = None, False
     while (status := running.status()) is None:
+        stop.look_for_shell()
         if stop.count:
             if not told:  # a process whose threads end after it comes here again
                 say(f"stopping: ranks have {grace} s to save; a second Ctrl-C cuts that short")
