@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from central import meeting
 from central.runtime import device
+from central.runtime import rank as ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,6 +62,42 @@ def test_two_ranks_listen_on_loopback_only(port):
     addresses = {line.split()[1] for out, _ in said for line in out.splitlines() if line.startswith("listens")}
     assert all("total 2" in out for out, _ in said)
     assert addresses == {"0100007F"}  # 127.0.0.1
+
+
+def test_a_port_that_the_launcher_holds_is_taken_over_by_rank_0(port):
+    with meeting.listen(port) as held:
+        meeting.hand_over(held, "a run of the tests")
+        with pytest.raises(OSError):
+            meeting.listen(port)  # nobody takes it in between
+        both = [start(rank, port, BERT_RUN_ID="a run of the tests") for rank in (1, 0)]
+        said = [rank.communicate(timeout=120) for rank in both]
+    assert [rank.returncode for rank in both] == [0, 0], said
+    assert all("total 2" in out for out, _ in said)
+
+
+def test_a_rank_of_another_run_is_refused_and_harms_nobody(port):
+    stranger = start(1, port, BERT_RUN_ID="two")
+    first = start(0, port, BERT_RUN_ID="one")
+    _, err = stranger.communicate(timeout=120)
+    assert stranger.returncode == 1
+    assert f"ranks of another run (one) meet at 127.0.0.1:{port}; this is run two" in err
+    second = start(1, port, BERT_RUN_ID="one")
+    said = [rank.communicate(timeout=120) for rank in (first, second)]
+    assert all("total 2" in out for out, _ in said), said
+
+
+def test_by_hand_two_mpiruns_at_one_port_do_not_mix(port, monkeypatch):
+    """The id is mpirun's own there: what both versions tell their ranks."""
+    told = {"OMPI_COMM_WORLD_RANK": "0", "PMIX_NAMESPACE": "7"}
+    assert ranks.run_id(told) == "7"
+    assert ranks.run_id({"SLURM_JOB_ID": "4", "SLURM_STEP_ID": "1"}) == "4.1"
+    assert ranks.run_id({**told, "BERT_RUN_ID": "mine"}) == "mine"
+    first = start(0, port, **told)
+    stranger = start(1, port, **{**told, "OMPI_COMM_WORLD_RANK": "1", "PMIX_NAMESPACE": "8"})
+    _, err = stranger.communicate(timeout=120)
+    first.kill()
+    first.communicate()
+    assert stranger.returncode == 1 and "ranks of another run (7)" in err
 
 
 def test_a_port_that_is_taken_is_named(port):

@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from central.errors import BadRequest
-from central.launch import batch, child_environment, cli, hcl, hosts, mpi, pretraining
+from central.launch import batch, child_environment, cli, hcl, hosts, machine, mpi, pretraining
 from central.launch.hosts import Layout, plan_layout
 from central.launch.machine import Topology, cores_per_rank, this_machine
 from central.launch.supervise import Failure, Listener, first_failure
@@ -340,14 +340,12 @@ def test_versions_of_mpirun(text, major):
     assert mpi.parse_version(text) == major
 
 
-def test_this_machine_within_its_cgroup(tmp_path):
-    quota = tmp_path / "cpu.max"
-    whole = this_machine(quota_file=str(quota))
+def test_this_machine_within_its_cgroup(tmp_path, monkeypatch):
+    whole = this_machine(proc=str(tmp_path))  # no group known
     assert 1 <= whole.cores <= os.cpu_count()
-    quota.write_text("150000 100000\n")
-    assert this_machine(quota_file=str(quota)).cores == 1
-    quota.write_text("max 100000\n")
-    assert this_machine(quota_file=str(quota)) == whole
+    for allowed, cores in ((1, 1), (10**6, whole.cores), (None, whole.cores)):
+        monkeypatch.setattr(machine.cgroups, "processors", lambda proc, allowed=allowed: allowed)
+        assert this_machine().cores == cores
 
 
 # Environment

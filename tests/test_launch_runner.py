@@ -284,11 +284,11 @@ def test_two_runs_do_not_write_into_one_folder(project):
 
 @pytest.mark.mpi
 def test_two_runs_that_start_together_meet_at_ports_of_their_own(tmp_path, monkeypatch):
-    """The ranks open the port some time after the launcher found it free."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    """The ranks open the port some time after the launcher found it free. Each job has a TMPDIR of its own."""
     ports = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
+        monkeypatch.setenv("TMPDIR", str(tmp_path / name))
         project = copy_project(tmp_path / name)
         process = start(words(project, "--world_size", "2", steps=400), project, ranks=2)
         ports.append((facts(project, 1, 0)["environ"]["MASTER_PORT"], process))

@@ -26,7 +26,6 @@ from pretraining_helpers import (
     write_vocabulary,
 )
 
-from central.runtime import device as devices
 from central.runtime.checkpoints import is_complete
 from central.runtime.device import Device, open_device
 from central.runtime.exits import BadRequest
@@ -328,13 +327,6 @@ def test_a_model_too_large_altogether_is_not_told_to_take_smaller_batches(corpor
     (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path))
     assert "not even a micro-batch of 1 fits: choose a smaller model" in problem
     assert "--gradient_accumulation_steps" not in problem
-
-
-def test_files_the_kernel_can_drop_count_as_free_memory(tmp_path, monkeypatch):
-    for name, text in (("max", "9000"), ("current", "8000"), ("stat", "anon 1000\ninactive_file 6000\nfile 6500\n")):
-        (tmp_path / f"memory.{name}").write_text(text)
-    monkeypatch.setattr(devices, "CGROUPS", [(tmp_path, "memory.max", "memory.current", "")])
-    assert devices.available_host_memory() == 9000 - 8000 + 6000
 
 
 SHAPES = """

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from central import meeting
+from central import cgroups, meeting
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ def cores_per_rank(topology, ranks) -> int:
     return max(1, topology.cores_per_socket // -(-ranks // topology.sockets))
 
 
-def this_machine(cpu_folder="/sys/devices/system/cpu", quota_file="/sys/fs/cgroup/cpu.max") -> Topology:
+def this_machine(cpu_folder="/sys/devices/system/cpu", proc=cgroups.PROC) -> Topology:
     """This machine within its cgroup: the cores this process may run on, at most the quota of processor time."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = {_core(cpu_folder, cpu) for cpu in allowed}
     sockets = len({socket for socket, _ in cores})
-    usable = max(1, min(len(cores), _quota(quota_file) or len(cores)))
+    usable = max(1, min(len(cores), cgroups.processors(proc) or len(cores)))
     sockets = min(sockets, usable)
     return Topology(sockets, usable // sockets)
 
@@ -61,15 +61,6 @@ def _core(cpu_folder, cpu):
     except OSError:
         return "0", f"cpu{cpu}"
     return socket, core
-
-
-def _quota(quota_file):
-    """Whole processors the cgroup allows, or None. The file holds `microseconds|max period`."""
-    try:
-        allowance, period = _read(quota_file).split()
-    except (OSError, ValueError):
-        return None
-    return None if allowance == "max" else max(1, int(allowance) // int(period))
 
 
 def _read(path):

@@ -18,7 +18,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from central import meeting
+from central import cgroups, meeting
 from central.meeting import LOOPBACK
 from central.runtime import cpu_bf16, hpu
 from central.runtime import rank as ranks
@@ -35,10 +35,6 @@ PEAK_REPEATS = 5
 PEAK_SECONDS = 0.5  # of one size
 KERNELS_KEPT = 256  # a micro-batch needs a dozen, and five for every different length of a sequence in it
 CPU_TILE = 64  # tokens
-CGROUPS = (  # folder, its limit, what counts against it, and how files that the kernel would drop are named
-    ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
-    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
-)
 
 
 _groups = []  # those joined, kept to the end of the process
@@ -308,16 +304,13 @@ def keep_few_kernels(count: int = KERNELS_KEPT) -> None:
 
 
 def available_host_memory() -> int | None:
-    """Bytes of memory this process may still take: what the machine has free, within the cgroup's limit."""
+    """Bytes of memory this process may still take: what the machine has free, within the limits of its cgroups."""
     found = []
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         found.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
     except (OSError, StopIteration):
         pass
-    for folder, limit, used, prefix in CGROUPS:
-        with contextlib.suppress(OSError, ValueError):
-            lines = (Path(folder) / "memory.stat").read_text().splitlines()
-            cached = sum(int(line.split()[1]) for line in lines if line.startswith(f"{prefix}inactive_file "))
-            found.append(int((Path(folder) / limit).read_text()) - int((Path(folder) / used).read_text()) + cached)
+    if (within := cgroups.free_memory()) is not None:
+        found.append(within)
     return max(0, min(found)) if found else None
