@@ -235,6 +235,14 @@ def test_hostfiles_that_are_no_text_are_told_in_one_line(tmp_path, content):
     assert refused.value.problems == (f"--hostfile {tmp_path / 'hosts'}: no text; expected lines `HOST slots=N`",)
 
 
+def test_a_host_named_twice_is_named(tmp_path):
+    (tmp_path / "hosts").write_text("hosta slots=2\nhostb slots=2\nhosta slots=2\n")
+    with pytest.raises(BadRequest, match="line 3: names hosta again"):
+        layout(hostfile=str(tmp_path / "hosts"))
+    with pytest.raises(BadRequest, match="MULTI_HLS_IPS names hostb twice: hosta, hostb, hostb"):
+        layout({"MULTI_HLS_IPS": "hosta,hostb,hostb"}, world_size=12, process_per_node=4)
+
+
 @pytest.mark.parametrize(("path", "fault"), [("/dev/zero", "a device, pipe or socket"), ("/tmp", "Is a directory")])
 def test_what_is_no_file_is_not_read(path, fault):
     with pytest.raises(BadRequest, match=f"--hostfile {path}: {fault}"):

@@ -284,6 +284,8 @@ def test_every_ready_file_composes(root):
     for path in files:
         status, out, err, _ = runner(root, path, *DRY)
         assert status == 0 and out, (path, err)
+        assert "a dry run looks for no card" not in err, f"{path} names no device"
+        assert " --output_dir=/tmp/bert_" in out, path
 
 
 def test_a_record_reads_as_the_request_it_came_from(monkeypatch, tmp_path):

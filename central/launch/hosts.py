@@ -77,7 +77,9 @@ def read_hostfile(path) -> dict[str, int]:
         if not words:
             continue
         found = [re.fullmatch(r"slots=([1-9]\d*)", word) for word in words[1:]] or [re.match(r"()", "")]
-        if len(found) > 1 or not found[0] or words[0] in slots:
+        if words[0] in slots:
+            problems.append(f"--hostfile {path}, line {line_number}: names {words[0]} again; give each host one line")
+        elif len(found) > 1 or not found[0]:
             problems.append(f"--hostfile {path}, line {line_number}: expected one line `HOST slots=N` for each host")
         else:
             slots[words[0]] = int(found[0][1] or 1)
@@ -92,8 +94,8 @@ def _spread(hosts, source, world_size, process_per_node, by_ssh=True):
     """An equal number of ranks on each host, exactly."""
     if no_hosts := [name for name in hosts if not HOST.fullmatch(name)]:
         raise BadRequest(f"{source} names {', '.join(map(repr, no_hosts))}: expected names or addresses of hosts")
-    if len(set(hosts)) < len(hosts):
-        raise BadRequest(f"{source} names a host twice: {', '.join(hosts)}")
+    if twice := sorted({name for name in hosts if hosts.count(name) > 1}):
+        raise BadRequest(f"{source} names {', '.join(twice)} twice: {', '.join(hosts)}")
     ranks_per_node = process_per_node or world_size // len(hosts)
     if ranks_per_node * len(hosts) != world_size:
         per_node = f"--process_per_node {process_per_node}" if process_per_node else f"{world_size} / {len(hosts)}"
