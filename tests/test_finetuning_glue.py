@@ -362,6 +362,7 @@ def test_other_names_of_a_model_are_said_with_the_order_taken():
     for known in (("Positive", "Negative"), ("a", "b", "c"), ()):
         assert glue_tasks.order_taken(("negative", "positive"), known) is None
     assert glue_tasks.order_in_model(("A", "a"), ("a", "A")) == [1, 0]
+    assert glue_tasks.order_in_model(("Aa", "aA"), ("AA", "aa")) == [0, 1]  # no case tells these apart
     task = glue_tasks.infer_task(table(text=["x"], label=["1"]), (), None, ("POS", "NEG"))
     said = glue_tasks.taken_by_number(table(label=["1", "0", "POS"]), task)
     assert said == "f.tsv: labels are numbers, taken as places: 0 = POS, 1 = NEG"

@@ -246,8 +246,10 @@ def test_windows_move_on_however_long_the_question(tiny_tokenizer, words):
     assert covered == {i for i, character in enumerate(context) if character != " "}
 
 
-def test_a_question_of_a_megabyte_gives_the_windows_of_its_beginning(tiny_tokenizer):
-    long, short = (question(text="where is it ? " * count) for count in (80_000, 40))
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_question_of_a_megabyte_gives_the_windows_of_its_beginning(tiny_tokenizer, monkeypatch, side):
+    monkeypatch.setattr(tiny_tokenizer, "truncation_side", side)
+    long, short = (question(text="where is it ? " * 40 + "no " * count) for count in (300_000, 0))
     found = [qa_examples.windows([each], tiny_tokenizer, 64, 16, with_answers=False) for each in (long, short)]
     assert found[0][1] == found[1][1] == 1
     assert np.array_equal(found[0][0].inputs["input_ids"].values, found[1][0].inputs["input_ids"].values)

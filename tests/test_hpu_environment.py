@@ -1,5 +1,6 @@
 """central/runtime/environment.py and the shipped op lists: what a script sets before torch, and what it refuses."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,13 @@ def test_lines_that_habana_would_pass_over(tmp_path, text, problem):
     file.write_bytes(text.encode())
     with pytest.raises(BadRequest, match=problem):
         environment.apply(["--use_habana", f"--hmp_bf16={file}"], environ={"PT_HPU_LAZY_MODE": "0"})
+
+
+def test_a_pipe_or_device_is_no_list(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(BadRequest, match=f"--hmp_fp32 {path}: is no regular file"):
+            environment.apply(["--use_habana", f"--hmp_fp32={path}"], environ={"PT_HPU_LAZY_MODE": "0"})
 
 
 @pytest.mark.parametrize("file", LISTS, ids=lambda file: file.name)

@@ -130,7 +130,8 @@ def cut_to_fit(tokenizer, texts: Sequence[list[str]], max_length: int) -> list[l
     Truncation gives the same tokens as of the whole texts. Of a pair the longer text is truncated more, so both stay
     whole where the cut could change which one that is.
     """
-    cut = [[shortened(tokenizer, text, max_length) for text in column] for column in texts]
+    from_left = tokenizer.truncation_side == "left"
+    cut = [[shortened(tokenizer, text, max_length, from_left) for text in column] for column in texts]
     if len(cut) == 1:
         return cut
     for row in range(len(cut[0])):
@@ -141,11 +142,11 @@ def cut_to_fit(tokenizer, texts: Sequence[list[str]], max_length: int) -> list[l
     return cut
 
 
-def shortened(tokenizer, text: str, tokens: int) -> str:
-    """A part of a text with the same first `tokens` tokens, or last ones if the tokenizer truncates on the left."""
+def shortened(tokenizer, text: str, tokens: int, from_left: bool = False) -> str:
+    """A part of a text with the same first `tokens` tokens, or last ones where the left of it is cut."""
     size = tokens * CHARACTERS_A_TOKEN
     while size < len(text):
-        if tokenizer.truncation_side == "left":
+        if from_left:
             part = text[-size:]
             blank = min((at for at in map(part.find, " \n\t") if at >= 0), default=0)
             part = part[blank:]

@@ -383,4 +383,4 @@ def _from_arrow(split, source: str) -> Table:
     for name, feature in split.features.items():
         if isinstance(feature, datasets.ClassLabel):
             columns[name] = [None if i is None or i < 0 else feature.names[i] for i in columns[name]]
-    return Table(columns, source, split._fingerprint)
+    return Table(_named(source, [*columns], [*columns.values()]), source, split._fingerprint)

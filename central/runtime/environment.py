@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 
+from central.files import is_special
 from central.habana_flags import translate
 from central.runtime import exits
 from central.runtime import rank as ranks
@@ -76,6 +77,8 @@ def op_list_problems(flag: str, file: Path) -> list[str]:
     Habana takes one name a line as it stands, without trimming or comments, and goes on with its own list where the
     file cannot be read; a name it does not know changes nothing. Each would be a run in a precision nobody asked for.
     """
+    if is_special(file):
+        return [f"{flag} {file}: is no regular file (a device, pipe or socket): give a file with one op name per line"]
     try:
         lines = file.read_bytes().decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
