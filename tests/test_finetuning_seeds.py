@@ -40,7 +40,8 @@ def runs(tmp_path):
     return tmp_path
 
 
-def test_mean_deviation_best_and_failed_runs(runs):
+def test_mean_deviation_best_and_failed_runs(runs, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://no_notebook.backend")  # a notebook's, whose package is not here
     done = summary(runs)
     assert done.returncode == 0, done.stderr
     report = json.loads((runs / "seeds.json").read_text())

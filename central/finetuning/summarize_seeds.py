@@ -8,6 +8,7 @@ and `seeds.png`.
 
 import argparse
 import json
+import os
 import re
 import statistics
 import sys
@@ -88,9 +89,7 @@ def table(runs: dict[int, dict[str, float] | None], summaries: list[Summary]) ->
 
 def draw(runs: dict[int, dict[str, float] | None], summaries: list[Summary], file: Path) -> None:
     """One panel a score: its value for each seed, the mean as a line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's is a module that need not be here
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, len(summaries), figsize=(4 * len(summaries), 3.5), squeeze=False)

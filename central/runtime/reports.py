@@ -117,6 +117,7 @@ def open_tensorboard(folder: Path):
 
 def draw_training(log: Path, picture: Path, title: str) -> None:
     """Losses, learning rate and throughput over global steps, phases marked, drawn from the log; replaced at once."""
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's is a module that need not be here
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

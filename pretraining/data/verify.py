@@ -1,5 +1,6 @@
 """The step `verify`: read every file of a folder, check what training relies on, and tell what is in it."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -245,9 +246,7 @@ def _print_examples(reports: list[FileReport], vocabulary: Vocabulary) -> None:
 
 
 def _draw(corpus: Path, histograms: dict[str, np.ndarray]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's is a module that need not be here
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(len(histograms), 1, figsize=(8, 3 * len(histograms)), squeeze=False)
