@@ -1,4 +1,6 @@
-"""A SLURM of one node on this machine: Debian's slurmctld and slurmd, with files and ports of their own. Needs root.
+"""A SLURM on this machine: Debian's slurmctld and slurmd, with files and ports of their own. Needs root.
+
+It has one node, or the two hosts of launch_hosts.py.
 
 Processes are found by their parents (proctrack/linuxproc), nothing is accounted, cores are shared out by count alone.
 """
@@ -14,6 +16,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "salloc", "scance
 START_SECONDS = 30
 # CPUS is what SLURM hands out, whatever the machine has: jobs wait for nothing but each other.
 CPUS = 4
+HERE = socket.gethostname()
 
 
 def why_not() -> str:
@@ -29,10 +32,10 @@ def search_path() -> str:
 
 
 class SlurmNode:
-    """A running SLURM. `environ` is what its commands need; `ask` runs one of them."""
+    """A running SLURM. `environ` is what its commands need; `ask` runs one of them, on the first of several hosts."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, hosts=()):
+        self.folder, self._hosts = folder, hosts
         self.environ = {"SLURM_CONF": str(folder / "slurm.conf")}
         self._daemons = []
 
@@ -44,15 +47,18 @@ class SlurmNode:
             self._start("munged", *munge, "--force")
             self._wait(lambda: (self.folder / "munge.socket").exists())
             self._start("slurmctld", "-D", "-i")
-            self._start("slurmd", "-D", "-N", "node1")
-            self._wait(lambda: "idle" in self.ask("sinfo", "-h", "-o", "%t").stdout)
+            for name in self._names():
+                self._start("slurmd", "-D", "-N", name)
+            self._wait(
+                lambda: self.ask("sinfo", "-h", "-N", "-o", "%t").stdout.split() == ["idle"] * len(self._names())
+            )
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_error):
-        if any(daemon.args[0].endswith("slurmctld") for daemon in self._daemons):
+        if len(self._daemons) > 1:
             self.ask("scancel", "--signal=KILL", "--full", "--user=root")
         for daemon in reversed(self._daemons):
             daemon.terminate()
@@ -64,18 +70,27 @@ class SlurmNode:
 
     def ask(self, *words: str, **environ: str) -> subprocess.CompletedProcess:
         """Run a command of SLURM to its end."""
-        return subprocess.run(words, capture_output=True, text=True, env={**os.environ, **self.environ, **environ})
+        environ = {**os.environ, **self.environ, **environ}
+        return subprocess.run(self._on(0, words), capture_output=True, text=True, env=environ)
 
     def state(self, job: str) -> dict[str, str]:
         """What SLURM knows of a job: JobState, ExitCode, Restarts..."""
         words = self.ask("scontrol", "show", "job", "-o", job).stdout.split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
+    def _names(self):
+        return [host.name for host in self._hosts] or ["node1"]
+
+    def _on(self, number, words):
+        return self._hosts[number].on(list(words)) if self._hosts else words
+
     def _start(self, program, *words):
         path = shutil.which(program, path=search_path())
-        log = (self.folder / f"{program}.out").open("w")
+        log = (self.folder / f"{program}{len(self._daemons)}.out").open("w")
+        number = self._names().index(words[-1]) if program == "slurmd" else 0
+        words = [path, *words] if program == "munged" else self._on(number, [path, *words])
         environ = {**os.environ, **self.environ}
-        self._daemons.append(subprocess.Popen([path, *words], stdout=log, stderr=log, env=environ, cwd=self.folder))
+        self._daemons.append(subprocess.Popen(words, stdout=log, stderr=log, env=environ, cwd=self.folder))
 
     def _wait(self, holds):
         deadline = time.monotonic() + START_SECONDS
@@ -87,21 +102,27 @@ class SlurmNode:
             time.sleep(0.05)
 
     def _write_files(self):
-        for name in ("state", "spool"):
-            (self.folder / name).mkdir(mode=0o755)
+        (self.folder / "state").mkdir(mode=0o755)
         (self.folder / "munge.key").touch(mode=0o600)
         (self.folder / "munge.key").write_bytes(os.urandom(128))
-        controller, node = free_ports(2)
+        controller, port = free_ports(2)
+        controllers = f"{self._hosts[0].name}({self._hosts[0].address})" if self._hosts else f"{HERE}(127.0.0.1)"
+        places = [(host.name, host.name, host.address) for host in self._hosts] or [("node1", HERE, "127.0.0.1")]
+        nodes = "".join(
+            f"NodeName={name} NodeHostname={host} NodeAddr={address} Port={port} CPUs={CPUS} State=UNKNOWN\n"
+            for name, host, address in places
+        )
+        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         (self.folder / "slurm.conf").write_text(
             f"""ClusterName=tests
-SlurmctldHost={socket.gethostname()}(127.0.0.1)
+SlurmctldHost={controllers}
 SlurmUser=root
 SlurmdUser=root
 SlurmctldPort={controller}
 StateSaveLocation={self.folder}/state
-SlurmdSpoolDir={self.folder}/spool
+SlurmdSpoolDir={self.folder}/spool-%n
 SlurmctldPidFile={self.folder}/slurmctld.pid
-SlurmdPidFile={self.folder}/slurmd.pid
+SlurmdPidFile={self.folder}/slurmd-%n.pid
 AuthType=auth/munge
 AuthInfo=socket={self.folder}/munge.socket
 CredType=cred/munge
@@ -117,8 +138,7 @@ KillWait=20
 OverTimeLimit=0
 JobRequeue=1
 SlurmdParameters=config_overrides
-NodeName=node1 NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={node} CPUs={CPUS} State=UNKNOWN
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+{nodes}PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
         )
 

@@ -2,6 +2,8 @@
 
 import os
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -338,6 +340,18 @@ def test_mpirun_of_open_mpi_5():
     many = mpi.many_servers(mpi.Mpi(5, "/p"), Layout(6, 3, ("a", "b"), "x", True), Topology(2, 28), remote)
     assert many[-4:] == ["ppr:3:node:PE=14", "--rank-by", "slot", "--report-bindings"]
     assert many[many.index("-x") + 1] == "A=x y" and "core" not in many[many.index("--rank-by") :]
+
+
+@pytest.mark.parametrize("major", [4, 5])
+def test_the_daemon_on_the_nodes_of_slurm_does_not_hear_what_slurm_sends_to_all(tmp_path, major):
+    ((_, words),) = mpi.daemon_out_of_reach(mpi.Mpi(major), sys.executable).items()
+    program = "import signal, sys; print(sorted(map(int, signal.pthread_sigmask(0, []))), *sys.argv[1:])"
+    for name in ("orted", "prted"):
+        (tmp_path / name).write_text(f"#!{sys.executable}\n{program}\n")
+        (tmp_path / name).chmod(0o755)
+    path = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    said = subprocess.run([*words.split(" "), "a", "b c"], env=path, capture_output=True, text=True, check=True).stdout
+    assert said == "[1, 2, 15] a b c\n"
 
 
 @pytest.mark.parametrize(

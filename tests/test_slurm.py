@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 
+import launch_hosts
 import pytest
 import slurm_node
 from launch_project import checkpoints, copy_project, left_running, wait_until, words
@@ -202,3 +203,39 @@ def test_a_job_saves_at_the_end_of_its_time(slurm, project, mpirun, script):
     assert job.wait(150) == "TIMEOUT", job.said()
     wait_until(lambda: not left_running(project))
     assert saved(project) == 2, job.said()
+
+
+@pytest.fixture
+def two_nodes(tmp_path_factory):
+    """A SLURM of two hosts of launch_hosts.py."""
+    if why_not := launch_hosts.why_not():
+        pytest.skip(why_not)
+    folder = tmp_path_factory.mktemp("hosts")
+    with (
+        launch_hosts.TwoHosts(folder) as two,
+        slurm_node.SlurmNode(tmp_path_factory.mktemp("slurm"), two.hosts) as node,
+    ):
+        yield node
+
+
+def over_two(project, *options, **script) -> str:
+    return launcher(project, "--world_size", "4", *options, **script)
+
+
+@pytest.mark.hosts
+@pytest.mark.parametrize("options", [("-N2", "-n4"), ("-N2", "-n2", "-c2")], ids=" ".join)
+def test_the_launcher_on_two_nodes(two_nodes, project, mpirun, options):
+    job = Job(two_nodes, project, over_two(project), *options)
+    assert job.wait() == "COMPLETED", job.said()
+    found = [(seen["rank"], seen["local_rank"], seen["world_size"], seen["host"]) for seen in ranks(project)]
+    assert found == [(0, 0, 4, "hosta"), (1, 1, 4, "hosta"), (2, 0, 4, "hostb"), (3, 1, 4, "hostb")], job.said()
+    assert {seen["environ"]["MASTER_ADDR"] for seen in ranks(project)} == {"hosta"}
+
+
+@pytest.mark.hosts
+def test_a_cancelled_job_of_two_nodes_saves(two_nodes, project, mpirun):
+    job = begun(two_nodes, project, over_two(project, steps=LONG), "-N2", "-n4", of=4)
+    two_nodes.ask("scancel", job.number)
+    job.wait()
+    wait_until(lambda: not left_running(project))
+    assert saved(project) == 4, job.said()

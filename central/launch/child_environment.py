@@ -100,18 +100,14 @@ def module_notes(environ: Mapping[str, str], devices: Devices, ranks_per_node: i
             yield f"{number} {of_what}: Habana supports 1, 2, 4 and 8 cards of a server; others may fail to start"
 
 
-def run_variables(*, run_id, layout, started_by, slots) -> dict[str, str]:
+def run_variables(*, run_id, layout, started_by, slots, daemon) -> dict[str, str]:
     """What a run tells its ranks and its mpirun, and a dry run leaves out: whose ranks they are, and how many."""
     hosts = ",".join(layout.hosts)
     told = dict(zip(TOLD, (started_by, str(layout.world_size), str(layout.ranks_per_node), run_id, hosts)))
     if started_by != "mpirun":
         return told
-    return {**told, **NO_HOSTFILE, **({"SLURM_TASKS_PER_NODE": _per_node(slots, layout)} if layout.in_slurm else {})}
-
-
-def _per_node(slots, layout):
-    """As SLURM writes a number that is the same on several hosts."""
-    return f"{slots}(x{len(layout.hosts)})"
+    per_node = {"SLURM_TASKS_PER_NODE": f"{slots}(x{len(layout.hosts)})"}  # as SLURM writes equal numbers
+    return {**told, **NO_HOSTFILE, **({**per_node, **daemon} if layout.in_slurm else {})}
 
 
 def foreign_variables(environ, keep_slurm) -> tuple[str, ...]:

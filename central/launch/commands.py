@@ -104,6 +104,7 @@ def _variables(settings, subcommand, place, mode):
             layout=place.layout,
             started_by="mpirun" if place.mpirun else "torchrun" if place.layout.world_size > 1 else "alone",
             slots=mpi.slots(place.layout, place.topology),
+            daemon=mpi.daemon_out_of_reach(place.mpirun, place.python),
         )
     return {**dict(place.extra_variables), **variables}
 

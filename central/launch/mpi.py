@@ -93,6 +93,22 @@ def slots(layout, topology) -> int:
     return per_node * (cores_per_rank(topology, per_node) if can_bind(topology, per_node) else 1)
 
 
+def daemon_out_of_reach(mpi, python) -> dict[str, str]:
+    """How mpirun starts its daemon on the nodes of SLURM: with the signals blocked that SLURM sends to all steps.
+
+    Else the daemon would die of them, and its ranks with it. Open MPI splits these words at blanks, so that neither
+    code nor path may have one; GNU env could do it, but not yet on RHEL 8.
+    """
+    if mpi is None or " " in python:
+        return {}
+    name = {4: "OMPI_MCA_orte_launch_agent", 5: "PRTE_MCA_prte_launch_agent"}[mpi.major]
+    program = {4: "orted", 5: "prted"}[mpi.major]
+    block = "__import__('signal').pthread_sigmask(0,{1,2,15})"
+    words = "__import__('sys').argv[1:]"
+    start = f"__import__('os').execvp({words}[0],{words})"
+    return {name: f"{python} -c {block};{start} {program}"}
+
+
 def torchrun(python, layout, meeting_point, run_id) -> list[str]:
     """torchrun for ranks on this server, of the interpreter that runs us.
 
