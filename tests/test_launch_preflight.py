@@ -148,6 +148,17 @@ def test_what_might_never_end_is_not_read(project, tmp_path, capsys, flag):
         assert f"{flag} {path}: a device, pipe or socket" in capsys.readouterr().err
 
 
+def test_a_file_with_a_token_for_other_hosts_is_its_owners_alone(tmp_path):
+    token = tmp_path / "token"
+    token.touch()
+    several, environ = Layout(2, 1, ("a", "b"), by_ssh=True), {"HF_TOKEN_PATH": str(token)}
+    for mode, problems in ((0o600, 0), (0o644, 1), (0o640, 1)):
+        token.chmod(mode)
+        assert len(preflight.token_file_problems(several, environ)) == problems
+    assert preflight.token_file_problems(Layout(2, 2), environ) == []
+    assert preflight.token_file_problems(several, {"HF_TOKEN_PATH": str(tmp_path / "none")}) == []
+
+
 def test_a_port_of_sshd_that_is_none_is_told_once():
     place = place_of(Layout(2, 1, ("a", "b"), by_ssh=True), environ={"DOCKER_SSHD_PORT": "ssh"})
     assert remote.host_problems(place, None) == ["DOCKER_SSHD_PORT=ssh is no port; unset it for 3022"]

@@ -7,11 +7,13 @@ import glob
 import json
 import os
 import shutil
+from collections.abc import Mapping
 
 from central import files
 from central.launch import finetuning, pretraining
 from central.launch.child_environment import module_problems
 from central.launch.hostcheck import version
+from central.launch.hosts import Layout
 from central.launch.mpi import mpirun_version
 from central.launch.remote import host_problems
 from central.models import LARGEST_SIZE
@@ -38,6 +40,7 @@ def problems(settings, subcommand, place, capture_all) -> list[str]:
         *package_problems(PACKAGES[subcommand]),
         *card_problems(place.layout, place.devices),
         *module_problems(place.environ, place.devices),
+        *token_file_problems(place.layout, place.environ),
         *core_problems(place.layout, place.topology),
         *(mpirun_problems(place.mpirun, capture_all) if place.mpirun else []),
         *look_at_data(settings, place, capture_all),
@@ -71,6 +74,14 @@ def card_problems(layout, found):
     if found.cards is None or layout.hosts or layout.ranks_per_node <= found.cards:
         return []
     return [f"{layout.ranks_per_node} ranks on this server, but {found.cards} {found.type} cards; lower --world_size"]
+
+
+def token_file_problems(layout: Layout, environ: Mapping[str, str]) -> list[str]:
+    """Other hosts get a token by a file only, and that is its owner's alone."""
+    path = environ.get("HF_TOKEN_PATH")
+    if not path or not layout.hosts or not os.path.exists(path) or not os.stat(path).st_mode & 0o077:
+        return []
+    return [f"HF_TOKEN_PATH={path}: others can read it: chmod 600 {path}"]
 
 
 def core_problems(layout, topology):
