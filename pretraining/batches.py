@@ -82,6 +82,7 @@ class MicroBatch:
     sequence_ids: torch.Tensor | None  # rows x S, static layout only
     offsets: torch.Tensor | None  # flat layout only: where sequences start and the last one ends
     lengths: tuple[int, ...] | None  # flat layout only: N, and one more where tokens fill the last tile
+    attention_mask: torch.Tensor | None = None  # rows x 1 x S x S, static layout only, made where it is needed
 
     def to(self, device: torch.device) -> "MicroBatch":
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))

@@ -16,7 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from central.runtime.checkpoints import checkpoint_step, list_checkpoints, read_state
+from central.runtime import tensor_files
+from central.runtime.checkpoints import checkpoint_step, list_checkpoints, read_state, remedy
 from central.runtime.exits import BadRequest, Diverged
 from pretraining.modeling import PADDED_ROW_BIAS, BertConfig, BertForPreTraining
 
@@ -101,7 +102,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise BadRequest(f"{folder / WEIGHTS}: cannot be read ({error}): delete this checkpoint") from error
+        raise BadRequest(f"{folder / WEIGHTS}: cannot be read ({error}): {remedy(folder)}") from error
 
 
 def read_moments(folder: Path) -> dict | None:
@@ -109,9 +110,9 @@ def read_moments(folder: Path) -> dict | None:
     if not (folder / MOMENTS).exists():
         return None
     try:
-        return torch.load(folder / MOMENTS, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file cut short, with long texts
-        raise BadRequest(f"{folder / MOMENTS}: cannot be read ({first_line(error)}): delete this checkpoint") from error
+        return tensor_files.load(folder / MOMENTS)
+    except Exception as error:  # pickle and torch raise many kinds for a file cut short, with long texts
+        raise BadRequest(f"{folder / MOMENTS}: cannot be read ({first_line(error)}): {remedy(folder)}") from error
 
 
 def first_line(error: Exception) -> str:
@@ -221,7 +222,7 @@ def write_checkpoint(target: Path, weights: dict, moments: dict, state: dict, te
         partial.mkdir(parents=True)
         try:
             save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
-            torch.save(moments, partial / MOMENTS)
+            tensor_files.save(moments, partial / MOMENTS)
             (partial / WEIGHTS).chmod((partial / MOMENTS).stat().st_mode)  # safetensors leaves it to its owner alone
         except (SafetensorError, RuntimeError) as error:  # both hide the errno of a full disk
             raise OSError(errno.ENOSPC if _is_full(partial, weights) else errno.EIO, str(error)) from error

@@ -4,10 +4,7 @@ A `.pt` is a pickle and could run any code. It is read by an unpickler that know
 other class becomes an inert object that holds nothing.
 """
 
-import collections
-import io
 import json
-import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from central.files import refuse_inflated
+from central.runtime import tensor_files
 from central.runtime.exits import BadRequest
 from pretraining.checkpoint import MOMENT_NAMES, PADDED, first_line
 from pretraining.modeling import BertConfig, BertForPreTraining, decays
@@ -93,9 +91,11 @@ def _read_folder(folder: Path) -> dict:
             return {key: value for name in names for key, value in load_file(folder / name).items()}
         if (folder / "model.safetensors").is_file():
             return load_file(folder / "model.safetensors")
-        if (folder / "pytorch_model.bin").is_file():
-            refuse_inflated(folder / "pytorch_model.bin")
-            return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+        if (older := folder / "pytorch_model.bin").is_file():
+            refuse_inflated(older)
+            if zipfile.is_zipfile(older):
+                return tensor_files.load(older, foreign=Inert)
+            return torch.load(older, map_location="cpu", weights_only=True)  # of torch before 1.6
     except BadRequest:
         raise
     except Exception as error:  # torch and safetensors raise many kinds for a file cut short
@@ -107,7 +107,7 @@ def _read_pt(path: Path) -> tuple:
     """What stands in a `.pt` for weights, and for the optimizer's state."""
     refuse_inflated(path)
     try:
-        content = load_restricted(path)
+        content = tensor_files.load(path, foreign=Inert)
     except Exception as error:  # whatever a broken pickle leads to
         raise BadRequest(f"{path}: not a checkpoint that can be read ({first_line(error)}): copy it again") from error
     return (content.get("model", content), content.get("optimizer")) if isinstance(content, dict) else (None, None)
@@ -159,65 +159,3 @@ class Inert:
 
     def __setitem__(self, key, value):
         pass
-
-
-class _Storage:
-    """A storage type's name in a pickle, as the element type it stands for."""
-
-    def __init__(self, dtype):
-        self.dtype = dtype
-
-
-STORAGES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-HARMLESS = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    ("torch", "Size"): torch.Size,
-}
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    def __init__(self, stream, storage_of):
-        super().__init__(stream)
-        self._storage_of = storage_of
-
-    def find_class(self, module, name):
-        if module in ("torch", "torch.storage") and name in STORAGES:
-            return _Storage(STORAGES[name])
-        return HARMLESS.get((module, name), Inert)
-
-    def persistent_load(self, pid):
-        _, kind, key, _, count = pid[:5]
-        dtype = kind.dtype if isinstance(kind, _Storage) else torch.uint8
-        return self._storage_of(key, dtype, count)
-
-
-def load_restricted(path: Path):
-    """Content of a torch.save file (zip format) without running any code it names."""
-    if not zipfile.is_zipfile(path):
-        raise ValueError("not in torch's zip format; save it again with torch 1.6 or later")
-    reader = torch._C.PyTorchFileReader(str(path))
-    storages = {}
-
-    def storage_of(key, dtype, count):
-        if key not in storages:
-            size = count * torch._utils._element_size(dtype)
-            untyped = reader.get_storage_from_record(f"data/{key}", size, torch.UntypedStorage)._typed_storage()
-            storages[key] = torch.storage.TypedStorage(
-                wrap_storage=untyped._untyped_storage, dtype=dtype, _internal=True
-            )
-        return storages[key]
-
-    return _RestrictedUnpickler(io.BytesIO(reader.get_record("data.pkl")), storage_of).load()

@@ -106,11 +106,18 @@ class DdpExchange(_Ranks):
             parameter.grad = None
 
 
-def _mean_in_bf16(_, bucket):
+def _mean_in_bf16(_, bucket) -> torch.futures.Future[torch.Tensor]:
     """DDP communication hook: exchange a bucket in bf16. (torch's own is for nccl only.)"""
     small = bucket.buffer().bfloat16().div_(dist.get_world_size())
-    future = dist.all_reduce(small, async_op=True).get_future()
-    return future.then(lambda done: bucket.buffer().copy_(done.value()[0]))
+    work = dist.all_reduce(small, async_op=True)
+    if dist.get_backend() != "hccl":
+        return work.get_future().then(lambda done: bucket.buffer().copy_(done.value()[0]))
+    # hccl's future is complete when it is made: what hangs on it may run before the exchange has ended. `wait` orders
+    # what follows on the card behind it.
+    work.wait()
+    done = torch.futures.Future()
+    done.set_result(bucket.buffer().copy_(small))
+    return done
 
 
 def open_exchange(world_size: int, flat: bool, bf16: bool):

@@ -104,7 +104,7 @@ class Lamb(Optimizer):
             group["step"] = group.get("step", 0) + 1
             # Copied as a tensor: filled in as numbers they would make every step a new lazy graph.
             numbers = torch.tensor([group["step"], group["lr"]], dtype=norm.dtype)
-            step, lr = numbers.to(norm.device, non_blocking=norm.is_cuda).unbind()
+            step, lr = numbers.to(norm.device, non_blocking=True).unbind()
             for p in group["params"]:
                 if p.grad is None:
                     continue

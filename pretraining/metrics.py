@@ -12,11 +12,15 @@ STAGES = ("data", "forward", "backward", "exchange", "step")
 
 
 class Watch:
-    """Gathers without waiting for the device; `read` waits once. `name_rows` puts places of rows into words."""
+    """Gathers without waiting for the device; `read` waits once. `name_rows` puts places of rows into words.
 
-    def __init__(self, device, config, peak_flops: float, exchange, name_rows: Callable[[range], str]):
+    `peak_flops` is that of this rank's device; None: reports have no mfu.
+    """
+
+    def __init__(self, device, config, peak_flops: float | None, exchange, name_rows: Callable[[range], str]):
         self._device, self._config, self._exchange, self._name_rows = device, config, exchange, name_rows
-        (self._peak,) = exchange.sum([peak_flops])  # of all ranks together
+        peak, lacking = exchange.sum([peak_flops or 0.0, float(peak_flops is None)])  # of all ranks together
+        self._peak = None if lacking else peak
         self.train_time = 0.0  # s in steps, without evaluation and saving
         self.sequences = 0  # trained on by this process, over all ranks
         self._mark = time.perf_counter()
@@ -102,7 +106,7 @@ class Watch:
             "sequences_per_second": self._sequences / seconds,
             "tokens_per_second": self._tokens / seconds,
             "step_time": seconds / steps,
-            "mfu": flops / seconds / self._peak,
+            **({"mfu": flops / seconds / self._peak} if self._peak else {}),
             **{f"time_{stage}": self._times[stage] / steps for stage in STAGES},
         }
         self._reset()

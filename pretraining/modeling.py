@@ -161,7 +161,7 @@ class Bert(nn.Module):
         self.pooler = Pooler(config)
 
     def forward(self, batch, kernels, checkpoint_activations: bool):
-        x = self.embeddings(batch, kernels)
+        x, batch = self.embeddings(batch, kernels), kernels.prepared(batch)
         for layer in self.encoder.layer:
             if checkpoint_activations:
                 x = kernels.recomputed(layer, x, batch)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from central.runtime import reports
-from central.runtime.checkpoints import list_checkpoints, read_state
+from central.runtime.checkpoints import list_checkpoints, read_state, remedy
 from central.runtime.exits import BadRequest
 from pretraining.checkpoint import step_of
 from pretraining.dataset import find_shards
@@ -49,16 +49,22 @@ def find_start(settings: Settings) -> Start:
                 "--resume_from_checkpoint to go on from it, or another --output_dir"
             )
         return _from_weights(settings, found) if settings.init_checkpoint else Start(None, "start anew")
-    damaged = [path for path, state in found if isinstance(state, ValueError)]
-    if damaged and damaged[-1] == found[-1][0]:
-        raise BadRequest(str(found[-1][1]))
     whole = [(path, state) for path, state in found if not isinstance(state, ValueError)]
+    if settings.resume_step is not None and not settings.init_checkpoint:
+        damaged = [
+            state for path, state in found if isinstance(state, ValueError) and step_of(path) == settings.resume_step
+        ]
+        whole = [(path, state) for path, state in whole if state["global_step"] == settings.resume_step]
+    else:
+        damaged = [state for _, state in found[-1:] if isinstance(state, ValueError)]
+    if damaged:
+        raise BadRequest(str(damaged[0]))
     own = [(path, state) for path, state in whole if state["phase"] == settings.phase]
     if own:
         return _continued(settings, own)
     if settings.init_checkpoint:
         return _from_weights(settings, whole)
-    if settings.resume_step is not None and not older:
+    if settings.resume_step is not None and not older and not (settings.phase == 2 and whole):
         raise BadRequest(
             f"{settings.output_dir}: no checkpoint of step {settings.resume_step} of phase {settings.phase}"
         )
@@ -137,15 +143,11 @@ def _state(path: Path):
         return error
     bad = [name for name, kind in NEEDED.items() if not isinstance(state.get(name), kind)]
     if bad or not isinstance(state["data"].get("rows_read"), int):
-        return ValueError(f"{path / 'state.json'}: no {', '.join(bad) or 'rows_read'} in it: delete this checkpoint")
+        return ValueError(f"{path / 'state.json'}: no {', '.join(bad) or 'rows_read'} in it: {remedy(path)}")
     return state
 
 
 def _continued(settings: Settings, own: list) -> Start:
-    if settings.resume_step is not None and not settings.init_checkpoint:
-        own = [(path, state) for path, state in own if state["global_step"] == settings.resume_step]
-        if not own:
-            raise BadRequest(f"{settings.output_dir}: no checkpoint ckpt_{settings.resume_step} of this phase")
     path, state = own[-1]
     begun_with = state["settings"].get("init_checkpoint")
     if settings.init_checkpoint and Path(begun_with or "").resolve() != settings.init_checkpoint.resolve():

@@ -6,7 +6,7 @@ import time
 import torch.distributed as dist
 
 from central.runtime import hpu, reports
-from central.runtime.device import Device
+from central.runtime.device import Device, configure_compile
 from central.runtime.exits import BadRequest, Diverged
 from central.runtime.rank import Rank
 from pretraining import checkpoint, model_stats
@@ -47,6 +47,8 @@ class Run:
         self._raw_model = BertForPreTraining(request.config, self.kernels, settings.checkpoint_activations)
         notes = self._load(start)
         self.parameters = list(self._raw_model.parameters())
+        if device.mode == "compile":
+            configure_compile(2, settings.checkpoint_activations)  # training and evaluation
         self.model = self.exchange.wrap(device.compile(self._raw_model))
         rows_read = start.rows_read
         if rows_read is None:  # a .pt does not say: as many whole steps as it has done
@@ -88,7 +90,7 @@ class Run:
             fused_sdpa = hpu.fused_sdpa() if settings.fused_sdpa and device.type == "hpu" else None
         except ValueError as error:
             raise BadRequest(str(error)) from error
-        return PlainKernels(device.autocast, fused_sdpa)
+        return PlainKernels(device.autocast, fused_sdpa, device.dtype)
 
     def _load(self, start: Start) -> list[str]:
         """Weights and optimizer as `start` says; returns lines to say."""
@@ -186,7 +188,8 @@ class Run:
         notes += self.device.remarks()
         self._record("PARAMETER", {"settings": settings.to_json(), "world_size": rank.world_size})
         self._record("PARAMETER", {"SEED": settings.seed, "batch_size_per_pu": settings.micro_batch_size})
-        self._record("PARAMETER", {"matrix_peak_flops": self._peak})
+        if self._peak is not None:
+            self._record("PARAMETER", {"matrix_peak_flops": self._peak})
         self._record("PARAMETER", {reports.START: self.state.global_step, "phase": self.state.phase})
         if self._log.kept_as:
             notes.append(f"{settings.json_summary}: the log of an earlier run is kept as {self._log.kept_as}")
@@ -236,14 +239,14 @@ class Run:
         self._console.step(
             self.state.step,
             f"loss {numbers['average_loss']:.4f}  lr {numbers['learning_rate']:.2e}  "
-            f"{numbers['sequences_per_second']:.1f} seq/s  {numbers['tokens_per_second']:.0f} tokens/s  "
-            f"mfu {numbers['mfu']:.1%}",
+            f"{numbers['sequences_per_second']:.1f} seq/s  {numbers['tokens_per_second']:.0f} tokens/s"
+            + (f"  mfu {numbers['mfu']:.1%}" if "mfu" in numbers else ""),
         )
-        if numbers["mfu"] > 1 and not self._passed_peak:
+        if numbers.get("mfu", 0) > 1 and not self._passed_peak:
             self._passed_peak = True
             self._console.say(
-                f"mfu above 100 %: {self._peak / 1e9:.0f} GFLOP/s, the matrix peak measured at the start, was too low "
-                "(something else was running); take no mfu of this run for a measurement"
+                f"mfu above 100 %: {self._peak / 1e9:.0f} GFLOP/s, the matrix peak measured at the start, was too low; "
+                "take no mfu of this run for a measurement"
             )
 
     def evaluate(self) -> None:

@@ -124,6 +124,9 @@ def test_a_gaudi_that_is_not_there_is_said():
         "_build_accelerator_args",
         "_get_eval_sampler",
         "_init_training_state",
+        "_load_from_checkpoint",
+        "_load_optimizer_and_scheduler",
+        "_load_rng_state",
         "_save",
         "_save_rng_state",
         "training_step",
@@ -147,6 +150,17 @@ def test_the_private_methods_overridden_exist_with_the_same_arguments(name):
 
 
 # ---- output folder
+
+
+def test_of_a_file_that_cannot_be_read_the_step_before_is_named(tmp_path):
+    older, newer = checkpoint(tmp_path, 8), checkpoint(tmp_path, 12)
+    (problem,) = output_folder.unreadable(newer / "optimizer.pt", ValueError("cut short\nand more")).problems
+    assert problem == (
+        f"{newer}/optimizer.pt: cannot be read (cut short): --resume_from_checkpoint {older} goes on from the one "
+        "before it"
+    )
+    (problem,) = output_folder.unreadable(older, OSError("broken")).problems
+    assert "no whole checkpoint lies before it" in problem and "delete" not in problem
 
 
 def checkpoint(folder, step, leave_out=()):

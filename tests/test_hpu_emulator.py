@@ -25,7 +25,9 @@ model.to(device)
 optimizer = FusedLamb(model.parameters(), lr=0.01)
 def step(rows=4, mark=True, scale=1.0, wait=False):
     ids = torch.arange(rows * 8, dtype=torch.int32).reshape(rows, 8) % 20
-    loss = F.cross_entropy(model(ids.to(device)).flatten(0, 1), ids.long().flatten().to(device)) * scale
+    card = ids.to(device, non_blocking=True)
+    labels = ids.long().flatten().to(device, non_blocking=True)
+    loss = F.cross_entropy(model(card).flatten(0, 1), labels) * scale
     if wait: loss.item()
     loss.backward()
     if mark: htcore.mark_step()
@@ -116,12 +118,46 @@ assert torch.hpu.memory_allocated() > 0 and not hasattr(torch.hpu, "empty_cache"
     assert gaudi.reports()[0]["saved_device_tensors"] == 2
 
 
+FILES = """
+import habana_frameworks.torch, torch
+from transformers.trainer_pt_utils import safe_globals
+with safe_globals():
+    for name in ("tensors.pt", "numpy.pt"):
+        try: print(*torch.load(name, weights_only=True))
+        except Exception as error: print(type(error).__name__)
+"""
+
+
+def test_lazy_mode_saves_and_loads_otherwise(gaudi):
+    """Its files are of protocol 4; its reader knows those, and few classes; `__wrapped__` is torch's own."""
+    gaudi.python(
+        "import habana_frameworks.torch, numpy, torch\n"
+        "weight = torch.nn.Linear(1, 1).to('hpu').weight\n"
+        "torch.save({'a': weight}, 'tensors.pt')\n"
+        "torch.save({'b': numpy.arange(3)}, 'numpy.pt')\n"
+        "try: torch.save.__wrapped__({'a': weight}, 'refused.pt')\n"
+        "except RuntimeError as error: assert 'no storage' in str(error)\n"
+        "else: raise SystemExit('a lazy tensor was read')",
+        mode="lazy",
+    )
+    assert gaudi.python(FILES, mode="lazy").split() == ["a", "RuntimeError"]
+    assert gaudi.python(FILES).split() == ["UnpicklingError", "UnpicklingError"]
+    restored = "from central.runtime.hpu import restore_torchs_files; restore_torchs_files()\n"
+    again = "torch.save({'a': torch.ones(1)}, 'tensors.pt'); torch.save({'b': numpy.arange(3)}, 'numpy.pt')\n"
+    gaudi.python("import habana_frameworks.torch, numpy, torch\n" + restored + again, mode="lazy")
+    for program, mode in (("import habana_frameworks.torch\n" + restored + FILES, "lazy"), (FILES, "eager")):
+        assert gaudi.python(program, mode=mode).split() == ["a", "b"]
+
+
 @pytest.mark.parametrize("mode", ["lazy", "eager"])
 def test_a_clean_loop_has_nothing_to_report(gaudi, mode):
     gaudi.python(TRAIN + "for _ in range(8): step()", mode=mode)
     (report,) = gaudi.reports()
     assert (report["micro_steps"], report["optimizer_steps"]) == (8, 8)
-    assert report["recompilations"] == report["host_syncs"] == report["pending_operations"] == 0
+    assert report["recompilations"] == report["pending_operations"] == 0
+    assert {sync["micro_step"] for sync in report["synced"]} == {0}, (
+        "waits beside those of the model's move to the card"
+    )
     assert report["missing_mark_steps"] == [] and report["graphs"] > 0
     # Two of the loop and two of the optimizer's own a step; none counts outside the lazy mode.
     assert report["mark_steps"] == (32 if mode == "lazy" else 0)
@@ -135,8 +171,14 @@ FAULTS = {
         ("step(wait=True)", True, 1, 0),
         ("torch.hpu.synchronize()", False, 1, 0),
         ("step(mark=False); step(mark=False); htcore.mark_step()", False, 0, 3),
-        ("batch = torch.ones(2, 3).int(); model(batch.hpu()); model(batch.hpu()); htcore.mark_step()", True, 0, 1),
-        ("batch = torch.ones(2, 3).int().hpu(); model(batch).cpu(); model(batch); htcore.mark_step()", True, 1, 1),
+        ("batch = torch.ones(2, 3, device=device).int(); model(batch); model(batch); htcore.mark_step()", True, 0, 1),
+        (
+            "batch = torch.ones(2, 3, device=device).int(); model(batch).cpu(); model(batch); htcore.mark_step()",
+            True,
+            1,
+            1,
+        ),
+        ("torch.ones(3).hpu(); htcore.mark_step()", False, 1, 0),
     ],
     "eager": [
         ("step(rows=5)", True, 0, 0),
@@ -144,6 +186,7 @@ FAULTS = {
         ("torch.hpu.current_stream().synchronize(); torch.hpu.Event().synchronize()", False, 2, 0),
         ("x = torch.ones(3, device='hpu'); x[x > 0]", True, 1, 0),
         ("step(mark=False); step(mark=False)", False, 0, 0),
+        ("torch.tensor([0.5], device='hpu')", False, 1, 0),
     ],
 }
 
@@ -168,6 +211,71 @@ for fault in {faults!r}:
     (report,) = gaudi.reports()
     assert sum(sync["count"] for sync in report["synced"]) == report["host_syncs"]
     assert "<module>" in report["synced"][0]["where"]
+
+
+def test_what_is_dropped_unread_is_not_timed(gaudi):
+    """Lazy mode never computes it. Outside of a timed stretch nobody is told."""
+    gaudi.python(
+        """
+import habana_frameworks.torch.core as htcore
+import torch
+a = torch.randn(4, 4, device="hpu")
+torch.mm(a, a); htcore.mark_step(); torch.hpu.synchronize()
+kept = torch.mm(a, a); htcore.mark_step(); torch.hpu.synchronize()
+assert torch.mm(a, a).sum().item() is not None; torch.hpu.synchronize()
+torch.mm(a, a, out=kept); htcore.mark_step(); torch.hpu.synchronize()
+torch.mm(a, a); htcore.mark_step()
+try: torch.hpu.synchronize()
+except RuntimeError as error: assert "the result of aten::mm was dropped" in str(error), error
+else: raise SystemExit("nothing was timed, and nobody told")
+""",
+        mode="lazy",
+    )
+
+
+def test_copies_to_the_host_that_nobody_waits_for_are_late(gaudi):
+    gaudi.python("""
+import torch
+event, numbers = torch.hpu.Event(), torch.ones(3, device="hpu").to("cpu", non_blocking=True)
+event.record()
+assert numbers.isnan().all() and not event.query() and numbers.isnan().all()
+assert event.query() and numbers.tolist() == [1, 1, 1]
+numbers = torch.ones(3, device="hpu").to("cpu", non_blocking=True); event.record()
+event.synchronize(); assert numbers.tolist() == [1, 1, 1]
+""")
+    assert gaudi.reports()[0]["host_syncs"] == 1
+
+
+def test_a_lazy_tensor_does_not_tell_its_address(gaudi):
+    statements = [
+        "parameter = next(model.parameters()); parameter.data_ptr()",
+        "parameter.untyped_storage().data_ptr()",
+    ]
+    assert all("stale" in line for line in refusals(gaudi, statements, mode="lazy"))
+
+
+def test_graphs_of_inference(gaudi):
+    """One a shape; the next call of a shape overwrites what the last one gave; no gradients."""
+    gaudi.python(
+        """
+import habana_frameworks.torch.core as htcore
+import torch
+from habana_frameworks.torch.hpu import wrap_in_hpu_graph
+class Model(torch.nn.Module):
+    def forward(self, x): return {"y": x * 2}
+model = wrap_in_hpu_graph(Model())
+with torch.no_grad():
+    first = model(torch.ones(2, device="hpu"))["y"]
+    again = model(torch.full((2,), 3.0, device="hpu"))["y"]
+    other = model(torch.ones(3, device="hpu"))["y"]
+assert first.tolist() == again.tolist() == [6, 6] and other.tolist() == [2, 2, 2]
+try: model(torch.ones(2, device="hpu"))
+except RuntimeError as error: assert "gradients" in str(error)
+else: raise SystemExit("a replayed graph has no gradients")
+""",
+        mode="lazy",
+    )
+    assert gaudi.reports()[0]["inference_graphs"] == 2
 
 
 def refusals(gaudi, statements: list[str], mode: str = "eager") -> list[str]:
@@ -260,6 +368,37 @@ for rows in (2, 2, 2, 2, 3):
     assert [graph["what"].split(" of ")[0].split()[0] for graph in report["recompiled"]].count("compiled") == 2
 
 
+def test_graphs_of_unknown_sizes_and_giving_up_are_counted(gaudi):
+    """What torch does of itself with a second and with a ninth shape."""
+    for program, counts in (
+        ("torch.compile(model, backend='hpu_backend')", (True, False)),
+        ("torch.compile(model, backend='hpu_backend', dynamic=False)", (False, True)),
+    ):
+        gaudi.python(f"""
+import torch
+model = torch.nn.Linear(4, 4).to("hpu")
+compiled = {program}
+torch._dynamo.config.recompile_limit = 3
+for rows in range(2, 7):
+    compiled(torch.ones(rows, 4, device="hpu"))
+""")
+        report = gaudi.reports()[-1]
+        assert (report["dynamic_graphs"] > 0, report["recompile_limits"] > 0) == counts, report
+
+
+def test_the_backward_pass_is_compiled_where_it_is_asked_for(gaudi):
+    program = """
+import torch
+layer = torch.nn.Linear(4, 4).to("hpu")
+for _ in range(2):
+    torch.compile(layer, backend="hpu_backend", dynamic=False)(torch.ones(2, 4, device="hpu")).sum().backward()
+from torch._dynamo.utils import counters
+print(counters["compiled_autograd"]["captures"])
+"""
+    assert gaudi.python(program).split() == ["0"]
+    assert gaudi.python(program, PT_HPU_ENABLE_COMPILED_AUTOGRAD="1").split() != ["0"]
+
+
 @pytest.mark.mpi
 def test_two_ranks_over_hccl(gaudi):
     out = gaudi.python(
@@ -269,6 +408,10 @@ dist.init_process_group("hccl")
 tensor = torch.full((2,), float(dist.get_rank() + 1), device="hpu")
 dist.all_reduce(tensor)
 assert tensor.tolist() == [3, 3]
+work = dist.all_reduce(tensor, async_op=True)
+assert work.get_future().done() and tensor.isnan().all(), "its future comes before its result"
+work.wait()
+assert tensor.tolist() == [6, 6]
 try:
     dist.all_reduce(torch.ones(1))
 except RuntimeError as error:
@@ -298,16 +441,18 @@ HABANAS = {
     "core": "mark_step",
     "distributed.hccl": "initialize_distributed_hpu",
     "dynamo.compile_backend": "",
+    "dynamo.compile_backend.experimental": "enable_compiled_autograd",
     "hpex.kernels": "FusedSDPA",
     "hpex.normalization": "FusedClipNorm",
     "hpex.optimizers": "FusedAdamW FusedLamb",
     "hpu": "Event Stream current_device current_stream default_stream device device_count enable_recompute_sdp "
     "get_device_name get_device_properties init is_available is_bf16_supported sdp_kernel set_device stream "
-    "synchronize",
+    "synchronize wrap_in_hpu_graph",
     "hpu.memory": "max_memory_allocated mem_get_info memory_allocated memory_reserved memory_stats memory_summary "
     "reset_peak_memory_stats",
     "hpu.metrics": "metric_global",
     "hpu.random": "get_rng_state get_rng_state_all manual_seed manual_seed_all set_rng_state set_rng_state_all",
+    "utils._weights_only_unpickler": "Unpickler load",
     "utils.experimental": "synDeviceType",
     "utils.internal": "is_lazy",
 }

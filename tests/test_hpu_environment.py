@@ -46,7 +46,10 @@ def test_nothing_is_set_without_hpu(argv):
 def test_modes_and_lists():
     assert applied("--use_habana") == {"PT_HPU_LAZY_MODE": "0"}
     assert applied("--use_habana", "--use_lazy_mode") == {"PT_HPU_LAZY_MODE": "1"}
-    assert applied("--use_habana", "--torch_compile", "True", "--output_dir", "o") == {"PT_HPU_LAZY_MODE": "0"}
+    compiled = {"PT_HPU_LAZY_MODE": "0", "PT_HPU_ENABLE_COMPILED_AUTOGRAD": "1"}
+    assert applied("--use_habana", "--torch_compile", "True", "--output_dir", "o") == compiled
+    kept = {"PT_HPU_ENABLE_COMPILED_AUTOGRAD": "0"}
+    assert applied("--use_habana", "--torch_compile", **kept) == {**compiled, **kept}
     lists = {
         "PT_HPU_LAZY_MODE": "1",
         "PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST": str(ROOT / "ops_bf16_bert_pt.txt"),

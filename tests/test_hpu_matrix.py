@@ -28,7 +28,7 @@ TASKS, MODES, TYPES, RANKS = (
 )
 STEPS, SAVE, LOG, KILLED = 16, 4, 2, 15  # the kill comes after the checkpoint of step 12 and the report of step 14
 ACCUMULATION = 2
-TUNING_BATCH = 32  # of an optimizer step of fine-tuning: two parts a micro-batch on one rank, one on two
+TUNING_BATCH = 32  # of an optimizer step of fine-tuning: in eager two parts a micro-batch on one rank, one on two
 # Of a loss from the CPU's in fp32. Fine-tuning writes four digits; pre-training all, so that there fp32 is seen to be
 # fp32 (the same sums in another order), and bf16 bf16.
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-3}
@@ -73,9 +73,19 @@ class Task:
             batch = [f"--per_device_train_batch_size={TUNING_BATCH // ranks // ACCUMULATION}"]
         return [str(self.script), *self.words, *folders, *batch, *more]
 
-    def micro_steps(self, ranks: int) -> int:
-        """Forwards and backwards of an optimizer step: one a micro-batch, or one for each of its parts."""
-        return ACCUMULATION * (1 if self.pretrains else TUNING_BATCH // ranks // ACCUMULATION // HPU_ROWS)
+    def micro_steps(self, mode: str, ranks: int) -> int:
+        """Forwards and backwards of an optimizer step: one a micro-batch, in eager one for each part of it."""
+        in_parts = mode == "eager" and not self.pretrains
+        return ACCUMULATION * (TUNING_BATCH // ranks // ACCUMULATION // HPU_ROWS if in_parts else 1)
+
+    def settles(self, ranks: int) -> int:
+        """Backward passes before the first step of a process: DistributedDataParallel sorts its buckets in one."""
+        return int(self.pretrains and ranks > 1 and "--phase2" not in self.words)
+
+    @property
+    def waits(self) -> int:
+        """Steps after which the host may wait for the card: pre-training reports, fine-tuning logs without waiting."""
+        return LOG if self.pretrains else SAVE
 
     def losses(self, out: Path) -> dict[int, list[float]]:
         """Losses by step of the task, all that were written: twice for a step that came again after the kill."""
@@ -213,11 +223,15 @@ def test_run(tmp_path, tasks, on_cpu, name, mode, data_type, ranks):
 @pytest.mark.hpu_matrix
 @pytest.mark.parametrize(CHOICES, EVERYTHING)
 def test_every_run(tmp_path, tasks, on_cpu, name, mode, data_type, ranks):
-    write_row(f"{name}-{mode}-{data_type}-{ranks}", check_run(tmp_path, tasks, on_cpu, name, mode, data_type, ranks))
+    row = check_run(tmp_path, tasks, on_cpu, name, mode, data_type, ranks, other_modes=True)
+    write_row(f"{name}-{mode}-{data_type}-{ranks}", row)
 
 
-def check_run(tmp_path, tasks, on_cpu, name, mode, data_type, ranks) -> dict[str, str]:
-    """Kill a run in the middle, resume it, and compare its losses with the cpu's. Returns its row of the table."""
+def check_run(tmp_path, tasks, on_cpu, name, mode, data_type, ranks, other_modes: bool = False) -> dict[str, str]:
+    """Kill a run in the middle, resume it, and compare its losses with the cpu's. Returns its row of the table.
+
+    `other_modes`: the last checkpoint of a lazy run is also resumed in every mode and on the cpu.
+    """
     task, gaudi, out = tasks[name], Gaudi(tmp_path), tmp_path / "out"
     begin(name, out, on_cpu)
     words = hpu_words(task, mode, data_type)
@@ -249,8 +263,36 @@ def check_run(tmp_path, tasks, on_cpu, name, mode, data_type, ranks) -> dict[str
         assert len(set(found[step])) == 1, "a step that came again after the kill had another loss"
     if task.pretrains:
         assert (max(differences) > ROUNDING) == (data_type == "bf16"), differences
-    check_reports(gaudi.reports(), mode, ranks, task.micro_steps(ranks))
-    return table_row(gaudi.reports(), max(differences), task.micro_steps(ranks))
+    check_reports(gaudi.reports(), task, mode, ranks)
+    if other_modes and mode == "lazy":
+        for other in (*MODES, "cpu"):
+            check_resumed_elsewhere(tmp_path / other, task, on_cpu(name), out, other, data_type, ranks, settings)
+    return table_row(gaudi.reports(), max(differences), task, mode, ranks)
+
+
+def check_resumed_elsewhere(folder, task, on_cpu, written, mode, data_type, ranks, settings) -> None:
+    """From the checkpoint that a lazy run wrote before its last, the steps to the end in another mode or on the cpu."""
+    folder.mkdir()
+    out = folder / "out"
+    shutil.copytree(written, out)
+    if task.pretrains:
+        last = max((out / "results" / "checkpoints").glob("ckpt_*"), key=lambda path: int(path.name[5:]))
+    else:
+        last = out / f"checkpoint-{STEPS}"
+    shutil.rmtree(last)
+    before = task.losses(out)
+    gaudi, words = Gaudi(folder), ["--no_cuda"] if mode == "cpu" else hpu_words(task, mode, data_type)
+    if task.settles(ranks) == 0 and task.pretrains and ranks > 1:
+        words.append("--allreduce_post_accumulation")
+    argv = task.command(out, ranks, *words, "--resume_from_checkpoint")
+    resumed = gaudi.run(argv, ranks, MASTER_PORT=str(free_port()), **settings)
+    assert resumed.returncode == 0, (mode, resumed.stderr[-3000:])
+    found, expected = task.losses(out), task.losses(on_cpu)
+    assert sorted(found) == sorted(expected)
+    again = [step for step in found if not task.pretrains or len(found[step]) > len(before[step])]
+    assert max(expected) in again
+    for step in again:
+        assert found[step][-1] == pytest.approx(expected[step][0], rel=TOLERANCE[data_type]), (mode, step)
 
 
 def looks_at_buckets(sync: dict) -> bool:
@@ -258,13 +300,15 @@ def looks_at_buckets(sync: dict) -> bool:
     return sync["optimizer_step"] == 1 and sync["what"] == "copy to cpu" and sync["count"] == 2
 
 
-def table_row(reports: list[dict], difference: float, of_a_step: int) -> dict[str, str]:
+def table_row(reports: list[dict], difference: float, task: Task, mode: str, ranks: int) -> dict[str, str]:
     """What the processes of one run did, all together."""
+    of_a_step, settles = task.micro_steps(mode, ranks), task.settles(ranks)
     micro_steps = sum(report["micro_steps"] for report in reports)
     marks = sum(report["mark_steps"] for report in reports)
     inside = between = 0
     for sync in (sync for report in reports for sync in report["synced"]):
-        inside += sync["count"] * (sync["micro_step"] != of_a_step * sync["optimizer_step"])
+        at_rest = sync["optimizer_step"] == 0 or sync["micro_step"] == settles + of_a_step * sync["optimizer_step"]
+        inside += sync["count"] * (not at_rest)
         between += sync["count"] * (sync["optimizer_step"] % LOG != 0 and not looks_at_buckets(sync))
     return {
         "recompilations after warm-up": str(sum(report["recompilations"] for report in reports)),
@@ -284,20 +328,20 @@ def write_row(run: str, row: dict[str, str]) -> None:
     TABLE.write_text("\n".join(["\t".join(["run", *row]), *sorted(lines)]) + "\n")
 
 
-def check_reports(reports: list[dict], mode: str, ranks: int, of_a_step: int) -> None:
-    """No recompilation after warm-up, no wait inside a step or between reports, marks where they belong.
-
-    `of_a_step` is the number of micro-steps of an optimizer step.
-    """
+def check_reports(reports: list[dict], task: Task, mode: str, ranks: int) -> None:
+    """No recompilation after warm-up, no wait inside a step or between reports, marks where they belong."""
+    of_a_step, settles = task.micro_steps(mode, ranks), task.settles(ranks)
     assert len(reports) == 2 * ranks
     assert sorted(report["module_id"] for report in reports) == sorted([*range(ranks)] * 2)
     for report in reports:
         assert report["recompilations"] == 0, report["recompiled"]
         assert report["missing_mark_steps"] == []
+        assert report["recompile_limits"] == report["dynamic_graphs"] == 0
         assert report["saved_device_tensors"] == 0
-        assert report["micro_steps"] == of_a_step * report["optimizer_steps"]
+        assert report["micro_steps"] == settles + of_a_step * report["optimizer_steps"]
         assert (report["mark_steps"] > 2 * report["micro_steps"]) == (mode == "lazy")
         for sync in report["synced"]:
-            assert sync["optimizer_step"] % LOG == 0 or (ranks > 1 and looks_at_buckets(sync)), sync
-            assert sync["micro_step"] == of_a_step * sync["optimizer_step"], sync
+            assert sync["optimizer_step"] % task.waits == 0 or (ranks > 1 and looks_at_buckets(sync)), sync
+            between = settles + of_a_step * sync["optimizer_step"]
+            assert sync["optimizer_step"] == 0 or sync["micro_step"] == between, sync
     assert all(report["pending_operations"] == 0 for report in reports[ranks:])

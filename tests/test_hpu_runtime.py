@@ -184,25 +184,99 @@ def test_gradients_exchanged_in_bf16(gaudi, pretrain, flat):
     assert two == pytest.approx(one, rel=1e-2) and two != pytest.approx(one, rel=1e-7)
 
 
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_checkpointed_activations_and_ddp_under_compile(gaudi, pretrain):
+    """Both graphs of DistributedDataParallel and of checkpointing: the losses are those of a rank alone."""
+    for name, ranks, flags in (("one", 1, {}), ("two", 2, {"train_batch_size": 4})):
+        words = {**flags, "torch_compile": True, "checkpoint_activations": True}
+        done = pretrain(name, ranks=ranks, max_steps=3, skip_checkpoint=True, **words)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (losses(gaudi.folder / name) for name in ("one", "two"))
+    assert len(one) == 3 and two == pytest.approx(one, rel=1e-5)
+    assert all(report["recompile_limits"] == report["dynamic_graphs"] == 0 for report in gaudi.reports())
+
+
+def test_scores_are_of_the_type_of_the_products(gaudi):
+    """With the shipped lists: in fp32 the largest tensors of all, rows x heads x length x length, cost twice."""
+    lists = {
+        "PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST": str(ROOT / "ops_bf16_bert_pt.txt"),
+        "PT_HPU_AUTOCAST_FP32_OPS_LIST": str(ROOT / "ops_fp32_bert_pt.txt"),
+    }
+    printed = gaudi.python(
+        """
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from types import SimpleNamespace
+from central.runtime import hpu
+import habana_frameworks.torch.core
+from pretraining.kernels.plain import PlainKernels, attention_mask
+from central.finetuning import attention_hpu
+class Types(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and found.shape[1:] == (3, 8, 8):
+            print(str(found.dtype).removeprefix("torch."))
+        return found
+ids = torch.ones(2, 8, dtype=torch.int32, device="hpu")
+batch = SimpleNamespace(sequence_ids=ids, lengths=None, attention_mask=attention_mask(ids, torch.bfloat16))
+kernels = PlainKernels(dtype=torch.bfloat16)
+qkv = torch.randn(16, 36, device="hpu", dtype=torch.bfloat16, requires_grad=True)
+q = torch.randn(2, 3, 8, 4, device="hpu", dtype=torch.bfloat16)
+with torch.autocast("hpu", dtype=torch.bfloat16), Types():
+    kernels.attention(qkv, batch, 3, 0.1, True)
+    mask = attention_hpu.additive_mask(2, 8, torch.ones(2, 8, device="hpu", dtype=torch.bool), torch.float32)
+    attention_hpu.attention(SimpleNamespace(training=True), q, q, q, mask, 0.1)
+print(mask.dtype)
+""",
+        **lists,
+    ).split()
+    assert len(printed) > 4 and set(printed) == {"bfloat16", "torch.bfloat16"}, printed
+
+
+def test_the_mask_is_made_once_for_all_layers(tmp_path, monkeypatch):
+    from pretraining.kernels import plain
+
+    made = []
+    real = plain.attention_mask
+    monkeypatch.setattr(plain, "attention_mask", lambda ids, dtype: made.append(ids.shape) or real(ids, dtype))
+    limits = Limits(pretraining_helpers.VOCAB_SIZE, 16, 64, 3)
+    shard, *_ = open_shards(pretraining_helpers.make_corpus(tmp_path / "corpus"), "training", limits)
+    batch = static_micro_batch(read_shard(shard, limits))
+    config = BertConfig(
+        pretraining_helpers.VOCAB_SIZE, hidden_size=8, num_hidden_layers=3, num_attention_heads=1, intermediate_size=8
+    )
+    model = BertForPreTraining(config, PlainKernels())
+    initialise(model, seed=1)
+    model(batch)
+    assert len(made) == 1
+
+
 def test_what_fine_tuning_asks_of_hpu(gaudi):
-    """No worker processes and no pinned memory, buckets of 230 MB as views of the gradients, no wait a step."""
+    """No worker processes and no pinned memory, no wait for a copy or a step, buckets of 230 MB as views of the
+    gradients, graphs of known sizes."""
     script = ROOT / "transformers/examples/pytorch/text-classification/run_glue.py"
     argv = f"--model_name_or_path=x --output_dir={gaudi.folder} --do_train --use_habana --use_fused_adam --hmp".split()
     printed = gaudi.python(f"""
 import json, sys
+from accelerate import DataLoaderConfiguration
 sys.argv[1:] = {argv!r}
 sys.path.insert(0, {str(script.parent)!r})
 import run_glue
 training, trainer = run_glue.parse_args(sys.argv[1:]).training, run_glue.FineTuningTrainer
 shell = trainer.__new__(trainer)
-shell.args, shell.model = training, None
-(ddp,) = shell._build_accelerator_args()["kwargs_handlers"]
+shell.args, shell.model, shell.on_hpu = training, None, True
+asked = shell._build_accelerator_args(dataloader_config=DataLoaderConfiguration())
+(ddp,), loader, compiled = asked["kwargs_handlers"], asked["dataloader_config"], asked["dynamo_plugin"]
 names = "dataloader_num_workers dataloader_pin_memory optim logging_nan_inf_filter ddp_bucket_cap_mb bf16".split()
-print(json.dumps([*(getattr(training, name) for name in names), ddp.gradient_as_bucket_view, ddp.bucket_cap_mb]))
+found = [ddp.gradient_as_bucket_view, ddp.bucket_cap_mb, loader.non_blocking, compiled.dynamic]
+print(json.dumps([*(getattr(training, name) for name in names), *found]))
 print(training.device)
 """)
     values, device = printed.splitlines()[-2:]
-    assert json.loads(values) == [0, False, "adamw_torch", False, 230, True, True, 230] and device == "hpu:0"
+    assert (
+        json.loads(values) == [0, False, "adamw_torch", False, 230, True, True, 230, True, False] and device == "hpu:0"
+    )
 
 
 def test_fused_lamb_clips_alone(gaudi):
@@ -294,27 +368,30 @@ assert all(torch.allclose(p.grad, q.grad.cpu(), rtol=1e-5) for p, q in zip(cpu, 
 
 @pytest.mark.slow
 def test_lamb_checkpoints_go_from_hpu_to_cpu_and_back(gaudi, pretrain):
-    """FusedLamb, the cpu, FusedLamb in lazy mode, our LAMB on hpu, 3 steps each: the losses are those of the cpu."""
+    """FusedLamb in lazy mode, the cpu, FusedLamb in eager, our LAMB in compile and lazy mode, 3 steps each: the losses
+    are those of the cpu."""
 
     def run(name, steps, **flags):
-        done = pretrain(name, max_steps=12, num_steps_per_checkpoint=3, steps_this_run=steps, **flags)
+        done = pretrain(name, max_steps=15, num_steps_per_checkpoint=3, steps_this_run=steps, **flags)
         assert done.returncode == 0, done.stderr[-2000:]
 
     host = {"no_cuda": True, "use_habana": False}
-    run("cpu", 12, **host)
-    run("both", 3, use_fused_lamb=True)
-    run("both", 6, resume_from_checkpoint=True, **host)
-    run("both", 9, resume_from_checkpoint=True, use_fused_lamb=True, use_lazy_mode=True)
-    run("both", 12, resume_from_checkpoint=True, use_lazy_mode=True)
+    run("cpu", 15, **host)
+    resume = {"resume_from_checkpoint": True}
+    run("both", 3, use_fused_lamb=True, use_lazy_mode=True)
+    run("both", 6, **resume, **host)
+    run("both", 9, **resume, use_fused_lamb=True)
+    run("both", 12, **resume, torch_compile=True)
+    run("both", 15, **resume, use_lazy_mode=True)
     (expected, held_out), (found, found_held_out) = (
         pretraining_helpers.logged(gaudi.folder / name) for name in ("cpu", "both")
     )
-    assert sorted(found) == sorted(expected) == list(range(1, 13))
+    assert sorted(found) == sorted(expected) == list(range(1, 16))
     for step, numbers in expected.items():
         assert found[step]["average_loss"] == pytest.approx(numbers["average_loss"], rel=1e-4), step
-    assert found_held_out[1, 12]["eval_mlm_loss"] == pytest.approx(held_out[1, 12]["eval_mlm_loss"], rel=1e-4)
+    assert found_held_out[1, 15]["eval_mlm_loss"] == pytest.approx(held_out[1, 15]["eval_mlm_loss"], rel=1e-4)
     assert all(report["saved_device_tensors"] == 0 for report in gaudi.reports())
-    assert [report["mode"] for report in gaudi.reports()] == ["eager", "lazy", "lazy"]
+    assert [report["mode"] for report in gaudi.reports()] == ["lazy", "eager", "eager", "lazy"]
 
 
 def test_adamw_states_go_from_hpu_to_cpu_and_back(gaudi):

@@ -14,10 +14,11 @@ import pytest
 import torch
 from pretraining_helpers import ROOT, VOCAB_SIZE, environment, small_disk, write_vocabulary
 
+from central.runtime import tensor_files
 from central.runtime.checkpoints import is_complete, list_checkpoints, newest_checkpoint, read_state
 from central.runtime.exits import BadRequest
 from pretraining import checkpoint
-from pretraining.convert import load_restricted, read_foreign
+from pretraining.convert import Inert, read_foreign
 from pretraining.kernels.cpu import CpuKernels
 from pretraining.lamb import Lamb, global_norm
 from pretraining.modeling import BertConfig, BertForPreTraining, initialise
@@ -286,7 +287,7 @@ def test_restricted_reading_makes_foreign_objects_inert(tmp_path):
         {"x": Unsafe(), "half": torch.ones(2, 3).half().t(), "p": torch.nn.Parameter(torch.arange(3.0))},
         tmp_path / "a.pt",
     )
-    content = load_restricted(tmp_path / "a.pt")
+    content = tensor_files.load(tmp_path / "a.pt", foreign=Inert)
     assert not (tmp_path / "ran").exists()
     assert torch.equal(content["half"], torch.ones(3, 2).half()) and content["p"].tolist() == [0.0, 1.0, 2.0]
     (tmp_path / "b.pt").write_bytes(pickle.dumps({"x": Unsafe()}))

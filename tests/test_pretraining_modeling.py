@@ -9,10 +9,10 @@ import pytest
 import torch
 from pretraining_helpers import VOCAB_SIZE, make_columns, write_config
 
-from central.runtime.dropout import DropoutBits
+from central.runtime.dropout import DropoutBits, fold
 from pretraining.batches import Rows, flat_micro_batch, flat_micro_batches, static_micro_batch
 from pretraining.kernels.cpu import Attention, CpuKernels, equal_runs
-from pretraining.kernels.plain import PlainKernels, fold
+from pretraining.kernels.plain import PlainKernels
 from pretraining.model_stats import batch_flops
 from pretraining.modeling import BertConfig, BertForPreTraining, initialise
 

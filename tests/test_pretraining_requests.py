@@ -232,8 +232,27 @@ def test_a_damaged_newest_checkpoint_is_named_and_left(whole_run, corpora, tmp_p
     words = script_argv(corpora[1], corpora[2], out, phase2=True, resume_from_checkpoint=True, max_steps=8)
     (problem,) = refused(words)
     assert str(newest) in problem and file in problem and newest.exists()
-    shutil.rmtree(newest)
-    assert call(words) == 0 and checkpoints(out)[-1].name == "ckpt_14"
+    before = checkpoints(out)[-2].name.removeprefix("ckpt_")
+    assert f"--resume_step {before} goes on from ckpt_{before}" in problem and "delete" not in problem
+    assert call([*words, f"--resume_step={before}"]) == 0 and checkpoints(out)[-1].name == "ckpt_14"
+    assert (newest.with_name(f"{newest.name}.1") / file).read_bytes() == whole[: len(whole) // 2]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
+def test_a_checkpoint_with_the_right_size_that_cannot_be_read_is_named(whole_run, corpora, tmp_path, file):
+    """The step before may be one of the phase before; without one there is nothing to go back to."""
+    out = tmp_path / "out"
+    shutil.copytree(whole_run[0], out)
+    words = script_argv(corpora[1], corpora[2], out, phase2=True, resume_from_checkpoint=True, max_steps=8)
+    while len(left := checkpoints(out)) > 1:
+        size = (left[-1] / file).stat().st_size
+        (left[-1] / file).write_bytes(bytes(size))
+        (problem,) = refused(words)
+        assert str(left[-1] / file) in problem and f"goes on from {left[-2].name}" in problem
+        left[-1].rename(tmp_path / left[-1].name)
+    (left[-1] / file).write_bytes(bytes((left[-1] / file).stat().st_size))
+    (problem,) = refused(words)
+    assert "no whole checkpoint lies before it: copy it again" in problem and "delete" not in problem
 
 
 def test_a_checkpoint_of_another_size_is_refused(whole_run, corpora, tmp_path):

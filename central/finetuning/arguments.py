@@ -19,7 +19,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from central.files import is_special
 from central.habana_flags import translate
-from central.runtime import cpu_bf16
+from central.runtime import cpu_bf16, hpu
 from central.runtime.device import init_process_group, keep_few_kernels, open_device
 from central.runtime.exits import BadRequest
 from central.runtime.rank import Rank
@@ -79,6 +79,8 @@ class ReferenceFlags:
     hmp: bool = False
     use_fused_adam: bool = False
     use_fused_clip_norm: bool = False
+    fused_sdpa: bool = False
+    use_hpu_graphs_for_inference: bool = False
     overwrite_output_dir: bool = False
     hmp_bf16: str = ""  # read by central.runtime.environment, before torch was imported
     hmp_fp32: str = ""
@@ -241,6 +243,10 @@ def modernise(argv: Sequence[str]) -> tuple[list[str], ReferenceFlags, list[str]
     ]
     found, words = parser.parse_known_args(words)
     flags = ReferenceFlags(**vars(found))
+    if flags.fused_sdpa and not flags.use_habana:
+        notes.append("--fused_sdpa: torch's own attention, as this is not a Gaudi")
+    if flags.use_hpu_graphs_for_inference and not (flags.use_habana and flags.use_lazy_mode):
+        notes.append("--use_hpu_graphs_for_inference: no effect here, such graphs belong to hpu's lazy mode")
     return words, flags, notes
 
 
@@ -288,6 +294,8 @@ def _problems(data: DataArguments, training: TrainingArguments, flags: Reference
         problems.append("--no_cuda means cpu and --use_habana means hpu: give one of the two")
     if flags.use_lazy_mode and not flags.use_habana:
         problems.append("--use_lazy_mode needs --use_habana")
+    if flags.fused_sdpa and flags.use_habana and hpu.is_first_gaudi():
+        problems.append("the first Gaudi has no fused attention: leave out --fused_sdpa")
     if not training.output_dir:
         problems.append("--output_dir is missing: where should the results go?")
     if not (training.do_train or training.do_eval or training.do_predict):

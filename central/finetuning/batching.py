@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 from central.runtime.device import token_tile
 
 CPU_PART = 128  # tokens: as much as a part costs beside its tokens (Python, small kernels, gradients added up)
-HPU_ROWS = 8  # of a part: one shape for each bucket
+HPU_ROWS = 8  # of a part in hpu's eager mode: one shape for each bucket
 
 
 def epoch_order(
@@ -85,13 +85,18 @@ def one_part(lengths: Sequence[int]) -> list[slice]:
 
 
 def layout(
-    device_type: str, bf16: bool, max_seq_length: int, pad_to_max_length: bool
+    device_type: str, mode: str, bf16: bool, max_seq_length: int, pad_to_max_length: bool
 ) -> tuple[Callable[[int, int], int], Callable[[Sequence[int]], list[slice]]]:
-    """How a device likes its batches: the length for so many rows and their longest, and the parts of a batch."""
+    """How a device likes its batches: the length for so many rows and their longest, and the parts of a batch.
+
+    `mode` is lazy, eager or compile. A graph costs the host as much for few rows as for many, so that a batch of the
+    modes with graphs is one part.
+    """
     if pad_to_max_length:
         return partial(to_bucket, buckets=(max_seq_length,)), one_part
-    if device_type == "hpu":
-        return partial(to_bucket, buckets=buckets_of(max_seq_length)), parts_of_rows
+    if device_type == "hpu" or mode == "compile":
+        padded = partial(to_bucket, buckets=buckets_of(max_seq_length))
+        return padded, parts_of_rows if mode == "eager" else one_part
     if device_type == "cpu":
         padded = partial(to_tiles, tile=token_tile(device_type, bf16), limit=max_seq_length)
         return padded, partial(cheapest_parts, padded=padded)
@@ -118,7 +123,7 @@ class LengthBatches(Sampler[int]):
 
 
 def buckets_of(max_seq_length: int) -> tuple[int, ...]:
-    """The few lengths that batches have on hpu, where every new shape is a new graph: 32 64 96 128."""
+    """The few lengths that batches have where every new shape is a new graph: 32 64 96 128."""
     return tuple(sorted({max(8, -(-max_seq_length * quarter // 4)) for quarter in (1, 2, 3)} | {max_seq_length}))
 
 

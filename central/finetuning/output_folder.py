@@ -7,16 +7,34 @@ from central import files
 from central.runtime.exits import BadRequest
 
 
-def newest_trainer_checkpoint(folder: Path) -> Path | None:
-    """The newest complete `checkpoint-<step>` of a Hugging Face Trainer.
+def newest_trainer_checkpoint(folder: Path, before: int | None = None) -> Path | None:
+    """The newest complete `checkpoint-<step>` of a Hugging Face Trainer, of the steps before `before` if given.
 
     `trainer_state.json` is the last file that rank 0 writes; a run killed while saving leaves a folder without it.
     """
     found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
-    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        if _is_complete(path):
+    for path in sorted(found, key=_step, reverse=True):
+        if (before is None or _step(path) < before) and _is_complete(path):
             return path
     return None
+
+
+def _step(checkpoint: Path) -> int:
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else 0
+
+
+def unreadable(path: Path, error: Exception) -> BadRequest:
+    """What to say of a checkpoint, or of one of its files, that cannot be read: how to go on from the one before it."""
+    checkpoint = path if path.is_dir() else path.parent
+    before = newest_trainer_checkpoint(checkpoint.parent, _step(checkpoint))
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    remedy = (
+        f"--resume_from_checkpoint {before} goes on from the one before it"
+        if before
+        else "no whole checkpoint lies before it: copy it again from where it was written, or begin anew elsewhere"
+    )
+    return BadRequest(f"{path}: cannot be read ({reason}): {remedy}")
 
 
 def _is_complete(checkpoint: Path) -> bool:

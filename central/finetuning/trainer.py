@@ -3,16 +3,19 @@
 Private methods of transformers 5.23's Trainer are overridden here and nowhere else; tests check their signatures.
 """
 
+import collections
 import contextlib
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import EvalPrediction
 
@@ -20,11 +23,15 @@ from central.finetuning import attention_cpu, attention_hpu
 from central.finetuning.arguments import ReferenceFlags
 from central.finetuning.batching import Collator, LengthBatches, PartsCollator, layout
 from central.finetuning.features import Features
+from central.finetuning.output_folder import unreadable
 from central.finetuning.resume import Record, deciding
-from central.runtime import hpu
-from central.runtime.dropout import DropoutBits
+from central.runtime import hpu, tensor_files
+from central.runtime.device import configure_compile
+from central.runtime.dropout import DropoutBits, fold
 from central.runtime.exits import Diverged, Preempted
 from central.runtime.rank import StopRequest
+
+SHAPES_COMPILED = 32  # four lengths of whole and of last batches, in training and in evaluation, and room beside
 
 
 class FineTuningTrainer(Trainer):
@@ -37,7 +44,10 @@ class FineTuningTrainer(Trainer):
         self.flags = flags
         self.on_hpu = training.device.type == "hpu"
         self.by_length = not pad_to_max_length
-        padded, cut = layout(training.device.type, training.bf16, max_seq_length, pad_to_max_length)
+        mode = "compile" if training.torch_compile else "lazy" if flags.use_lazy_mode else "eager"
+        padded, cut = layout(training.device.type, mode, training.bf16, max_seq_length, pad_to_max_length)
+        if training.torch_compile:
+            configure_compile(SHAPES_COMPILED, training.gradient_checkpointing)
         kwargs["data_collator"] = Collator(tokenizer.pad_token_id, tokenizer.padding_side, padded)
         self._training_collator = PartsCollator(kwargs["data_collator"], cut)
         if self.on_hpu and flags.use_fused_adam:
@@ -50,10 +60,10 @@ class FineTuningTrainer(Trainer):
         kwargs["callbacks"] = [*kwargs.get("callbacks", ()), self._stopping, self.record]
         if self.on_hpu:
             kwargs["callbacks"].append(MarkSteps())
-            attention_hpu.exchange(kwargs["model"])
+            attention_hpu.exchange(kwargs["model"], hpu.fused_sdpa() if flags.fused_sdpa else None)
         # What is computed twice needs the same masks twice, which checkpointing does for torch's own only.
-        if training.device.type == "cpu" and not (training.torch_compile or training.gradient_checkpointing):
-            kwargs["callbacks"].append(ReseedDropout(attention_cpu.exchange(kwargs["model"])))
+        plain = training.device.type != "cpu" or training.torch_compile or training.gradient_checkpointing
+        kwargs["callbacks"].append(ReseedDropout(None if plain else attention_cpu.exchange(kwargs["model"])))
         super().__init__(*args, **kwargs)
         # BERT's loss is a mean over its own batch: it takes **kwargs and passes over `num_items_in_batch`.
         self.model_accepts_loss_kwargs = False
@@ -61,6 +71,8 @@ class FineTuningTrainer(Trainer):
         self._clipper = None
         self._last_norm = None  # of the gradient, or the first that was not finite; on the device
         self._good_steps = None  # before that one
+        self._unread = collections.deque()  # logs whose numbers are on their way from the card
+        self._replays = False  # evaluation replays graphs
 
     # ---- batches
 
@@ -110,6 +122,8 @@ class FineTuningTrainer(Trainer):
 
     def evaluation_loop(self, dataloader, *args, **kwargs):
         """Metrics and predictions come in the order of the data set, whatever the order of evaluation."""
+        if self.on_hpu and self.flags.use_hpu_graphs_for_inference and self.flags.use_lazy_mode:
+            self._replay_graphs()
         back = np.argsort(self._evaluation_order(dataloader.dataset))
         compute_metrics = self.compute_metrics
         if compute_metrics is not None:
@@ -162,6 +176,10 @@ class FineTuningTrainer(Trainer):
         accelerator_args = super()._build_accelerator_args(**kwargs)
         (ddp,) = accelerator_args["kwargs_handlers"]
         accelerator_args["kwargs_handlers"] = [replace(ddp, gradient_as_bucket_view=True)]
+        accelerator_args["dynamo_plugin"].dynamic = False  # else the second shape makes sizes unknown
+        if self.on_hpu:
+            # Without pinned memory: the card's own software stages what it is given. (transformers would warn of it.)
+            accelerator_args["dataloader_config"].non_blocking = True
         return accelerator_args
 
     def create_optimizer(self, model=None):
@@ -177,6 +195,12 @@ class FineTuningTrainer(Trainer):
             hpu.mark_step()
         return outputs
 
+    def _replay_graphs(self) -> None:
+        """Evaluate by graphs from here on. Amid a training not: a forward pass that is replayed has no gradients."""
+        if not (self.is_in_train or self._replays):
+            self._replays = True
+            hpu.wrap_in_graphs(self.model)
+
     def _clip_grad_norm(self, model):
         if not (self.on_hpu and self.flags.use_fused_clip_norm):
             return super()._clip_grad_norm(model)
@@ -185,6 +209,26 @@ class FineTuningTrainer(Trainer):
         return self._clipper.clip_norm(model.parameters())
 
     # ---- checkpoints
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise unreadable(Path(resume_from_checkpoint), error) from error
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        """Read by a reader of ours, which takes the files of every mode, Habana's lazy one included."""
+        if checkpoint is None:
+            return
+        for name, part in ((OPTIMIZER_NAME, self.optimizer), (SCHEDULER_NAME, self.lr_scheduler)):
+            try:
+                saved = tensor_files.load(Path(checkpoint) / name)
+            except Exception as error:  # pickle and torch raise many kinds for a file cut short
+                raise unreadable(Path(checkpoint) / name, error) from error
+            part.load_state_dict(saved)
+
+    def _load_rng_state(self, checkpoint):
+        """Nothing of a training depends on stored random states: `ReseedDropout` seeds every step."""
 
     def _save_rng_state(self, output_dir):
         """`trainer_state.json`, which rank 0 writes next, means that the state of every rank is there."""
@@ -196,6 +240,8 @@ class FineTuningTrainer(Trainer):
 
         The weights get the mode of the other files: safetensors leaves them to their owner alone.
         """
+        if self.on_hpu and state_dict is None and self.args.should_save:
+            state_dict = weights_on_host(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
         token, self.args.hub_token = self.args.hub_token, None
         try:
             super()._save(output_dir, state_dict)
@@ -226,6 +272,7 @@ class FineTuningTrainer(Trainer):
 
     def _finalize_training(self, trial, num_train_samples, start_time):
         """Loss and time are those of the whole run, not of what was left of it for this process."""
+        self._log_what_is_there(wait=True)
         self._evaluate_what_was_cut_short(trial)
         self._total_loss_scalar += self.record.loss_before
         self._initial_global_step = 0
@@ -252,23 +299,77 @@ class FineTuningTrainer(Trainer):
             self._refuse_divergence()
         return norm
 
-    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
-        if self.control.should_log or self.control.should_save or self.control.should_evaluate:
-            self._refuse_divergence()  # hpu, cuda: the host waits for the device here anyway
+    def _maybe_log_save_evaluate(
+        self, tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate=None
+    ):
+        control = self.control
+        if self.on_hpu:
+            if control.should_log and self.state.global_step > self._globalstep_last_logged:
+                self._note(tr_loss, grad_norm, start_time, learning_rate)
+            control.should_log = False
+            self._log_what_is_there(wait=control.should_save or control.should_evaluate)
+        if control.should_log or control.should_save or control.should_evaluate:
+            self._refuse_divergence()  # the host waits for the device here anyway
         try:
-            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+            super()._maybe_log_save_evaluate(
+                tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate
+            )
         except Preempted:  # amid an evaluation
             self._stopping.stopped = self.control.should_training_stop = True
             self._save_checkpoint(model, trial)
 
+    def _note(self, tr_loss, grad_norm, start_time, learning_rate) -> None:
+        """Let the numbers of a log come to the host while the training goes on."""
+        loss = nested_gather(tr_loss, self.args.parallel_mode).mean()
+        norm = torch.as_tensor(grad_norm, device=loss.device)
+        numbers = [loss, norm, self._last_norm, self._good_steps]
+        reading = hpu.Reading(torch.stack([number.detach().reshape(()).float() for number in numbers]))
+        step, since = self.state.global_step, self._globalstep_last_logged
+        rate = self._get_learning_rate() if learning_rate is None else learning_rate
+        self._unread.append(Unread(reading, step, self.state.epoch, step - since, rate, start_time))
+        tr_loss -= tr_loss
+        self._globalstep_last_logged = step
+        self.store_flos()
+
+    def _log_what_is_there(self, wait: bool) -> None:
+        """Log under the step that numbers belong to; `wait`: until all are there."""
+        while self._unread and (wait or self._unread[0].reading.is_there()):
+            unread = self._unread.popleft()
+            loss, norm, last_norm, good_steps = unread.reading.values()
+            self._refuse_norm(last_norm, good_steps)
+            self._total_loss_scalar += loss
+            logs = {"loss": loss / unread.steps, "grad_norm": norm, "learning_rate": unread.learning_rate}
+            here = self.state.global_step, self.state.epoch
+            self.state.global_step, self.state.epoch = unread.step, unread.epoch
+            try:
+                self.log(logs, unread.start_time)
+            finally:
+                self.state.global_step, self.state.epoch = here
+
     def _refuse_divergence(self) -> None:
         """Raises Diverged before a non-finite update reaches a checkpoint."""
         if self._last_norm is not None and not math.isfinite(norm := self._last_norm.item()):
-            step = self._initial_global_step + int(self._good_steps.item()) + 1
+            self._refuse_norm(norm, self._good_steps.item())
+
+    def _refuse_norm(self, norm: float, good_steps: float) -> None:
+        if not math.isfinite(norm):
+            step = self._initial_global_step + int(good_steps) + 1
             raise Diverged(
                 f"step {step}: the gradient norm is {norm}: training has diverged. Nothing was saved after it; try a "
                 "lower --learning_rate, a longer --warmup_steps, or fp32"
             )
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A log whose loss, gradient norm, last norm and good steps are on their way from the card."""
+
+    reading: hpu.Reading
+    step: int
+    epoch: float
+    steps: int  # that the loss is a sum over
+    learning_rate: float
+    start_time: float
 
 
 class StopBetweenSteps(TrainerCallback):
@@ -331,13 +432,19 @@ class MarkSteps(TrainerCallback):
 
 
 class ReseedDropout(TrainerCallback):
-    """On cpu the masks of a step are a function of (seed, step, rank), so that a resumed run repeats them."""
+    """The masks of a step are a function of (seed, step, rank), so that a resumed run repeats them.
 
-    def __init__(self, bits: DropoutBits):
+    `bits` are those of a cpu's own dropout, None where torch draws the masks.
+    """
+
+    def __init__(self, bits: DropoutBits | None):
         self.bits = bits
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.bits.reseed(args.seed, state.global_step, args.process_index)
+        integers = (args.seed, state.global_step, args.process_index)
+        torch.manual_seed(fold(integers))
+        if self.bits is not None:
+            self.bits.reseed(*integers)
 
 
 def span_loss(outputs, inputs) -> torch.Tensor:
@@ -352,6 +459,18 @@ def span_loss(outputs, inputs) -> torch.Tensor:
 
     starts = loss(outputs["start_logits"], inputs["start_positions"])
     return (starts + loss(outputs["end_logits"], inputs["end_positions"])) / 2
+
+
+def weights_on_host(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A model's state_dict on the host; what was one tensor under two names is one there, too.
+
+    A lazy card may name a stale address for a tensor, by which `save_pretrained` would tell which are one.
+    """
+    copies = {}
+    return {
+        name: copies.setdefault(id(tensor), tensor.detach().cpu())
+        for name, tensor in model.state_dict(keep_vars=True).items()
+    }
 
 
 def _on_host(optimizer, state_dict: dict) -> dict:

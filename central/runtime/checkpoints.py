@@ -18,7 +18,33 @@ def checkpoint_step(folder: Path) -> int | None:
 
 
 def read_state(folder: Path) -> dict:
-    """The content of a checkpoint's state.json; ValueError names a checkpoint that is not whole."""
+    """The content of a checkpoint's state.json; ValueError names a checkpoint that is not whole, and what to do."""
+    try:
+        return _whole_state(folder)
+    except ValueError as error:
+        raise ValueError(f"{error}: {remedy(folder)}") from error
+
+
+def is_complete(folder: Path) -> bool:
+    try:
+        _whole_state(folder)
+    except ValueError:
+        return False
+    return True
+
+
+def remedy(folder: Path) -> str:
+    """How a run goes on where this checkpoint cannot be read: from the whole one before it, if there is one."""
+    step = checkpoint_step(folder)
+    older = [path for path in list_checkpoints(folder.parent) if step is not None and checkpoint_step(path) < step]
+    whole = [path for path in older if is_complete(path)]
+    if not whole:
+        return "no whole checkpoint lies before it: copy it again from where it was written, or begin anew elsewhere"
+    before = checkpoint_step(whole[-1])
+    return f"--resume_step {before} goes on from {whole[-1].name}, the whole one before it, and keeps this one aside"
+
+
+def _whole_state(folder: Path) -> dict:
     try:
         state = json.loads((folder / "state.json").read_text())
         sizes = dict(state["files"])
@@ -28,16 +54,8 @@ def read_state(folder: Path) -> dict:
         found = (folder / name).stat().st_size if (folder / name).exists() else None
         if found != size:
             what = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            raise ValueError(f"{folder / name} {what}: delete this checkpoint to go on from the one before it")
+            raise ValueError(f"{folder / name} {what}")
     return state
-
-
-def is_complete(folder: Path) -> bool:
-    try:
-        read_state(folder)
-    except ValueError:
-        return False
-    return True
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

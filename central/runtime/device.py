@@ -30,6 +30,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ANY_OTHER_HOST = "198.51.100.1"  # an address of nobody (RFC 5737), for the default route
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # rank 0 may be writing or compiling while the others wait
 PEAK_SIZES = {"cpu": (1536,), "cuda": (1024, 8192), "hpu": (1024, 8192)}  # sides of the square matrices timed
+FIRST_CUDA_WITH_BF16 = (8, 0)  # compute capability
+NO_PEAK = "this {type} has no instructions for bf16: mfu is left out"
 PEAK_PATIENCE = 0.01  # s: a device that takes longer for one product is not asked for a larger one
 PEAK_REPEATS = 5
 PEAK_SECONDS = 0.5  # of one size
@@ -69,7 +71,8 @@ class Device:
 
     def remarks(self) -> list[str]:
         """What the user should know of this choice, a line each."""
-        return cpu_bf16.remarks() if self.type == "cpu" and self.data_type == "bf16" else []
+        remarks = cpu_bf16.remarks() if self.type == "cpu" and self.data_type == "bf16" else []
+        return remarks if self.has_instructions else [*remarks, NO_PEAK.format(type=self.type)]
 
     def autocast(self):
         """Context for forward and loss; backward and optimizer stay outside."""
@@ -111,17 +114,32 @@ class Device:
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return getattr(torch, self.type).max_memory_allocated()
 
-    def matrix_peak(self) -> float:
-        """FLOP/s of the best square matrix product on this device in its data type, measured now."""
+    @property
+    def has_instructions(self) -> bool:
+        """Whether products in the data type are of the speed it is chosen for, so that a peak means something."""
+        if self.data_type == "fp32" or self.type == "hpu":
+            return True
+        if self.type == "cuda":
+            return torch.cuda.get_device_capability(self.device) >= FIRST_CUDA_WITH_BF16
+        return cpu_bf16.has_instructions() or cpu_bf16.can_replace()
+
+    def matrix_peak(self) -> float | None:
+        """FLOP/s of the best square matrix product on this device in its data type, measured now; None: no such thing.
+
+        Of random numbers: a card is an eighth faster on ones.
+        """
+        if not self.has_instructions:
+            return None
         best = 0.0
         with torch.no_grad():
             for size in PEAK_SIZES[self.type]:
-                a = torch.ones(size, size, device=self.device, dtype=self.dtype)
+                a = torch.randn(size, size, device=self.device).to(self.dtype)
+                product = torch.empty_like(a)  # alive while it is timed: what nobody holds a lazy card never computes
                 end = time.perf_counter() + PEAK_SECONDS
                 for repeat in range(PEAK_REPEATS):
                     self.synchronize()
                     start = time.perf_counter()
-                    torch.mm(a, a)
+                    torch.mm(a, a, out=product)
                     self.synchronize()
                     now = time.perf_counter()
                     if repeat:  # the first one warms up
@@ -131,6 +149,19 @@ class Device:
                 if 2 * size**3 / best > PEAK_PATIENCE:
                     break  # an emulated card, or one that is shared
         return best
+
+
+def configure_compile(shapes: int, recomputes: bool) -> None:
+    """Let torch.compile keep a graph for each of so many shapes; past its limit it would go on in eager, unsaid.
+
+    `recomputes`: activations are checkpointed, which DistributedDataParallel's splitting of graphs does not take.
+    """
+    import torch._dynamo
+
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, shapes)
+    if recomputes and config.optimize_ddp is True:  # Habana's compiled autograd may have set another way
+        config.optimize_ddp = False
 
 
 def token_tile(device_type: str, bf16: bool) -> int:

@@ -5,10 +5,22 @@ per element, compared with a threshold and applied as a bit mask: dropping with 
 """
 
 import contextlib
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch.autograd import Function
+
+
+def fold(integers: Iterable[int]) -> int:
+    """One 63-bit seed out of several integers, different ones far apart (the finaliser of splitmix64)."""
+    state = 0
+    for integer in integers:
+        state = (state + integer + 0x9E3779B97F4A7C15) % 2**64
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
+        state ^= state >> 31
+    return state >> 1
 
 
 class DropoutBits:

@@ -20,6 +20,7 @@ LAZY_MODE = "PT_HPU_LAZY_MODE"
 AUTOLOAD = "PT_HPU_AUTOLOAD"
 LOWER_PRECISION_OPS = "PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST"
 FP32_OPS = "PT_HPU_AUTOCAST_FP32_OPS_LIST"
+COMPILED_AUTOGRAD = "PT_HPU_ENABLE_COMPILED_AUTOGRAD"
 
 # Names that HMP took from Python's operators and functions. Autocast goes by ATen's, and passes over others in silence.
 RENAMED_OPS = {
@@ -55,6 +56,8 @@ def apply(argv: Sequence[str] | None = None, environ: MutableMapping[str, str] =
     if problems:
         raise BadRequest(problems)
     environ.update({name: value for name, value in wanted.items() if name not in environ})
+    if args.torch_compile:
+        environ.setdefault(COMPILED_AUTOGRAD, "1")  # the backward pass as one graph, too, as in Habana's own scripts
     # The plugin names ranks as well when it is loaded, but not how many there are on this server.
     ranks.export(ranks.from_environment(environ), environ)
     if "torch" not in sys.modules:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from central.runtime import rank as ranks
+from central.runtime import tensor_files
 from central.runtime.environment import FP32_OPS, LAZY_MODE, LOWER_PRECISION_OPS
 from central.runtime.rank import Rank
 
@@ -35,6 +36,7 @@ def initialize(rank: Rank) -> torch.device:
     assign_card(rank)
     import habana_frameworks.torch.core  # noqa: F401  registers torch.hpu
 
+    restore_torchs_files()
     if not torch.hpu.is_available():
         raise ValueError("device hpu: the Habana plugin counts no card: look at what hl-smi lists")
     if torch.hpu.device_count() < rank.local_world_size:
@@ -43,6 +45,18 @@ def initialize(rank: Rank) -> torch.device:
             "and a card serves one process only: start fewer ranks"
         )
     return torch.device("hpu")
+
+
+def restore_torchs_files() -> None:
+    """Save and load as torch itself does: in lazy mode the plugin has put functions of its own there.
+
+    Theirs write what only a lazy process reads, and their reader refuses what `safe_globals` allow. They serve tensors
+    of the card; all that is saved here has been copied to the host before.
+    """
+    for place, name in (
+        (torch, "save"), (torch, "load"), (torch.serialization, "_load"), (torch.serialization, "_legacy_load")
+    ):  # fmt: skip
+        setattr(place, name, tensor_files.stock(getattr(place, name)))
 
 
 def assign_card(rank: Rank, environ: MutableMapping[str, str] = os.environ) -> None:
@@ -146,6 +160,30 @@ def fused_sdpa() -> Callable[..., torch.Tensor]:
     from habana_frameworks.torch.hpex.kernels import FusedSDPA
 
     return FusedSDPA.apply
+
+
+def wrap_in_graphs(model: torch.nn.Module) -> None:
+    """Let the model's forward pass replay a graph per shape. Lazy mode only, and for inference only: no gradients."""
+    from habana_frameworks.torch.hpu import wrap_in_hpu_graph
+
+    wrap_in_hpu_graph(model)
+
+
+class Reading:
+    """Numbers on their way from the card, which nobody waits for unless `values` is asked for before they are there."""
+
+    def __init__(self, numbers: torch.Tensor):
+        mark_step()
+        self._numbers = numbers.to("cpu", non_blocking=True)
+        self._copied = torch.hpu.Event()
+        self._copied.record()
+
+    def is_there(self) -> bool:
+        return self._copied.query()
+
+    def values(self) -> list[float]:
+        self._copied.synchronize()
+        return self._numbers.tolist()
 
 
 def _check_op_names() -> None:

@@ -35,6 +35,10 @@ class CpuKernels:
         """Make dropout from here on a function of `integers` (seed, global step, rank)."""
         self.bits.reseed(*integers)
 
+    def prepared(self, batch):
+        """The batch as it is: its layers share nothing."""
+        return batch
+
     def copy(self, *parameters):
         """The parameters, joined along the first dimension, in the type of the matrix products."""
         if len(parameters) == 1 and parameters[0].dtype == self.dtype:

@@ -5,19 +5,25 @@ and flat tokens of `batch.lengths` with no padding at all.
 """
 
 import contextlib
-import math
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from central.runtime.dropout import fold
+
 
 class PlainKernels:
-    """`autocast` is a function that returns a context manager; `fused_sdpa` is Habana's kernel where asked for."""
+    """`autocast` is a function that returns a context manager, `dtype` the type that scores have under it.
 
-    def __init__(self, autocast=contextlib.nullcontext, fused_sdpa=None):
+    `fused_sdpa` is Habana's kernel where asked for.
+    """
+
+    def __init__(self, autocast=contextlib.nullcontext, fused_sdpa=None, dtype: torch.dtype = torch.float32):
         self.autocast = autocast
+        self.dtype = dtype
         self.fused_sdpa = fused_sdpa
 
     def reseed(self, *integers: int) -> None:
@@ -42,6 +48,12 @@ class PlainKernels:
     def feed_forward(self, x, up: nn.Linear, down: nn.Linear):
         return F.linear(F.gelu(F.linear(x, up.weight, up.bias)), down.weight, down.bias)
 
+    def prepared(self, batch):
+        """The batch with all that its layers share: the mask of the static layout."""
+        if batch.sequence_ids is None:
+            return batch
+        return replace(batch, attention_mask=attention_mask(batch.sequence_ids, self.dtype))
+
     def recomputed(self, layer, x, batch):
         return checkpoint(layer, x, batch, self, use_reentrant=False)
 
@@ -54,11 +66,12 @@ class PlainKernels:
     def _static_attention(self, qkv, batch, num_heads, p):
         rows, seq_len = batch.sequence_ids.shape
         q, k, v = qkv.view(rows, seq_len, 3, num_heads, -1).permute(2, 0, 3, 1, 4)  # each B x heads x S x d
-        mask = attention_mask(batch.sequence_ids, qkv.dtype)
+        mask = batch.attention_mask.to(qkv.dtype)
         if self.fused_sdpa is not None:
             context = self.fused_sdpa(q, k, v, mask, p)
         else:
-            scores = torch.matmul(q, k.transpose(-1, -2)) / math.sqrt(q.shape[-1]) + mask
+            # The query is scaled, not the scores: `div` would make these fp32, and they are the largest tensor of all.
+            scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)) + mask
             context = torch.matmul(F.dropout(torch.softmax(scores, dim=-1), p), v)
         return context.transpose(1, 2).reshape(rows * seq_len, -1)
 
@@ -88,14 +101,3 @@ def _jagged_attention(qkv, batch, num_heads, p):
     )
     context = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
     return context.transpose(1, 2).values().reshape(len(qkv), -1)
-
-
-def fold(integers) -> int:
-    """One 63-bit seed out of several integers, different ones far apart (the finaliser of splitmix64)."""
-    state = 0
-    for integer in integers:
-        state = (state + integer + 0x9E3779B97F4A7C15) % 2**64
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
-        state ^= state >> 31
-    return state >> 1

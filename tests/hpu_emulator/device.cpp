@@ -150,6 +150,15 @@ void mix(uint64_t& hash, uint64_t value) {
   hash ^= value + 0x9e3779b97f4a7c15ULL + (hash << 6) + (hash >> 2);
 }
 
+// In lazy mode only what a live tensor needs is ever computed. Results since the last flush, and what became of them.
+struct Result {
+  std::string operation;
+  c10::weak_intrusive_ptr<c10::StorageImpl> storage;
+};
+std::vector<Result> results;
+std::unordered_set<c10::StorageImpl*> used; // by another operation, or read by the host
+std::string dropped; // the last operation whose result was gone before it was computed, and used by nothing
+
 void see_graph(uint64_t hash, const std::string& text) {
   if (!graphs.insert(hash).second) return;
   counters.graphs += 1;
@@ -163,11 +172,27 @@ void flush(const std::string& why) {
   if (pending_operations) see_graph(pending_hash, std::to_string(pending_operations) + " operations, up to " + why);
   pending_operations = 0;
   pending_hash = 0;
+  for (const auto& result : results)
+    if (result.storage.expired() && !used.count(result.storage._unsafe_get_target())) dropped = result.operation;
+  results.clear();
+  used.clear();
+}
+
+// Copies to the host that nobody waited for: until then the host reads garbage.
+std::vector<std::pair<at::Tensor, at::Tensor>> late_copies; // to, from; both on the host
+
+void make_late_copies() {
+  std::lock_guard<std::recursive_mutex> lock(gate);
+  at::AutoDispatchBelowADInplaceOrView below;
+  auto copies = std::move(late_copies);
+  late_copies.clear();
+  for (auto& [to, from] : copies) to.copy_(from);
 }
 
 void host_sync(const std::string& operation) {
   std::lock_guard<std::recursive_mutex> lock(gate);
   flush(operation);
+  make_late_copies();
   counters.host_syncs += 1;
   callback(HOST_SYNC, operation.c_str());
 }
@@ -245,6 +270,8 @@ c10::DataPtr held_by(const c10::Storage& storage, Device device) {
 // One call: its hpu tensors and what stands for them on the CPU.
 class Relabelling {
  public:
+  explicit Relabelling(std::string operation) : operation_(std::move(operation)) {}
+
   at::Tensor to_cpu(const at::Tensor& tensor) {
     if (!tensor.defined() || !tensor.device().is_hpu()) {
       if (tensor.defined() && tensor.device().is_cpu()) hosts_.push_back(tensor);
@@ -309,6 +336,11 @@ class Relabelling {
     c10::Storage stolen(c10::Storage::use_byte_size_t(), result.storage().nbytes(), held_by(result.storage(), HPU), &allocator, true);
     storages_.emplace_back(stolen, result.storage());
     known_[stolen.unsafeGetStorageImpl()] = result.storage().data();
+    if (lazy) {
+      std::lock_guard<std::recursive_mutex> lock(gate);
+      used.erase(stolen.unsafeGetStorageImpl()); // of an earlier one at the same address
+      results.push_back({operation_, stolen.getWeakStorageImpl()});
+    }
     return tensor_on(stolen, DispatchKey::HPU, result);
   }
 
@@ -343,12 +375,17 @@ class Relabelling {
     for (auto& [hpu, cpu] : storages_)
       if (hpu.is_alias_of(storage)) return cpu;
     auto* data = storage.mutable_data();
+    if (lazy) {
+      std::lock_guard<std::recursive_mutex> lock(gate);
+      used.insert(storage.unsafeGetStorageImpl());
+    }
     c10::Storage cpu(c10::Storage::use_byte_size_t(), storage.nbytes(), held_by(storage, DeviceType::CPU), c10::GetCPUAllocator(), true);
     storages_.emplace_back(storage, cpu);
     known_[storage.unsafeGetStorageImpl()] = data;
     return cpu;
   }
 
+  std::string operation_;
   std::vector<std::pair<at::Tensor, at::Tensor>> tensors_;
   std::vector<std::pair<c10::Storage, c10::Storage>> storages_;
   std::unordered_map<c10::StorageImpl*, const void*> known_; // where the memory was before the call
@@ -381,7 +418,7 @@ void fallback(const c10::OperatorHandle& op, Stack* stack) {
   if (!collective && compiled) record(name, &(*stack)[begin], count);
   if (!in_compiled_graph && (SYNCS.count(name) || (count > 1 && indexes_by_mask(name, (*stack)[begin + 1])))) host_sync(name);
 
-  Relabelling relabelling;
+  Relabelling relabelling(name);
   for (size_t i = 0; i < count; ++i) {
     IValue& value = (*stack)[begin + i];
     if (value.isNone() && takes_generator(schema.arguments()[i]))
@@ -412,18 +449,23 @@ at::Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, std::opti
   return at::detail::empty_strided_generic(size, stride, &allocator, DispatchKeySet(DispatchKey::HPU), c10::dtype_or_default(dtype));
 }
 
-// Between host and card, or on the card. What goes to the host makes it wait.
+// Between host and card, or on the card. What goes to the host makes it wait, and what comes from it, unless asked not to.
 at::Tensor& copy_(at::Tensor& to, const at::Tensor& from, bool non_blocking) {
   if (from.device().is_hpu() && to.device().is_hpu()) {
     std::vector<IValue> both{to, from};
     record("aten::copy_", both.data(), both.size());
-  } else if (from.device().is_hpu() && !non_blocking) {
+  } else if (!non_blocking && (from.device().is_hpu() || from.numel() > 0)) {
     host_sync("copy to " + to.device().str());
   }
-  Relabelling relabelling;
+  Relabelling relabelling("aten::copy_");
   auto cpu_to = relabelling.to_cpu(to), cpu_from = relabelling.to_cpu(from);
   at::AutoDispatchBelowADInplaceOrView below;
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  if (from.device().is_hpu() && to.device().is_cpu() && non_blocking) {
+    late_copies.emplace_back(cpu_to, cpu_from.clone());
+    memset(cpu_to.mutable_data_ptr(), 0xFF, cpu_to.nbytes());
+    return to;
+  }
   cpu_to.copy_(cpu_from);
   return to;
 }
@@ -635,11 +677,20 @@ void hpu_emulator_set_warm(int value) { warm = value; }
 
 void hpu_emulator_host_sync(const char* what) { host_sync(what); }
 
+void hpu_emulator_make_late_copies() { make_late_copies(); }
+
 void hpu_emulator_compiled_graph(int change) { in_compiled_graph += change; }
 
 void hpu_emulator_see_graph(const char* text) {
   std::lock_guard<std::recursive_mutex> lock(gate);
   see_graph(std::hash<std::string>{}(text), text);
+}
+
+// The last operation since the call before whose result was never computed; empty if there is none.
+void hpu_emulator_dropped(char* out, size_t size) {
+  std::lock_guard<std::recursive_mutex> lock(gate);
+  snprintf(out, size, "%s", dropped.c_str());
+  dropped.clear();
 }
 
 uint64_t hpu_emulator_pending() { return pending_operations; }

@@ -36,6 +36,7 @@ VARIABLES = {
     "PT_HPU_EAGER_PIPELINE_ENABLE",
     "PT_HPU_EAGER_4_STAGE_PIPELINE_ENABLE",
     "PT_HPU_REPLACE_ADAM_ADAMW",
+    "PT_HPU_ENABLE_COMPILED_AUTOGRAD",
 }
 ACQUIRE, HOST_SYNC, RECOMPILATION = 0, 1, 2
 COUNTERS = (
@@ -61,6 +62,10 @@ saved_device_tensors = 0  # storages of the card that torch.save wrote
 host_syncs: dict[tuple[str, int, int, str], int] = {}
 recompilations: dict[tuple[str, int, int, str], int] = {}
 missing_mark_steps: list[dict] = []
+recompile_limits = 0  # how often torch._dynamo gave up compiling and went on in eager
+dynamic_graphs = 0  # compiled for sizes that are not known
+inference_graphs: list[tuple] = []  # shapes of the inputs of those captured
+_timed = False  # the card has been waited for before
 _unmarked: set[str] = set()  # "forward", "backward", "step": done since the last mark_step
 _held = None  # the open lock file of the card
 
@@ -103,6 +108,26 @@ def wait(what: str) -> None:
     """The host waits until the card has done all it was given."""
     acquire()
     library.hpu_emulator_host_sync(what.encode())
+
+
+def synchronize() -> None:
+    """The host waits. Between two such calls a program may be timing: what it drops there was never computed."""
+    wait("synchronize")
+    name = ctypes.create_string_buffer(200)
+    library.hpu_emulator_dropped(name, len(name))
+    global _timed
+    if _timed and name.value:
+        raise RuntimeError(
+            f"the result of {name.value.decode()} was dropped before mark_step: lazy mode never computes it, and what "
+            "is timed here is nothing"
+        )
+    _timed = True
+
+
+def refuse_pointer(device: torch.device) -> None:
+    """In lazy mode a tensor may have no memory yet, or that of another, while work is under way."""
+    if lazy and device.type == "hpu":
+        raise RuntimeError("a lazy tensor was asked for its address, which may be stale or null")
 
 
 def mark_step() -> None:
@@ -149,6 +174,8 @@ def after_step(*_) -> None:
 def count_saved_tensor(storage) -> None:
     """A tagger of torch.serialization: every storage that is saved passes it. None lets the next tagger answer."""
     global saved_device_tensors
+    if lazy and storage.device.type == "hpu":
+        raise RuntimeError("torch's own save was given a tensor of a lazy card, which has no storage to read")
     saved_device_tensors += storage.device.type == "hpu"
 
 
@@ -235,6 +262,9 @@ def report() -> dict:
         **counters(),
         "pending_operations": library.hpu_emulator_pending(),
         "saved_device_tensors": saved_device_tensors,
+        "recompile_limits": recompile_limits,
+        "dynamic_graphs": dynamic_graphs,
+        "inference_graphs": len(inference_graphs),
         "missing_mark_steps": missing_mark_steps,
         "recompiled": _listed(recompilations),
         "synced": _listed(host_syncs),

@@ -56,7 +56,7 @@ def is_bf16_supported() -> bool:
 
 
 def synchronize(device=None) -> None:
-    state.wait("synchronize")
+    state.synchronize()
 
 
 def enable_recompute_sdp(enabled: bool = True) -> None:
@@ -97,17 +97,23 @@ class Stream:
 
 
 class Event:
+    """Has not come to pass when it is first asked for after it was recorded, as on a busy card."""
+
     def __init__(self, enable_timing=False):
-        pass
+        self._asked = 0
 
     def record(self, stream=None) -> None:
-        pass
+        self._asked = 0
 
     def synchronize(self) -> None:
-        state.wait("Event.synchronize")
+        if not self._asked > 1:
+            state.wait("Event.synchronize")
 
     def query(self) -> bool:
-        return True
+        self._asked += 1
+        if self._asked > 1:
+            state.library.hpu_emulator_make_late_copies()
+        return self._asked > 1
 
 
 def current_stream(device=None) -> Stream:
@@ -121,6 +127,41 @@ def default_stream(device=None) -> Stream:
 @contextlib.contextmanager
 def stream(stream):
     yield
+
+
+def wrap_in_hpu_graph(
+    module,
+    asynchronous=False,
+    disable_tensor_cache=False,
+    hash_with_views=False,
+    dry_run=False,
+    max_graphs=None,
+):
+    """Replaces `forward`: a graph per shape of the inputs, replayed. What comes out has no gradient, and is
+    overwritten by the next call of the same shape. Lazy mode only, as Habana's."""
+    if not state.lazy:
+        raise AttributeError("torch.hpu has no 'wrap_in_hpu_graph' outside the lazy mode")
+    forward, kept = module.forward, {}
+
+    def replayed(*args, **kwargs):
+        if torch.is_grad_enabled():
+            raise RuntimeError("a graph for inference was asked for gradients")
+        key = tuple((name, getattr(value, "shape", value)) for name, value in (*enumerate(args), *kwargs.items()))
+        if key not in kept:
+            state.inference_graphs.append(key)
+            kept[key] = forward(*args, **kwargs)
+            return kept[key]
+        state.library.hpu_emulator_compiled_graph(1)
+        try:
+            found = forward(*args, **kwargs)
+            for name, tensor in kept[key].items():
+                tensor.copy_(found[name])
+        finally:
+            state.library.hpu_emulator_compiled_graph(-1)
+        return kept[key]
+
+    module.forward = replayed
+    return module
 
 
 def _is_in_bad_fork() -> bool:

@@ -4,10 +4,17 @@ torch finds it by its entry point.
 """
 
 import itertools
+import os
 
 from hpu_emulator import state
 
-_numbers = itertools.count(1)
+_numbers, _traced = itertools.count(1), itertools.count(1)
+
+
+if os.environ.get("PT_HPU_ENABLE_COMPILED_AUTOGRAD", "0") not in ("0", "false"):
+    from habana_frameworks.torch.dynamo.compile_backend.experimental import enable_compiled_autograd
+
+    enable_compiled_autograd()
 
 
 def _hpu_backend(graph, example_inputs, **options):
@@ -15,6 +22,11 @@ def _hpu_backend(graph, example_inputs, **options):
     from torch._dynamo.backends.common import aot_autograd
 
     assert not state.lazy, "hpu_backend needs PT_HPU_LAZY_MODE=0"
+    import torch
+
+    if any(isinstance(value, torch.SymInt) for value in example_inputs):
+        state.dynamic_graphs += 1
+    state.library.hpu_emulator_see_graph(f"graph {next(_traced)} that dynamo traced".encode())
     return aot_autograd(fw_compiler=_compile, bw_compiler=_compile)(graph, example_inputs)
 
 

@@ -1,0 +1,114 @@
+"""Files of tensors that every mode and device writes and reads alike.
+
+On a Gaudi the lazy mode has a `torch.save` of its own, whose files the reader of every other mode refuses, and a reader
+of its own, which refuses classes that others allow (tests/hpu_emulator/README.md). So a file is written as torch
+itself writes it, and read by an unpickler of ours, of any pickle protocol. It runs no code that a file names: it knows
+tensors, arrays and plain containers, and nothing else.
+"""
+
+import collections
+import io
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+PROTOCOL = 2  # the only one that torch's weights-only reader takes in full
+STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "UntypedStorage": torch.uint8,
+}
+
+
+def save(content: object, path: Path) -> None:
+    """Write content, its tensors on the host, by torch's own `torch.save`; raises what that raises."""
+    stock(torch.save)(content, path, pickle_protocol=PROTOCOL)
+
+
+def stock(function):
+    """What stood in a function's place before the Gaudi plugin wrapped it; the function itself elsewhere."""
+    return getattr(function, "__wrapped__", function)
+
+
+def load(path: Path, foreign: type | None = None) -> object:
+    """Content of a file of `torch.save` in any pickle protocol, its tensors on the host.
+
+    A class that is not known is replaced by `foreign`; without it the file is refused. Raises ValueError for a file
+    that is not of torch's zip format, UnpicklingError for a class that is not known, and RuntimeError, OSError or
+    others of pickle's for a file cut short.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ValueError("not in torch's zip format; save it again with torch 1.6 or later")
+    reader = torch._C.PyTorchFileReader(str(path))
+    storages = {}
+
+    def storage_of(key: str, dtype: torch.dtype, count: int) -> torch.storage.TypedStorage:
+        if key not in storages:
+            size = count * torch._utils._element_size(dtype)
+            untyped = reader.get_storage_from_record(f"data/{key}", size, torch.UntypedStorage)._typed_storage()
+            storages[key] = torch.storage.TypedStorage(
+                wrap_storage=untyped._untyped_storage, dtype=dtype, _internal=True
+            )
+        return storages[key]
+
+    return _RestrictedUnpickler(io.BytesIO(reader.get_record("data.pkl")), storage_of, foreign).load()
+
+
+class _Storage:
+    """A storage type's name in a pickle, as the element type it stands for."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+
+
+def _bytes_of(text: str, encoding: str = "latin1") -> bytes:
+    """How Python 3 spells bytes in protocol 2: `_codecs.encode`, which would load any codec by its name."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+HARMLESS = {
+    ("_codecs", "encode"): _bytes_of,
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    ("numpy._core.numeric", "_frombuffer"): np._core.numeric._frombuffer,
+    ("torch", "Size"): torch.Size,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+}
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    def __init__(self, stream, storage_of, foreign: type | None):
+        super().__init__(stream)
+        self._storage_of, self._foreign = storage_of, foreign
+
+    def find_class(self, module: str, name: str):
+        if module in ("torch", "torch.storage") and name in STORAGES:
+            return _Storage(STORAGES[name])
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        found = HARMLESS.get((module, name), self._foreign)
+        if found is None:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is neither a tensor nor a plain value")
+        return found
+
+    def persistent_load(self, pid):
+        _, kind, key, _, count = pid[:5]
+        dtype = kind.dtype if isinstance(kind, _Storage) else torch.uint8
+        return self._storage_of(key, dtype, count)
