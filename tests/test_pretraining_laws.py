@@ -1,0 +1,175 @@
+"""Laws of a step that no other test would miss: divisors, seeds, dropout's scale, what is on disk before a rename."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pretraining_helpers import VOCAB_SIZE, make_columns, make_corpus
+from test_pretraining_modeling import (
+    WITH_DROPOUT,
+    assert_same_gradients,
+    gradients,
+    hugging_face,
+    make_model,
+    rows_of,
+)
+
+from central.launch import batch as batch_sizes
+from pretraining import checkpoint
+from pretraining.batches import Step, flat_micro_batches
+from pretraining.dataset import Limits, ShardReader, open_shards
+from pretraining.distributed import Alone
+from pretraining.kernels.cpu import CpuKernels, DropoutAddNorm
+from pretraining.lamb import Lamb
+from pretraining.train_loop import StopAgreement, TrainState, take_step
+
+
+class Silent:
+    """Stands in for what only watches: every call does nothing."""
+
+    def __getattr__(self, _name):
+        return lambda *_args, **_named: None
+
+
+def loop_over(model, rows, *, rows_per_micro_batch=3, **state):
+    """What `take_step` needs of a run, with an update that keeps the gradients; and its step."""
+    batch = Step(
+        tuple(flat_micro_batches(rows, rows_per_micro_batch)), rows.num_masked, rows.num_sequences, rows.num_tokens
+    )
+    settings = SimpleNamespace(seed=11, lr=0.1, warmup_proportion=0.1, max_steps=100)
+    run = SimpleNamespace(
+        settings=settings,
+        state=TrainState(**{"phase": 1, "step": 0, "global_step": 0, "rows_read": 0, **state}),
+        device=SimpleNamespace(device=torch.device("cpu"), mark_step=lambda: None),
+        watch=Silent(),
+        optimizer=Lamb(model.parameters()),
+        kernels=SimpleNamespace(reseed=lambda *integers: run.seeds.append(integers)),
+        seeds=[],
+        rank=SimpleNamespace(rank=0, world_size=1),
+        share=SimpleNamespace(global_rows_per_step=len(rows)),
+        exchange=Alone(),
+        model=model,
+        parameters=list(model.parameters()),
+        update=lambda norm: run.kept.update(gradients(model), norm=norm),
+        kept={},
+    )
+    return run, batch
+
+
+def step(run, batch):
+    stops = StopAgreement(SimpleNamespace(requested=0), run.exchange, 0)
+    assert take_step(run, batch, batch.num_masked, batch.num_sequences, stops)
+    return run.kept
+
+
+@pytest.mark.parametrize("rows_per_micro_batch", [1, 3, 8])
+def test_the_gradient_of_a_step_is_that_of_hugging_faces_loss(rows_per_micro_batch):
+    """Law 1: the masked-LM sum by the masked tokens and the next-sentence sum by the sequences of the whole batch."""
+    rows = rows_of(make_columns(8, 24, 4, seed=3))
+    assert rows.num_masked != rows.num_sequences
+    model = make_model(CpuKernels())
+    _, wanted = hugging_face(model, rows)
+    kept = step(*loop_over(model, rows, rows_per_micro_batch=rows_per_micro_batch))
+    norm = kept.pop("norm")
+    found = {name: g[:VOCAB_SIZE] if len(g) > VOCAB_SIZE else g for name, g in kept.items()}
+    assert_same_gradients(found, wanted)
+    total = torch.stack([gradient.square().sum() for gradient in wanted.values()]).sum().sqrt()
+    assert float(norm) == pytest.approx(float(total), rel=1e-4)
+
+
+def test_dropout_of_a_step_is_seeded_by_seed_global_step_and_rank():
+    rows = rows_of(make_columns(4, 24, 4, seed=3))
+    run, batch = loop_over(make_model(CpuKernels()), rows, phase=2, step=2, global_step=9)
+    for rank in (0, 3):
+        run.rank.rank = rank
+        step(run, batch)
+    assert run.seeds == [(11, 10, 0), (11, 10, 3)]
+
+
+def test_masks_differ_by_seed_step_and_rank_and_repeat_for_the_same():
+    rows = rows_of(make_columns(4, 24, 4, seed=3))
+    kernels = CpuKernels()
+    model = make_model(kernels, WITH_DROPOUT)
+    (micro_batch,) = flat_micro_batches(rows, 4)
+
+    def loss(*integers):
+        kernels.reseed(*integers)
+        return model(micro_batch)[0].item()
+
+    assert loss(1, 2, 0) == loss(1, 2, 0)
+    assert len({loss(1, 2, 0), loss(1, 2, 1), loss(1, 3, 0), loss(2, 2, 0)}) == 4
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_add_norm_is_its_formula(p):
+    """layer_norm(x / (1 - p) where kept + residual), forward and backward, with the very masks it drew."""
+    torch.manual_seed(0)
+    kernels = CpuKernels()
+    x, residual = (torch.randn(64, 32, requires_grad=True) for _ in range(2))
+    weight, bias = torch.randn(32, requires_grad=True), torch.randn(32, requires_grad=True)
+    kernels.reseed(5)
+    out = DropoutAddNorm.apply(kernels.bits, x, residual, weight, bias, 1e-12, p)
+    kernels.reseed(5)
+    kept = kernels.bits.kept(x.detach(), p) != 0
+    assert 0 < int(kept.sum()) < kept.numel()
+    scaled = torch.where(kept, x / (1 - p), torch.zeros(()))
+    wanted = torch.nn.functional.layer_norm(scaled + residual, (32,), weight, bias, 1e-12)
+    torch.testing.assert_close(out, wanted)
+    leaves, upstream = (x, residual, weight, bias), torch.randn(64, 32)
+    found, expected = (torch.autograd.grad(y, leaves, upstream) for y in (out, wanted))
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_keeps_the_mean(p):
+    kernels = CpuKernels()
+    kernels.reseed(3)
+    x = torch.ones(400, 500)
+    mean = float(kernels.dropout(x, p, training=True).mean())
+    assert mean == pytest.approx(1.0, abs=5 * (p / (1 - p) / x.numel()) ** 0.5)  # five standard errors
+
+
+def test_everything_is_on_disk_before_a_checkpoint_gets_its_name(tmp_path, monkeypatch):
+    """Each file and its folder are synced before the rename, the folder above after it."""
+    events = []
+    sync, rename = os.fsync, checkpoint.Path.rename
+
+    def noted_sync(descriptor):
+        events.append(("sync", os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        sync(descriptor)
+
+    def noted_rename(self, target):
+        events.append(("rename", target.name))
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(checkpoint.Path, "rename", noted_rename)
+    weights = {"a": torch.zeros(3)}
+    target = tmp_path / "ckpt_1"
+    checkpoint.write_checkpoint(target, weights, {"state": {}}, {"global_step": 1}, {"config.json": "{}"})
+    at = events.index(("rename", "ckpt_1"))
+    before, after = [name for _, name in events[:at]], [name for _, name in events[at + 1 :]]
+    assert {path.name for path in target.iterdir()} <= set(before)
+    assert any(name.startswith(checkpoint.TEMPORARY) for name in before) and tmp_path.name in after
+
+
+def test_more_than_one_micro_step_needs_to_be_asked_for():
+    for micro_steps in range(2, 100):
+        size = 4 * micro_steps
+        with pytest.raises(ValueError, match=f"add --accumulate_gradients \\({micro_steps} micro-steps\\)"):
+            batch_sizes.split(size, world_size=2, micro_batch_size=2, accumulate=False)
+        exact = batch_sizes.split(size, world_size=2, micro_batch_size=2, accumulate=True)
+        assert exact.grad_accum_steps == micro_steps
+
+
+@pytest.mark.parametrize(("shards", "rows"), [(1, 40), (40, 1)], ids=["rows of a shard", "shards"])
+def test_an_epoch_has_an_order_of_its_own(tmp_path, shards, rows):
+    limits = Limits(VOCAB_SIZE, 32, 64, 5)
+    reader = ShardReader(
+        open_shards(make_corpus(tmp_path / "c", shards=shards, rows=rows, test=0), "training", limits), 3, limits
+    )
+    places = [[reader.locate(place)[1:] for place in range(40 * epoch, 40 * epoch + 40)] for epoch in range(3)]
+    assert sorted(places[0]) == sorted(places[1]) == sorted(places[2])
+    assert places[0] != places[1] and places[1] != places[2] and places[0] != places[2]
