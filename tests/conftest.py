@@ -9,7 +9,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # Set by launchers and by users; a test that wants one sets it itself.
-LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "SLURM_", "PT_HPU_", "HABANA_", "HCCL_", "TORCHELASTIC_")
+LAUNCHER_PREFIXES = (
+    "OMPI_",
+    "PMIX_",
+    "PMI_",
+    "SLURM_",
+    "PT_HPU_",
+    "HABANA_",
+    "HCCL_",
+    "TORCHELASTIC_",
+    "PET_",
+    "BERT_",
+)
 LAUNCHER_NAMES = (
     "RANK",
     "LOCAL_RANK",
@@ -17,7 +28,6 @@ LAUNCHER_NAMES = (
     "LOCAL_WORLD_SIZE",
     "MASTER_ADDR",
     "MASTER_PORT",
-    "BERT_LAUNCHER",
     "MULTI_HLS_IPS",
     "DOCKER_SSHD_PORT",
     "MPI_ROOT",

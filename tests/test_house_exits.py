@@ -100,6 +100,13 @@ def test_a_failing_rank_names_itself_last():
             | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "2"},
             rank.Rank(3, 1, 4, 2, "torchrun"),
         ),
+        # A Kubernetes job of one pod, which knows nothing of local ranks, and an mpirun in it.
+        ({"RANK": "0", "WORLD_SIZE": "1"}, rank.Rank()),
+        (
+            {"RANK": "0", "WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+            | {"OMPI_COMM_WORLD_SIZE": "2"},
+            rank.Rank(1, 1, 2, 2, "openmpi"),
+        ),
         # Our launcher has spoken: what Kubeflow, SLURM or another mpirun left does not count.
         ({"BERT_LAUNCHER": "alone", "BERT_WORLD_SIZE": "1", "RANK": "1", "WORLD_SIZE": "2"}, rank.Rank()),
         (

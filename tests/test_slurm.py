@@ -66,7 +66,7 @@ class Job:
 
 
 def launcher(project, *options, steps=3, **script) -> str:
-    return shlex.join(words(project, "--world_size", "2", *options, steps=steps, **script))
+    return shlex.join(words(project, "--world_size", "2", "--phase", "1", *options, steps=steps, **script))
 
 
 def script(project, steps=3) -> str:

@@ -73,7 +73,8 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Rank:
     others = [_told_by(source, environ) for source in ("openmpi", "slurm") if _is_told_by(source, environ)]
     if len(present) == 3:
         return _without_contradiction(_told_by("torchrun", environ), others, environ)
-    if "RANK" in present or "LOCAL_RANK" in present:
+    a_world_of_one = environ.get("RANK") == "0" and environ.get("WORLD_SIZE") == "1"  # a Kubernetes job's single pod
+    if ("RANK" in present or "LOCAL_RANK" in present) and not a_world_of_one:
         missing = ", ".join(name for name in torchrun[:3] if name not in environ)
         raise ValueError(f"{', '.join(present)} set without {missing}: set all three, or none to run alone")
     if others:
