@@ -23,7 +23,8 @@ from transformers import (
 
 from central.errors import BadRequest
 from central.finetuning import pretrained
-from central.finetuning.arguments import ModelArguments
+from central.finetuning.arguments import DataArguments, ModelArguments, parse
+from central.runtime.rank import Rank
 
 pytest_plugins = ("finetuning_fixtures",)
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,6 +136,16 @@ def test_defaults_of_transformers_that_decide_a_training_are_those_that_were_mea
         0.02,
     )
     assert (config.hidden_act, config.layer_norm_eps, config.tie_word_embeddings) == ("gelu", 1e-12, True)
+
+
+def test_variables_of_accelerate_decide_nothing(tmp_path, monkeypatch, capsys):
+    """`accelerate config` leaves them in shells: a run in bf16 whose card says float32."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "inductor")
+    words = ["--model_name_or_path=m", f"--output_dir={tmp_path}", "--do_train", "--no_cuda"]
+    request = parse(words, DataArguments, Rank())
+    assert request.training.mixed_precision == "no" and not request.training.torch_compile
+    assert "ACCELERATE_DYNAMO_BACKEND, ACCELERATE_MIXED_PRECISION" in capsys.readouterr().out
 
 
 # ---- names
@@ -252,6 +263,20 @@ def test_a_cased_vocabulary_without_settings_keeps_capitals_and_says_so(folder):
     assert tokenizer.tokenize("The Film") == ["The", "Film"] and "capitals are kept" in said[0]
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')  # said by its owner: done
     assert load(folder)[1].tokenize("The Film") == ["the", "film"]
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_a_tokenizer_file_decides_where_no_setting_does(folder, lowercase):
+    """transformers 5 lower-cases then, whatever the file says."""
+    (folder / "tokenizer_config.json").unlink()
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["normalizer"] |= {"lowercase": lowercase, "strip_accents": False}
+    path.write_text(json.dumps(content))
+    _, tokenizer, _ = load(folder)
+    assert tokenizer.tokenize("good FILM") == (["good", "film"] if lowercase else ["good", "[UNK]"])
+    normalizer = json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"]
+    assert (normalizer["lowercase"], normalizer["strip_accents"]) == (lowercase, False)
 
 
 def test_an_uncased_vocabulary_without_settings_stays_uncased(folder):

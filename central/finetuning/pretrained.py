@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 import pickle
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import cached_file
 
 from central import files
 from central.finetuning.arguments import UNKNOWN_SHARE, ModelArguments
@@ -34,6 +36,7 @@ POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camember
 NO_CODE = {"trust_remote_code": False}  # without it transformers asks on standard input, and `yes |` would agree
 # Settings of a config.json that would change what the trainer reads from a model.
 PLAIN_OUTPUTS = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
+IF_THERE = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 SENTENCEPIECE_FILES = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 COUNTS = {  # in a config.json, with the most that is looked at
@@ -87,11 +90,12 @@ def load_tokenizer(args: ModelArguments, name: str, say: Callable[[str], None]) 
             )
     try:
         settings = get_tokenizer_config(source, **_hub(args))
-        vocabulary = _vocabulary(folder / "vocab.txt")
-        tokenizer = AutoTokenizer.from_pretrained(source, **_hub(args), **vocabulary)
+        normalizer = _normalizer_settings(cached_file(source, "tokenizer.json", **_hub(args), **IF_THERE))
+        given = _vocabulary(folder / "vocab.txt") | {k: v for k, v in normalizer.items() if k not in settings}
+        tokenizer = AutoTokenizer.from_pretrained(source, **_hub(args), **given)
         lowers = getattr(tokenizer, "do_lower_case", False) and is_uncased(tokenizer)
-        if lowers and "do_lower_case" not in settings and _tells_capitals(tokenizer):
-            tokenizer = AutoTokenizer.from_pretrained(source, **_hub(args), **vocabulary, do_lower_case=False)
+        if lowers and "do_lower_case" not in settings | given and _tells_capitals(tokenizer):
+            tokenizer = AutoTokenizer.from_pretrained(source, **_hub(args), **given, do_lower_case=False)
             say(
                 f"{source}: no do_lower_case in its tokenizer_config.json, and its vocabulary has words with capitals: "
                 "capitals are kept"
@@ -107,6 +111,16 @@ def load_tokenizer(args: ModelArguments, name: str, say: Callable[[str], None]) 
     if is_uncased(tokenizer):
         say("the tokenizer is uncased: it does not tell capitals from small letters")
     return tokenizer
+
+
+def _normalizer_settings(file: str | None) -> dict[str, bool | None]:
+    """What a tokenizer.json does to letters; transformers 5 takes its own defaults instead where no setting says it."""
+    normalizer = json.loads(Path(file).read_text(encoding="utf-8")).get("normalizer") if file else None
+    if not normalizer or normalizer.get("type") != "BertNormalizer":
+        return {}
+    names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
+    names["tokenize_chinese_chars"] = "handle_chinese_chars"
+    return {name: normalizer[stored] for name, stored in names.items() if stored in normalizer}
 
 
 def _vocabulary(file: Path) -> dict:
