@@ -1,5 +1,6 @@
 """Held-out evaluation: masked-LM loss and accuracy, next-sentence accuracy, and the unigram baseline beside them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -68,19 +69,26 @@ def training_counts(folder: Path, shards: list[Shard], limits: Limits):
 
 
 @torch.no_grad()
-def evaluate(model, held_out: HeldOut, micro_batch_size: int, device, exchange) -> dict[str, float]:
-    """The eval_* numbers of a report, over all ranks' shares. The model is left in training mode."""
+def evaluate(
+    model, held_out: HeldOut, micro_batch_size: int, device, exchange, mark: Callable[[str], None]
+) -> dict[str, float]:
+    """The eval_* numbers of a report, over all ranks' shares. The model is left in training mode.
+
+    `mark` is told how far it is.
+    """
     rows = held_out.rows
     make = static_micro_batch if device.static_shapes else partial(flat_micro_batch, tile=device.tile)
     sums = torch.zeros(4, device=device.device)
     model.eval()
     for start in range(0, len(rows), micro_batch_size):
+        mark(f"evaluation, row {start}")
         part = rows.take(np.arange(start, min(start + micro_batch_size, len(rows))))
         if device.static_shapes and len(part) < micro_batch_size:
             part = _filled(part, micro_batch_size)
         sums += model(make(part).to(device.device))
         device.mark_step()
     model.train()
+    mark("evaluation, waiting for all ranks")
     counts = [rows.num_masked, rows.num_sequences]
     *sums, masked, sequences = exchange.sum([*sums.tolist(), *counts])  # a host sync, once per evaluation
     return {

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from central.habana_flags import translate
+from central.runtime import watchdog
 from central.runtime.exits import BadRequest
 
 WITHOUT_EFFECT = ("loss_scale", "init_loss_scale", "hmp_opt_level", "num_train_epochs")
@@ -35,6 +36,7 @@ class Settings:
     save_steps: int
     save_total_limit: int
     skip_checkpoint: bool
+    hang_timeout: float  # s
     eval_steps: int  # 0: at checkpoints
     log_steps: int
     json_summary: Path
@@ -131,6 +133,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--eval_steps", type=int, default=0, help="optimizer steps between evaluations (0: at checkpoints)")
     add("--log_freq", type=float, default=1.0, help="optimizer steps between reports")
     add("--json-summary", default="results/dllogger.json", help="log in dllogger's format; pictures go beside it")
+    add(
+        "--hang_timeout",
+        type=float,
+        default=watchdog.DEFAULT_TIMEOUT,
+        help="seconds beyond the longest step so far without progress, after which a rank counts as hung (0: never)",
+    )
     add("--disable_progress_bar", action="store_true")
     add("--tensorboard", action="store_true", help="also write TensorBoard files beside the log")
     return parser
@@ -180,6 +188,8 @@ def _problems(args) -> list[str]:
         problems.append(f"--warmup_proportion {args.warmup_proportion}: give a fraction, 0 <= fraction < 1")
     if not 0 < args.learning_rate < float("inf"):
         problems.append(f"--learning_rate {args.learning_rate}: give a positive number")
+    if not 0 <= args.hang_timeout < float("inf"):
+        problems.append(f"--hang_timeout {args.hang_timeout}: give seconds, or 0 for never")
     if args.save_total_limit < 1:
         problems.append(f"--save_total_limit {args.save_total_limit}: give 1 or more (--skip_checkpoint saves nothing)")
     if not 0 < args.log_freq < float("inf"):
@@ -223,6 +233,7 @@ def _settings(args) -> Settings:
         skip_checkpoint=args.skip_checkpoint,
         eval_steps=max(0, args.eval_steps),
         log_steps=max(1, round(args.log_freq)),
+        hang_timeout=args.hang_timeout,
         json_summary=Path(args.json_summary),
         progress_bar=not args.disable_progress_bar,
         tensorboard=args.tensorboard,

@@ -36,13 +36,16 @@ def train(run) -> None:
     while state.step < settings.stop_step:
         began = time.perf_counter()
         watch.restart()
+        run.watchdog.mark(f"step {state.step + 1}, reading data")
         batch = next(run.batches)
         watch.lap("data")
         run.exchange.settle(run.model, batch.micro_batches[0], run.device)
+        run.watchdog.mark(f"step {state.step + 1}, waiting for all ranks to begin it")
         counts = [batch.num_masked, batch.num_sequences, batch.num_tokens, run.stop.requested, micro_step_time]
         masked, sequences, tokens, stop, times = run.exchange.sum(counts)  # host integers over gloo, not a device sync
         stops = StopAgreement(run.stop, run.exchange, times)
         if stop or not take_step(run, batch, masked, sequences, stops):
+            run.watchdog.busy()
             run.save(wait=True)
             run.exchange.barrier()
             where = "nothing was saved" if settings.skip_checkpoint else "--resume_from_checkpoint goes on from there"
@@ -52,6 +55,7 @@ def train(run) -> None:
         state.rows_read += run.share.global_rows_per_step
         watch.count(batch, masked, sequences, tokens)
         micro_step_time = int((time.perf_counter() - began) * 1e6 / len(batch.micro_batches))
+        run.watchdog.step()
         last = state.step == settings.stop_step
         save_due = last or state.step % settings.save_steps == 0
         if last or state.step % settings.log_steps == 0:
@@ -98,6 +102,7 @@ def take_step(run, batch, masked: float, sequences: float, stops: StopAgreement)
     host_weights = torch.tensor([1 / max(masked, 1), 1 / max(sequences, 1)])
     weights = host_weights.to(device.device, non_blocking=True)
     for number, micro_batch in enumerate(batch.micro_batches):
+        run.watchdog.mark(f"step {state.step + 1}, micro-step {number + 1}")
         if stops.reached(number):
             return False
         last = number == len(batch.micro_batches) - 1
@@ -109,6 +114,7 @@ def take_step(run, batch, masked: float, sequences: float, stops: StopAgreement)
             (loss * run.exchange.loss_scale).backward()
         device.mark_step()
         watch.lap("backward")
+    run.watchdog.mark(f"step {state.step + 1}, exchange of gradients")
     run.exchange.gradients(run.parameters)
     norm = global_norm([parameter.grad for parameter in run.parameters if parameter.grad is not None])
     watch.lap("exchange")

@@ -6,9 +6,10 @@ import time
 import torch.distributed as dist
 
 from central.runtime import hpu, reports
-from central.runtime.device import Device, configure_compile
+from central.runtime.device import Device, configure_compile, open_store
 from central.runtime.exits import BadRequest, Diverged
 from central.runtime.rank import Rank
+from central.runtime.watchdog import BUSY, Watchdog
 from pretraining import checkpoint, model_stats
 from pretraining.batches import Masking
 from pretraining.convert import read_foreign
@@ -79,6 +80,8 @@ class Run:
             if settings.do_train:
                 for line in checkpoint.set_aside(settings.output_dir, start.global_step):
                     self._console.say(line)
+        stop.kept = start.path.name if start.path is not None else ""
+        self.watchdog = Watchdog(rank, settings.hang_timeout, stop, open_store(rank), compiles=device.static_shapes)
 
     def _open_kernels(self):
         settings, device = self.settings, self.device
@@ -255,7 +258,7 @@ class Run:
             return
         self._evaluated = self.state.global_step
         size = self.settings.micro_batch_size
-        numbers = evaluate(self.model, self._held_out, size, self.device, self.exchange)
+        numbers = evaluate(self.model, self._held_out, size, self.device, self.exchange, self.watchdog.mark)
         if self._log is None:
             return
         self._record(self._place, {"phase": self.state.phase, **numbers})
@@ -273,7 +276,8 @@ class Run:
         if self._saved != self.state.global_step:
             self._saved = self.state.global_step
             texts = self.request.vocabulary.files() if self.request.vocabulary else {}
-            self._saver.save(self._raw_model, self.optimizer, self._state_json(), texts, self._draw)
+            state = self._state_json()
+            self._saver.save(self._raw_model, self.optimizer, state, texts, lambda: self._kept(state["global_step"]))
         if wait:
             self._saver.wait()
 
@@ -288,6 +292,11 @@ class Run:
             "world_size": self.rank.world_size,
             "settings": self.settings.to_json(),
         }
+
+    def _kept(self, global_step: int) -> None:
+        """A checkpoint has become whole."""
+        self.stop.kept = f"ckpt_{global_step}"
+        self._draw()
 
     def _draw(self) -> None:
         try:
@@ -319,17 +328,21 @@ class Run:
 
     def close(self) -> None:
         """Wait for what is being written, then part from the other ranks."""
+        self.watchdog.mark(BUSY)
         self.batches.close()
         if self._saver is not None:
             self._saver.wait()
         if self._board is not None:
             self._board.close()
+        self.exchange.barrier()
+        self.watchdog.close()
+        self.exchange.barrier()  # rank 0 takes the store with it
         if self.rank.world_size > 1:
-            self.exchange.barrier()
             dist.destroy_process_group()
 
     def abandon(self) -> None:
         """After an error: let a checkpoint under way become whole, and wait for no other rank."""
+        self.watchdog.close()
         self.batches.close()
         if self._saver is not None:
             with contextlib.suppress(BadRequest, Diverged):  # the error that ended the run is the one to tell

@@ -472,6 +472,32 @@ def test_a_run_stopped_amid_an_evaluation_ends_as_if_it_was_not(
     assert all((expected[name] == found[name]).all() for name in expected)
 
 
+@pytest.mark.parametrize(("micro_step", "saved"), [(3, []), (18, [3]), (22, [4])])
+def test_a_run_stopped_amid_a_step_goes_on_from_the_step_before(
+    tiny_model, pairs, tmp_path, monkeypatch, micro_step, saved
+):
+    """Steps of 6 micro-steps, so of 5 looks amid a step; before the first there is nothing to save, and the fourth is saved already."""
+    steps = ["--max_steps=6", "--save_steps=4", "--per_device_train_batch_size=2", "--gradient_accumulation_steps=6"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run("run_glue", *glue_words(tiny_model, pairs, whole, *steps)) == 0
+    micro_steps, listen = [], StopBetweenSteps.on_substep_end
+
+    def stopped_once(*args, **kwargs):
+        micro_steps.append(1)
+        if len(micro_steps) == micro_step:
+            signal.raise_signal(signal.SIGTERM)
+        listen(*args, **kwargs)
+
+    monkeypatch.setattr(StopBetweenSteps, "on_substep_end", stopped_once)
+    words = glue_words(tiny_model, pairs, parts, *steps)
+    assert run("run_glue", *words) == exits.PREEMPTED
+    assert len(micro_steps) == micro_step
+    assert [path.name for path in parts.glob("checkpoint-*")] == [f"checkpoint-{step}" for step in saved]
+    assert run("run_glue", *words, "--resume_from_checkpoint") == 0
+    expected, found = (load_file(folder / "model.safetensors") for folder in (whole, parts))
+    assert all((expected[name] == found[name]).all() for name in expected)
+
+
 def test_a_checkpoint_elsewhere_is_read_but_the_used_folder_refused(tiny_model, pairs, tmp_path, capsys):
     words = glue_words(tiny_model, pairs, tmp_path / "one", "--max_steps=2", "--save_steps=1")
     assert run("run_glue", *words) == 0

@@ -23,6 +23,7 @@ from central.runtime import cpu_bf16, hpu
 from central.runtime.device import init_process_group, keep_few_kernels, open_device
 from central.runtime.exits import BadRequest
 from central.runtime.rank import Rank
+from central.runtime.watchdog import DEFAULT_TIMEOUT
 
 DDP_BUCKET_MB = 230  # the reference's: one exchange for BERT-base, a few for BERT-large
 
@@ -85,6 +86,7 @@ class ReferenceFlags:
     hmp_bf16: str = ""  # read by central.runtime.environment, before torch was imported
     hmp_fp32: str = ""
     logging_dir: str = ""  # transformers takes it from the environment
+    hang_timeout: float = DEFAULT_TIMEOUT  # ours: seconds
 
 
 @dataclass
@@ -228,12 +230,12 @@ def modernise(argv: Sequence[str]) -> tuple[list[str], ReferenceFlags, list[str]
     words, dropped = _rename(["--report_to=tensorboard" if word == "--tensorboard" else word for word in words])
     if dropped:
         notes.append(f"{', '.join(dropped)}: accepted, no effect here")
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name, value in ReferenceFlags().__dict__.items():
         if isinstance(value, bool):
             parser.add_argument(f"--{name}", nargs="?", const=True, default=False, type=_truth)
         else:
-            parser.add_argument(f"--{name}", default=value)
+            parser.add_argument(f"--{name}", default=value, type=type(value))
     # `--resume_from_checkpoint` alone means the newest checkpoint of --output_dir
     words = [
         "--resume_from_checkpoint=True"
@@ -241,7 +243,10 @@ def modernise(argv: Sequence[str]) -> tuple[list[str], ReferenceFlags, list[str]
         else word
         for i, word in enumerate(words)
     ]
-    found, words = parser.parse_known_args(words)
+    try:
+        found, words = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise BadRequest(f"--{error.argument_name.strip('-')}: {error.message}") from error
     flags = ReferenceFlags(**vars(found))
     if flags.fused_sdpa and not flags.use_habana:
         notes.append("--fused_sdpa: torch's own attention, as this is not a Gaudi")
@@ -319,6 +324,8 @@ def _problems(data: DataArguments, training: TrainingArguments, flags: Reference
     for name in ("seed", "data_seed"):
         if not 0 <= (getattr(training, name) or 0) < 2**32:
             problems.append(f"--{name} {getattr(training, name)}: give a whole number from 0, below 2**32")
+    if not 0 <= flags.hang_timeout < float("inf"):
+        problems.append(f"--hang_timeout {flags.hang_timeout}: give seconds, or 0 for never")
     if training.prediction_loss_only:
         problems.append("--prediction_loss_only: scores and predictions need the model's outputs: leave it out")
     if not training.eval_do_concat_batches:

@@ -84,6 +84,7 @@ def tokenised(run: Run, table: Table, tokenizer, make: Callable[[], Features], *
 
 def train(run: Run, trainer: FineTuningTrainer) -> dict[str, float]:
     """Train, save model, tokenizer and state; returns the training metrics."""
+    run.stop.kept = run.checkpoint.name if run.checkpoint else ""
     result = trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
     metrics = {**result.metrics, "train_samples": len(trainer.train_dataset)}
     trainer.save_model()

@@ -25,11 +25,12 @@ from central.finetuning.batching import Collator, LengthBatches, PartsCollator, 
 from central.finetuning.features import Features
 from central.finetuning.output_folder import unreadable
 from central.finetuning.resume import Record, deciding
-from central.runtime import hpu, tensor_files
-from central.runtime.device import configure_compile
+from central.runtime import hpu, rank, tensor_files
+from central.runtime.device import configure_compile, open_store
 from central.runtime.dropout import DropoutBits, fold
 from central.runtime.exits import Diverged, Preempted
 from central.runtime.rank import StopRequest
+from central.runtime.watchdog import BUSY, Watchdog
 
 SHAPES_COMPILED = 32  # four lengths of whole and of last batches, in training and in evaluation, and room beside
 
@@ -54,7 +55,11 @@ class FineTuningTrainer(Trainer):
             betas = (training.adam_beta1, training.adam_beta2)
             adam = {"lr": training.learning_rate, "betas": betas, "eps": training.adam_epsilon}
             kwargs["optimizer_cls_and_kwargs"] = (hpu.fused_adamw(), adam)
-        self._stopping = StopBetweenSteps(stop)
+        here = rank.from_environment()
+        self.watchdog = Watchdog(
+            here, flags.hang_timeout, stop, open_store(here), training.torch_compile or self.on_hpu
+        )
+        self._stopping = StopBetweenSteps(stop, self.watchdog)
         train_dataset = kwargs.get("train_dataset")
         self.record = Record(deciding(training, train_dataset) if train_dataset else None)
         kwargs["callbacks"] = [*kwargs.get("callbacks", ()), self._stopping, self.record]
@@ -73,6 +78,9 @@ class FineTuningTrainer(Trainer):
         self._good_steps = None  # before that one
         self._unread = collections.deque()  # logs whose numbers are on their way from the card
         self._replays = False  # evaluation replays graphs
+        self._saved_step = None  # of the newest checkpoint of this process
+        self._tr_loss = torch.zeros((), device=training.device)
+        self._step_at_hand = self._loss_before_step = None
 
     # ---- batches
 
@@ -141,6 +149,8 @@ class FineTuningTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Forward and backward of a batch, part by part; returns the batch's mean loss."""
+        if self._step_at_hand != self.state.global_step:
+            self._step_at_hand, self._loss_before_step = self.state.global_step, self._tr_loss.clone()
         parts, loss = inputs["parts"], 0.0
         rows = [len(part["input_ids"]) for part in parts]
         with self._weights_cast_once():
@@ -230,6 +240,24 @@ class FineTuningTrainer(Trainer):
     def _load_rng_state(self, checkpoint):
         """Nothing of a training depends on stored random states: `ReseedDropout` seeds every step."""
 
+    def _save_checkpoint(self, model, trial):
+        """All ranks call it together. A stop amid a step may find the last one saved, or none to save."""
+        step, amid_step = self.state.global_step, self._stopping.amid_step
+        if not (amid_step and step in (0, self._initial_global_step, self._saved_step)):
+            self.watchdog.mark(BUSY)
+            loss = self._loss_before_step if amid_step else self._tr_loss
+            unlogged = nested_gather(loss, self.args.parallel_mode).mean().item()
+            self.record.loss = self.record.loss_before + self._total_loss_scalar + unlogged
+            super()._save_checkpoint(model, trial)
+            self._saved_step = step
+            self._stopping.stop.kept = f"checkpoint-{step}"
+        self.watchdog.mark(f"step {step}, saved")
+
+    def end(self):
+        """The run is over."""
+        self.watchdog.close()
+        super().end()
+
     def _save_rng_state(self, output_dir):
         """`trainer_state.json`, which rank 0 writes next, means that the state of every rank is there."""
         super()._save_rng_state(output_dir)
@@ -277,12 +305,6 @@ class FineTuningTrainer(Trainer):
         self._total_loss_scalar += self.record.loss_before
         self._initial_global_step = 0
         return super()._finalize_training(trial, num_train_samples, start_time - self.record.seconds_before)
-
-    def _save_checkpoint(self, model, trial):
-        """All ranks call it together."""
-        unlogged = nested_gather(self._tr_loss, self.args.parallel_mode).mean().item()
-        self.record.loss = self.record.loss_before + self._total_loss_scalar + unlogged
-        super()._save_checkpoint(model, trial)
 
     # ---- divergence
 
@@ -373,22 +395,47 @@ class Unread:
 
 
 class StopBetweenSteps(TrainerCallback):
-    """After SIGTERM or SIGUSR1 on any rank: save after this optimizer step, then exit 85."""
+    """After SIGTERM or SIGUSR1 on any rank: save the last optimizer step, then exit 85. Tells the watchdog of progress.
 
-    def __init__(self, stop: StopRequest):
+    Ranks agree between the micro-steps of a step, too, which may take minutes: what they have of it is dropped.
+    """
+
+    def __init__(self, stop: StopRequest, watchdog: Watchdog):
         self.stop = stop
+        self.watchdog = watchdog
         self.stopped = False
+        self.amid_step = False
         self._group = None
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._mark(state, "begun")
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self._mark(state, "micro-step done")
+        if self._agreed():
+            self.amid_step = self.stopped = control.should_training_stop = True
+
     def on_step_end(self, args, state, control, **kwargs):
+        self.watchdog.step()
+        self._mark(state, "waiting for all ranks")
         if not float(state.epoch).is_integer():  # else the end of the epoch comes next
             self._stop_training(state, control)
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.stopped:  # amid the epoch: nothing of its end is due
-            control.should_save = control.should_evaluate = False
+            control.should_evaluate = False
+            control.should_save = self.amid_step
         else:
             self._stop_training(state, control)
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.watchdog.mark(BUSY)
+
+    def on_predict(self, args, state, control, **kwargs):
+        self.watchdog.mark(BUSY)
+
+    def _mark(self, state, what: str) -> None:
+        self.watchdog.mark(f"step {state.global_step + 1}, {what}")
 
     def _stop_training(self, state, control) -> None:
         if state.global_step < state.max_steps and self._agreed():
@@ -396,13 +443,16 @@ class StopBetweenSteps(TrainerCallback):
 
     def on_prediction_step(self, args, state, control, **kwargs):
         """An evaluation amid a training is made up for by the run that resumes it."""
+        self.watchdog.mark("evaluation")
         if self._agreed():
             raise Preempted("stopped during evaluation; the checkpoints of the training before it are complete")
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.watchdog.mark(BUSY)
         if self.stopped:
             self.meet()
-            raise Preempted(f"stopped after step {state.global_step}, saved: continue with --resume_from_checkpoint")
+            where = "saved: continue with --resume_from_checkpoint" if state.global_step else "nothing to save yet"
+            raise Preempted(f"stopped after step {state.global_step}, {where}")
 
     def meet(self) -> None:
         """Wait for all ranks; their devices go on."""

@@ -149,6 +149,7 @@ def _run_words(settings, root, device, mode, seed, output_dir):
         f"--output_dir={output_dir}",
         f"--logging_steps={settings.logging_steps}",
         f"--seed={seed}",
+        *([f"--hang_timeout={settings.hang_timeout}"] if settings.hang_timeout is not None else []),
         *["--overwrite_output_dir", "--do_train"],
         *(["--resume_from_checkpoint=True"] if settings.resume_from_checkpoint else []),
         *(["--do_eval"] if settings.do_eval else []),

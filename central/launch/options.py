@@ -67,6 +67,12 @@ def positive(word):
     return _number(float, word, lambda value: 0 < value < float("inf"), "a number above 0")
 
 
+@kind("SECONDS")
+def seconds(word):
+    value = _number(float, word, lambda value: 0 <= value < float("inf"), "a number of seconds, 0 for never")
+    return int(value) if value.is_integer() else value
+
+
 @kind("X")
 def fraction(word):
     return _number(float, word, lambda value: 0 <= value < 1, "a number from 0, below 1")
@@ -184,6 +190,9 @@ class Common:
     no_mpirun: bool = option(RANKS, switch, False, "start the ranks with torchrun (one server)")
     mpi: str = option(RANKS, choice(*MPIS), "auto", "mpirun to compose for; auto asks mpirun --version")
     node_topology: str | None = option(RANKS, cores, None, "sockets x cores of each, as 2x28; unset: this machine's")
+    hang_timeout: float | None = option(
+        RUNNING, seconds, None, "seconds beyond the longest step without progress after which a rank hangs; unset: 300"
+    )
     dry_run: bool = option(RUNNING, switch, False, "print the commands, one pasteable line each; touch nothing")
 
     # Pre-training lets its user choose these.

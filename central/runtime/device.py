@@ -227,6 +227,14 @@ def init_process_group(device: Device, rank: Rank) -> None:
     atexit.register(_let_go)
 
 
+def open_store(rank: Rank) -> dist.Store | None:
+    """A connection of its own to the store where the ranks met; None for a rank alone, and where torch has no such."""
+    if rank.world_size == 1:
+        return None
+    store = dist.distributed_c10d._get_default_store()
+    return store.clone() if hasattr(store, "clone") else None
+
+
 def _let_go() -> None:
     """Give up the groups after DDP has, while there is an interpreter.
 

@@ -68,6 +68,8 @@ def apply(argv: Sequence[str] | None = None, environ: MutableMapping[str, str] =
 
 def apply_or_exit() -> None:
     """`apply` for the first lines of an entry script: a refusal is printed and the process exits with 2."""
+    # When a rank ends, its peers' connections to it break: torch would write C++ stack traces of that.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     status = exits.run(_apply_as_main)
     if status != exits.DONE:
         sys.exit(status)

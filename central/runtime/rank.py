@@ -7,6 +7,8 @@ import importlib.util
 import os
 import re
 import signal
+import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping, MutableMapping
@@ -200,20 +202,38 @@ def first_slurm_host(environ: Mapping[str, str]) -> str:
 
 
 class StopRequest:
-    """Set by SIGTERM or SIGUSR1, alike, and read by the training loop between steps.
+    """Set by SIGTERM or SIGUSR1, alike, and read by the training loop between micro-steps.
 
     A rank of our launcher takes SIGINT and SIGHUP so, too: who sends them to all processes of a run means that run.
+    The main thread may be in a call of minutes, in which Python runs no handler: a thread hears the signal, too, and
+    the main rank says at once that it will save, and what stays if it cannot.
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ):
         self.requested = False
+        self.kept = ""  # the newest whole checkpoint
+        self._here = from_environment(environ)
         numbers = {*STOP_SIGNALS, *([signal.SIGINT, signal.SIGHUP] if LAUNCHER in environ else [])}
+        heard, told = os.pipe()
+        os.set_blocking(told, False)
+        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a worker's signals are its own
         for number in numbers:
             signal.signal(number, self._request)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # torchrun is started with them blocked
+        threading.Thread(target=self._listen, args=(heard, numbers), daemon=True, name="stop").start()
 
     def _request(self, number, frame) -> None:
         self.requested = True
+
+    def _listen(self, heard: int, numbers: set[int]) -> None:
+        while (number := os.read(heard, 1)) and number[0] not in numbers:
+            pass
+        self.requested = True
+        if self._here.is_main:
+            stays = f"; if it cannot, {self.kept} stays" if self.kept else "; nothing was saved before"
+            where = f"rank {self._here.rank} on {socket.gethostname()}"
+            print(f"{where}: asked to stop, and saves soon{stays}", file=sys.stderr, flush=True)
 
 
 def is_heard(number: int) -> bool:
