@@ -476,7 +476,7 @@ def test_a_run_stopped_amid_an_evaluation_ends_as_if_it_was_not(
 def test_a_run_stopped_amid_a_step_goes_on_from_the_step_before(
     tiny_model, pairs, tmp_path, monkeypatch, micro_step, saved
 ):
-    """Steps of 6 micro-steps, so of 5 looks amid a step; before the first there is nothing to save, and the fourth is saved already."""
+    """Of the 5 looks amid each step: before the first step there is nothing to save; the fourth is saved already."""
     steps = ["--max_steps=6", "--save_steps=4", "--per_device_train_batch_size=2", "--gradient_accumulation_steps=6"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run("run_glue", *glue_words(tiny_model, pairs, whole, *steps)) == 0
