@@ -27,11 +27,13 @@ BLOCK_CHARACTERS = 1 << 18  # text handled at once: the list of its words stays 
 BLOCKS_COUNTED = 64  # their words are counted together
 
 OTHER = "Other"  # script of words without a letter
+LATIN = 1  # its number
 USAGE = ("words", "tokens", "unknown", "words_that_lose_marks", "lost_marks")  # numbers of a script's words
 
 _ASCII_WORD = re.compile("[A-Za-z0-9]+|[^A-Za-z0-9]")
 
 DELETED = ("Cc", "Cf", "Co")  # control, format and, as Hugging Face has it, private use
+_ASCII_LETTER = re.compile("[A-Za-z]")
 LINE_END = "\0"  # stands for a line's end among the words; the reference deletes this character from text
 # White space to Python's str.split(), but control characters that the reference deletes.
 DELETED_BY_REFERENCE = "\0\x0b\x0c\x1c\x1d\x1e\x1f\x85"
@@ -264,66 +266,74 @@ class _WordTable(dict):
     def __init__(self, vocabulary: Vocabulary):
         super().__init__({LINE_END: 0})
         self.vocabulary = vocabulary
+        self.unknown_id = vocabulary.ids["[UNK]"]
         self.normaliser = vocabulary.normaliser
+        self.parts = self.normaliser.parts
         self.pieces: dict[str, list[int]] = {}  # of the parts between punctuation: fewer than words
         self.ids = array("I")
         self.ends = array("q", (0, 0))
-        self.script_numbers = {OTHER: 0}
-        self.scripts = array("H", (0,))
-        self.unknown = array("H", (0,))  # [UNK] in each word
-        self.lost_marks = array("H", (0,))
+        self.script_numbers = {OTHER: 0, "Latin": LATIN}
+        self.facts = array("I", (0,))  # of each word, see `_facts`
         self.unknown_characters: dict[int, str] = {}  # of the rows that have some
 
     def __missing__(self, word: str) -> int:
-        unknown_id, unknown, characters = self.vocabulary.ids["[UNK]"], 0, []
-        for part in self.normaliser.parts(word):
-            pieces = self.pieces.get(part)
+        ids, known, unknown_id = self.ids, self.pieces, self.unknown_id
+        unknown = None
+        for part in self.parts(word):
+            pieces = known.get(part)
             if pieces is None:
-                pieces = self.pieces[part] = self._pieces(part)
-            self.ids.extend(pieces)
+                pieces = known[part] = self._pieces(part)
+            ids.extend(pieces)
             if pieces[0] == unknown_id:
-                unknown += 1
-                characters += self._missing(part)
-        self.ends.append(len(self.ids))
-        row = len(self.ends) - 2
-        script = script_of(word)
-        self.scripts.append(self.script_numbers.setdefault(script, len(self.script_numbers)))
-        self.unknown.append(min(unknown, 0xFFFF))
-        self.lost_marks.append(min(self.normaliser.lost_marks(word), 0xFFFF))
-        if characters:
-            self.unknown_characters[row] = "".join(characters)
+                unknown = [*(unknown or ()), part]
+        ends, facts = self.ends, self.facts
+        row = len(facts)
+        ends.append(len(ids))
+        if unknown is None and word.isascii():
+            facts.append(LATIN if _ASCII_LETTER.search(word) else 0)
+        else:
+            facts.append(self._facts(word, row, unknown or []))
         if len(word) <= LONGEST_CACHED_WORD:
             self[word] = row
         return row
+
+    def _facts(self, word: str, row: int, unknown: list[str]) -> int:
+        """Lost marks, [UNK] and number of the script, in 8, 8 and 16 bits."""
+        number = self.script_numbers.setdefault(script_of(word), len(self.script_numbers))
+        missing = "".join(self._missing(part) for part in unknown)
+        if missing:
+            self.unknown_characters[row] = missing
+        lost = self.normaliser.lost_marks(word)
+        return min(lost, 0xFF) << 24 | min(len(unknown), 0xFF) << 16 | number
 
     def usage(self, used: list[np.ndarray]) -> Usage:
         """Numbers of the words in `used`, arrays of rows."""
         if not used:
             return Usage.none()
         rows = np.concatenate(used)
-        words = np.bincount(rows, minlength=len(self.scripts))
+        words = np.bincount(rows, minlength=len(self.facts))
         words[0] = 0  # line ends
-        lost = np.frombuffer(self.lost_marks, np.uint16)
+        facts = np.frombuffer(self.facts, np.uint32)
+        lost, unknown, scripts = facts >> 24, facts >> 16 & 0xFF, facts & 0xFFFF
         columns = (
             words,
             words * np.diff(np.frombuffer(self.ends, np.int64)),
-            words * np.frombuffer(self.unknown, np.uint16),
+            words * unknown,
             words * (lost > 0),
             words * lost,
         )
-        scripts = np.frombuffer(self.scripts, np.uint16)
         table = np.stack([np.bincount(scripts, column, len(self.script_numbers)) for column in columns], axis=1)
         characters: Counter[str] = Counter()
-        for row in np.flatnonzero(words * np.frombuffer(self.unknown, np.uint16)).tolist():
+        for row in np.flatnonzero(words * unknown).tolist():
             for character in self.unknown_characters.get(row, ""):
                 characters[character] += int(words[row])
         by_script = {name: table[number].astype(np.int64) for name, number in self.script_numbers.items()}
         return Usage({name: numbers for name, numbers in by_script.items() if numbers[0]}, characters)
 
-    def _missing(self, part: str) -> list[str]:
+    def _missing(self, part: str) -> str:
         """The characters that are no piece where they stand."""
         ids = self.vocabulary.ids
-        return [c for place, c in enumerate(part) if (f"##{c}" if place else c) not in ids]
+        return "".join(c for place, c in enumerate(part) if (f"##{c}" if place else c) not in ids)
 
     def _pieces(self, word: str) -> list[int]:
         """Greedy longest match first; one [UNK] for a word that cannot be made of pieces."""
