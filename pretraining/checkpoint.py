@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from central.runtime import tensor_files
-from central.runtime.checkpoints import checkpoint_step, list_checkpoints, read_state, remedy
+from central.runtime.checkpoints import checkpoint_step, checksum, list_checkpoints, read_state, remedy, sealed
 from central.runtime.exits import BadRequest, Diverged
 from pretraining.modeling import PADDED_ROW_BIAS, BertConfig, BertForPreTraining
 
@@ -78,6 +78,28 @@ def load_weights(model: BertForPreTraining, weights: dict[str, torch.Tensor], wh
     word_embeddings = model.bert.embeddings.word_embeddings.weight
     word_embeddings[model.config.vocab_size :] = 0
     model.cls.predictions.bias[model.config.vocab_size :] = PADDED_ROW_BIAS
+
+
+def moment_problems(saved, model: BertForPreTraining) -> list[str]:
+    """Why what a checkpoint holds is no optimizer state of this model, one line each; nothing where it is."""
+    parts = ("state", "names", "param_groups")
+    if not isinstance(saved, dict) or any(not isinstance(saved.get(part), dict | list) for part in parts):
+        return [f"holds no {', '.join(parts)}"]
+    wanted = {name: unpadded(name, p, model.config).shape for name, p in model.named_parameters()}
+    names = dict(enumerate(saved["names"]))
+    state = saved["state"] if isinstance(saved["state"], dict) else {}
+    found = {names.get(index): moments for index, moments in state.items() if isinstance(moments, dict)}
+    if not found and not any(group.get("step") for group in saved["param_groups"]):
+        return []  # saved before the first step
+    problems = [f"no moments of {name}" for name in wanted if name not in found]
+    problems += [f"moments of {name}, which the model does not have" for name in found if name not in wanted]
+    for name in wanted.keys() & found.keys():
+        for moment in MOMENT_NAMES:
+            tensor = found[name].get(moment)
+            shape = list(tensor.shape) if isinstance(tensor, torch.Tensor) else None
+            if shape != list(wanted[name]):
+                problems.append(f"{moment} of {name} is {shape or 'no tensor'}, where {list(wanted[name])} is due")
+    return problems
 
 
 @torch.no_grad()
@@ -228,8 +250,10 @@ def write_checkpoint(target: Path, weights: dict, moments: dict, state: dict, te
             raise OSError(errno.ENOSPC if _is_full(partial, weights) else errno.EIO, str(error)) from error
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
-        files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-        (partial / STATE).write_text(json.dumps({**state, "files": files}, indent=2) + "\n")
+        files = sorted(partial.iterdir())
+        sizes, checksums = ({path.name: fact(path) for path in files} for fact in (_size, checksum))
+        state = sealed({**state, "files": sizes, "sha256": checksums})
+        (partial / STATE).write_text(json.dumps(state, indent=2) + "\n")
         for path in (*partial.iterdir(), partial):
             _sync(path)
         partial.rename(target)  # refused where a folder with anything in it stands in the way: nothing is replaced
@@ -237,6 +261,10 @@ def write_checkpoint(target: Path, weights: dict, moments: dict, state: dict, te
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
 
 def _is_full(folder: Path, weights: dict) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from central.runtime import reports
-from central.runtime.checkpoints import list_checkpoints, read_state, remedy
+from central.runtime.checkpoints import check_content, list_checkpoints, read_state, remedy
 from central.runtime.exits import BadRequest
 from pretraining.checkpoint import step_of
 from pretraining.dataset import find_shards
@@ -22,6 +22,7 @@ DECIDING = {
     "bf16_exchange": "--allreduce_post_accumulation_fp16",
     "fused_lamb": "--use_fused_lamb",
 }
+MOST_STEPS = 1 << 53  # more than any training has, and still exact as a double
 NEEDED = {"phase": int, "step": int, "global_step": int, "data": dict, "settings": dict}  # in a state.json
 
 
@@ -39,7 +40,18 @@ class Start:
 
 
 def find_start(settings: Settings) -> Start:
-    """Decide from the flags and from what lies in the output folder; raises BadRequest where that is unclear."""
+    """Decide from the flags and from what lies in the output folder; raises BadRequest where that is unclear, or where
+    the checkpoint to start from is not what was written."""
+    start = _find_start(settings)
+    if start.state:
+        try:
+            check_content(start.path, start.state)
+        except (OSError, ValueError) as error:
+            raise BadRequest(str(error)) from error
+    return start
+
+
+def _find_start(settings: Settings) -> Start:
     found = [(path, _state(path)) for path in list_checkpoints(settings.output_dir)]
     older = [path for path in sorted(settings.output_dir.glob("ckpt_*.pt")) if step_of(path) is not None]
     if not settings.resume:
@@ -144,6 +156,12 @@ def _state(path: Path):
     bad = [name for name, kind in NEEDED.items() if not isinstance(state.get(name), kind)]
     if bad or not isinstance(state["data"].get("rows_read"), int):
         return ValueError(f"{path / 'state.json'}: no {', '.join(bad) or 'rows_read'} in it: {remedy(path)}")
+    counts = {name: state[name] for name in ("step", "global_step")} | {"rows_read": state["data"]["rows_read"]}
+    wrong = [f"{name} {count}" for name, count in counts.items() if not 0 <= count < MOST_STEPS]
+    wrong += [f"phase {state['phase']}"] if state["phase"] not in (1, 2) else []
+    wrong += [f"step {state['step']} of {state['global_step']} in all"] if state["step"] > state["global_step"] else []
+    if wrong:
+        return ValueError(f"{path / 'state.json'}: {', '.join(wrong)}: no place of a training: {remedy(path)}")
     return state
 
 

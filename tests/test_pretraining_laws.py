@@ -43,6 +43,7 @@ def loop_over(model, rows, *, rows_per_micro_batch=3, **state):
         state=TrainState(**{"phase": 1, "step": 0, "global_step": 0, "rows_read": 0, **state}),
         device=SimpleNamespace(device=torch.device("cpu"), mark_step=lambda: None),
         watch=Silent(),
+        watchdog=Silent(),
         optimizer=Lamb(model.parameters()),
         kernels=SimpleNamespace(reseed=lambda *integers: run.seeds.append(integers)),
         seeds=[],

@@ -321,6 +321,104 @@ def test_resuming_a_finished_phase_touches_nothing(whole_run, corpora, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
+def flip(path, place):
+    """Change one bit of a file, its size and time as they were."""
+    times, content = path.stat(), bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 4
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def as_earlier_version(checkpoint, **changes):
+    """A checkpoint without checksums, as earlier versions wrote them; `changes` are of its state."""
+    file = checkpoint / "state.json"
+    state = {key: value for key, value in json.loads(file.read_text()).items() if "sha256" not in key}
+    sizes = {name: (checkpoint / name).stat().st_size for name in state["files"]}
+    file.write_text(json.dumps({**state, "files": sizes, **changes}))
+
+
+@pytest.mark.parametrize("place", [0.5, 0.98])
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json", "config.json"])
+def test_a_flipped_bit_is_never_trained_on(whole_run, corpora, tmp_path, capfd, file, place):
+    shutil.copytree(whole_run[0] / "results", tmp_path / "results")
+    newest = checkpoints(tmp_path)[-1]
+    before = [path.name for path in checkpoints(tmp_path)]
+    flip(newest / file, place)
+    words = script_argv(corpora[1], corpora[2], tmp_path, phase2=True, resume_from_checkpoint=True, max_steps=8)
+    with pytest.raises(BadRequest) as refused:
+        call(words)
+    (problem,) = refused.value.problems
+    assert str(newest / file) in problem or str(newest) in problem and file == "state.json"
+    assert "--resume_step 10 goes on from ckpt_10" in problem and "delete" not in problem
+    assert [path.name for path in checkpoints(tmp_path)] == before
+    if (file, place) == ("optimizer.pt", 0.5):
+        assert call([*words, "--resume_step=10"]) == 0
+        assert newest.with_name("ckpt_12.1").is_dir()
+
+
+def test_a_flipped_bit_of_the_weights_is_refused_by_a_phase_2_and_by_init_checkpoint(whole_run, corpora, tmp_path):
+    shutil.copytree(whole_run[0] / "results", tmp_path / "a" / "results")
+    first = checkpoints(tmp_path / "a")[0]
+    flip(first / "model.safetensors", 0.7)
+    for path in checkpoints(tmp_path / "a")[1:]:
+        shutil.rmtree(path)
+    for words in (
+        script_argv(corpora[1], corpora[2], tmp_path / "a", phase2=True, resume_from_checkpoint=True),
+        script_argv(corpora[0], corpora[2], tmp_path / "b", init_checkpoint=first),
+    ):
+        with pytest.raises(BadRequest, match=r"ckpt_6/model\.safetensors: its content is not what was written"):
+            call(words)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"step": -5}, "step -5"),
+        ({"global_step": 10**30}, f"global_step {10**30}"),
+        ({"data": {"rows_read": -1}}, "rows_read -1"),
+        ({"phase": 3}, "phase 3"),
+        ({"step": 11, "global_step": 10}, "step 11 of 10 in all"),
+    ],
+)
+def test_a_state_that_is_no_place_of_a_training_is_refused(whole_run, corpora, tmp_path, change, words):
+    shutil.copytree(whole_run[0] / "results", tmp_path / "results")
+    as_earlier_version(checkpoints(tmp_path)[-1], **change)
+    with pytest.raises(BadRequest, match=f"state.json: {words}"):
+        call(script_argv(corpora[1], corpora[2], tmp_path, phase2=True, resume_from_checkpoint=True, max_steps=8))
+
+
+def without(moments, *indices):
+    return {**moments, "state": {i: values for i, values in moments["state"].items() if i not in indices}}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda moments: {**moments, "state": {}}, "no moments of "),
+        (lambda moments: without(moments, 3), "no moments of "),
+        (lambda moments: {**moments, "names": ["x." + name for name in moments["names"]]}, "no moments of "),
+        (
+            lambda moments: {
+                **moments,
+                "state": {i: {n: t[..., :1] for n, t in v.items()} for i, v in moments["state"].items()},
+            },
+            "where .* is due",
+        ),
+        (lambda moments: [1, 2], "holds no state, names, param_groups"),
+        (lambda moments: {"state": {}}, "holds no state, names, param_groups"),
+    ],
+    ids=["empty", "one missing", "foreign names", "other shapes", "a list", "one key"],
+)
+def test_moments_that_are_not_those_of_the_weights_are_refused(whole_run, corpora, tmp_path, spoil, words):
+    shutil.copytree(whole_run[0] / "results", tmp_path / "results")
+    newest = checkpoints(tmp_path)[-1]
+    torch.save(spoil(torch.load(newest / "optimizer.pt", weights_only=True)), newest / "optimizer.pt")
+    as_earlier_version(newest)
+    argv = script_argv(corpora[1], corpora[2], tmp_path, phase2=True, resume_from_checkpoint=True, max_steps=8)
+    with pytest.raises(BadRequest, match=f"optimizer.pt: .*{words}.*--resume_step 10 goes on from ckpt_10"):
+        call(argv)
+
+
 def test_a_kill_between_saving_and_the_last_evaluation_loses_no_score(corpora, tmp_path, monkeypatch):
     """The run dies where evaluation begins; a resume finds the phase done, and makes up for the score alone."""
     short, _, config = corpora
@@ -639,6 +737,7 @@ def test_divergence_stops_with_3_and_the_last_checkpoint_is_good(corpora, tmp_pa
         other = tmp_path / "poisoned"
         shutil.copytree(last, other)
         save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+        as_earlier_version(other)
         words = script_argv(corpora[0], corpora[2], tmp_path / "new", init_checkpoint=other)
     else:
         words = script_argv(corpora[0], corpora[2], out, resume_from_checkpoint=True, learning_rate=1e38)
@@ -682,6 +781,7 @@ def test_rows_too_many_for_a_line_go_to_a_file(whole_run, corpora, tmp_path, mon
     weights = load_file(other / "model.safetensors")
     weights["bert.pooler.dense.bias"][0] = float("nan")
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    as_earlier_version(other)
     with pytest.raises(Diverged, match=r"from the 8 rows in .*rows_not_finite\.txt: no update was saved"):
         call(script_argv(corpora[0], corpora[2], tmp_path / "out", init_checkpoint=other))
     listed = (tmp_path / "out" / "results" / "rows_not_finite.txt").read_text()

@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 
 from central import files
 from central.finetuning.arguments import UNKNOWN_SHARE, ModelArguments
-from central.runtime.checkpoints import newest_checkpoint
+from central.runtime.checkpoints import check_content, newest_checkpoint, read_state
 from central.runtime.device import available_host_memory
 from central.runtime.exits import BadRequest
 
@@ -56,6 +56,16 @@ SAMPLED_CHARACTERS = 4096  # of each text that is looked at for [UNK]
 
 def locate(name: str) -> str:
     """The folder or Hub id that `--model_name_or_path` means; the newest checkpoint of a pre-training folder."""
+    found = _model_named(name)
+    if (Path(found) / "state.json").is_file():
+        try:
+            check_content(Path(found), read_state(Path(found)), (".safetensors",))  # texts may be edited
+        except (OSError, ValueError) as error:
+            raise BadRequest(f"--model_name_or_path {name}: {error}") from error
+    return found
+
+
+def _model_named(name: str) -> str:
     folder = Path(name)
     if not folder.is_dir():
         if folder.exists() or name.startswith((".", "/", "~")):

@@ -1,9 +1,11 @@
 """Where pre-training checkpoints lie and which are whole. Standard library only.
 
 A checkpoint is a Hugging Face folder `ckpt_<global_step>` with `state.json` beside the weights; `state.json` lists
-the size of every other file, so that a file cut short is seen without reading it.
+the size of every other file, so that a file cut short is seen without reading it, and the SHA-256 of each, itself
+included, so that a flipped bit is seen when it is read.
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -33,6 +35,34 @@ def is_complete(folder: Path) -> bool:
     return True
 
 
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sealed(state: dict) -> dict:
+    """A state with the checksum of itself, as its JSON without that checksum gives it."""
+    return {**state, "state_sha256": _state_checksum(state)}
+
+
+def check_content(folder: Path, state: dict, suffixes: tuple[str, ...] = ("",)) -> None:
+    """Compare files, by the ends of their names, with their checksums; ValueError names one that is not as written.
+
+    Checkpoints of earlier versions have no checksums.
+    """
+    for name, expected in state.get("sha256", {}).items():
+        if name.endswith(suffixes) and checksum(folder / name) != expected:
+            raise ValueError(
+                f"{folder / name}: its content is not what was written (a damaged disk or copy): {remedy(folder)}"
+            )
+
+
+def _state_checksum(state: dict) -> str:
+    rest = {key: value for key, value in state.items() if key != "state_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def remedy(folder: Path) -> str:
     """How a run goes on where this checkpoint cannot be read: from the whole one before it, if there is one."""
     step = checkpoint_step(folder)
@@ -50,6 +80,8 @@ def _whole_state(folder: Path) -> dict:
         sizes = dict(state["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: not a whole checkpoint, its state.json cannot be read ({error})") from error
+    if state.get("state_sha256", seal := _state_checksum(state)) != seal:
+        raise ValueError(f"{folder / 'state.json'}: its content is not what was written (a damaged disk, or edited)")
     for name, size in sizes.items():
         found = (folder / name).stat().st_size if (folder / name).exists() else None
         if found != size:
