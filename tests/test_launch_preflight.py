@@ -221,6 +221,29 @@ def test_the_mpirun_found_must_be_the_one_composed_for(version, complaint):
     assert bool(found) == bool(complaint) and all(complaint in problem for problem in found)
 
 
+def test_an_mpirun_that_does_not_start_is_quoted():
+    """Open MPI 5 without HOME: it is there, and its own line says what it lacks."""
+    said = "[host:1] Error: Unable to get the user home directory\n---\nIt looks like opal_init failed\n"
+
+    def capture_all(argvs, **_how):
+        return [Captured(213, "", said) for _ in argvs]
+
+    assert preflight.mpirun_problems(Mpi(5), capture_all) == [
+        "mpirun --version fails: [host:1] Error: Unable to get the user home directory; export HOME"
+    ]
+
+
+@pytest.mark.parametrize("folder", ["/proc", "/no/such/folder", "/dev/null"])
+def test_a_folder_for_temporary_files_that_cannot_be_used_is_named(folder):
+    (problem,) = preflight.temporary_problems({"TMPDIR": folder})
+    assert problem.startswith(f"TMPDIR={folder}: no folder can be made there (") and "unset it" in problem
+
+
+def test_a_usable_folder_for_temporary_files_stays_empty(tmp_path):
+    assert preflight.temporary_problems({"TMPDIR": str(tmp_path)}) == [] == preflight.temporary_problems({})
+    assert not list(tmp_path.iterdir())
+
+
 def test_more_ranks_than_cards():
     assert preflight.card_problems(Layout(8, 8), Devices("hpu", 4)) == [
         "8 ranks on this server, but 4 hpu cards; lower --world_size"

