@@ -51,7 +51,7 @@ def canonical_text(batch: Batch, settings: TextSettings) -> Canonical:
     notes, texts = [], []
     for piece in batch.pieces:
         notes += piece.notes
-        paragraphs = _EMPTY_LINES.sub("\n\n", plain_blanks(_READERS[piece.kind](piece, settings, notes)))
+        paragraphs = _EMPTY_LINES.sub("\n\n", _READERS[piece.kind](piece, settings, notes))
         sentences = split_sentences(_short_lines(paragraphs, piece, notes)).strip("\n")
         texts.append(_whole_sentences(sentences, piece, notes) if HOLE in sentences else sentences)
     text = "\n\n".join(text for text in texts if text) + "\n\n"
@@ -229,7 +229,7 @@ def _short_lines(text: str, piece: Piece, notes: list[str]) -> str:
 def _dump(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
     from pretraining.data.wikidump import articles  # mwparserfromhell is needed for dumps only
 
-    return "\n\n".join(articles(piece, notes, settings.variant))
+    return plain_blanks("\n\n".join(articles(piece, notes, settings.variant)))
 
 
 _READERS = {TEXT: _plain, BOOK: _book, HTML: _html, JSONL: _jsonl, EXTRACTED: _extracted, DUMP: _dump}
