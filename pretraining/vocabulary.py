@@ -93,6 +93,8 @@ def fingerprint_of(folder: Path) -> str | None:
 
 
 def _read(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise BadRequest(f"{path}: not a regular file, so it might never end: give BERT's vocab.txt")
     try:
         return path.read_bytes().decode()  # bytes: line ends stay what they are
     except (OSError, UnicodeDecodeError) as error:

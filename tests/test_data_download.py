@@ -5,13 +5,14 @@ import http.server
 import os
 import threading
 import time
+import urllib.request
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 
 import pytest
 
 from central.runtime.exits import BadRequest
-from pretraining.data.download import TRIES, download
+from pretraining.data.download import TRIES, download, wikipedia_dump
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 
@@ -186,3 +187,10 @@ def test_a_checksum_that_is_none(checksum, tmp_path):
 def test_nobody_answers(tmp_path):
     with pytest.raises(BadRequest, match="given up"):
         download("http://127.0.0.1:1/x", tmp_path / "c", first_wait=0.001)
+
+
+@pytest.mark.parametrize("code", ["xx../../y", "", "EN", "en/..", "e", "en wiki", "en\n"])
+def test_the_code_of_a_wikipedia_is_checked_before_anything_is_asked(code, monkeypatch):
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("the server was asked"))
+    with pytest.raises(BadRequest, match="--wikipedia .*: the code of a language"):
+        wikipedia_dump(code)

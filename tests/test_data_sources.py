@@ -9,6 +9,7 @@ import os
 import random
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -17,8 +18,11 @@ from hypothesis import strategies as st
 from central.runtime.exits import BadRequest
 from pretraining.data import documents, sources
 from pretraining.data.documents import TextSettings, canonical_text
+from pretraining.data.extract import extract
 from pretraining.data.formats import FormSettings
 from pretraining.data.sources import Batch, HubDataset, Piece, batches, find_sources
+from pretraining.data.workers import Workers
+from pretraining.vocabulary import find_vocabulary
 
 LINES = TextSettings(sentences="line")
 EPUB = b"PK\x03\x04" + b"\0" * 26 + b"mimetypeapplication/epub+zip"
@@ -519,3 +523,35 @@ def test_notes_of_html_name_the_row(tmp_path):
     (tmp_path / "a").write_text("".join(json.dumps({"text": f"n {n}" + "<br>x" * (n > 3)}) + "\n" for n in range(9)))
     _, notes = read([tmp_path])
     assert notes == [f"{tmp_path}/a:5: HTML in the text, from '<br>' on; 5 tags in 5 documents left out"]
+
+
+def test_a_line_end_in_a_path_leaves_a_message_one_line(tmp_path, capsys):
+    (tmp_path / "a\nb").write_bytes("Le café était.\n".encode("latin-1"))
+    (tmp_path / "c").write_text("one.")
+    with pytest.raises(BadRequest) as refused:
+        find_sources([str(tmp_path / "a\nb"), str(tmp_path / "x\u2028y")], FormSettings())
+    assert [len(problem.splitlines()) for problem in refused.value.problems] == [1, 1] and r"a\nb: not" in str(
+        refused.value
+    )
+    assert read([tmp_path])[0] == [["one."]] and len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_extracting_no_text_is_a_request_that_cannot_run(tmp_path):
+    pages = "<mediawiki>\n<page><title>T</title><ns>4</ns><revision><text>One.</text></revision></page>\n</mediawiki>"
+    (tmp_path / "dump.xml").write_text(pages)
+    for _ in range(2):  # the second time its files are there
+        with pytest.raises(BadRequest, match="no text in it"):
+            extract(
+                find_sources([str(tmp_path / "dump.xml")], FormSettings()),
+                None,
+                LINES,
+                tmp_path / "out",
+                Workers(None, 1),
+            )
+
+
+def test_a_vocabulary_that_might_never_end_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "vocab.txt")
+    for path in ("/dev/zero", tmp_path / "vocab.txt"):
+        with pytest.raises(BadRequest, match="not a regular file"):
+            find_vocabulary(Path(path), tmp_path)

@@ -18,6 +18,11 @@ _COMMON = {old: new for old, new in _CHANGES.items() if old < "\x80" and old not
 _RARE = re.compile(f"[{''.join(old for old in _CHANGES if old >= chr(0x80))}]")
 
 
+def one_line(message: str) -> str:
+    """A message whose line ends (a path may have some) are written out, so that it stays one line."""
+    return "".join(repr(sign)[1:-1] if sign in LINE_ENDS else sign for sign in message)
+
+
 def plain_blanks(text: str) -> str:
     """The text with "\\n" as its only line end, " " as its only blank, and no control characters."""
     if "\r" in text:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from central.runtime.exits import BadRequest
+from pretraining.data.blanks import one_line
 from pretraining.data.hdf5 import remove_unfinished, write_synced
 from pretraining.data.sources import Source
 
@@ -40,7 +41,7 @@ def claim_folder(folder: Path, description: dict[str, object], ours: bool) -> No
 def show_notes(notes: list[str], folder: Path) -> None:
     """Print what a user should know of the input: the first few, all of them in a file."""
     for note in notes[:SHOWN_NOTES]:
-        print(f"note: {note}")
+        print(f"note: {one_line(note)}")
     if len(notes) > SHOWN_NOTES:
-        write_synced(folder / ".notes.log", "".join(f"{note}\n" for note in notes).encode())
+        write_synced(folder / ".notes.log", "".join(f"{one_line(note)}\n" for note in notes).encode())
         print(f"note: {len(notes) - SHOWN_NOTES} more in {folder / '.notes.log'}")

@@ -15,6 +15,7 @@ from pretraining.data.sentences import sentence_splitter
 from pretraining.data.sources import Batch, Piece
 from pretraining.data.wiki_templates import HOLE
 
+NO_TEXT = "\n\n"  # the canonical text of a batch without any
 LONGEST_LINE = 1 << 20  # characters; a longer one is cut at white space into several sentences
 MOST_NOTES = 20  # of a batch: one a line of a huge file would fill memory, and nobody reads them
 FOREIGN_WORDS = 0.01  # share of words that are no UTF-8, from which what is left of a piece is no text either
@@ -54,7 +55,7 @@ def canonical_text(batch: Batch, settings: TextSettings) -> Canonical:
         paragraphs = _EMPTY_LINES.sub("\n\n", _READERS[piece.kind](piece, settings, notes))
         sentences = split_sentences(_short_lines(paragraphs, piece, notes)).strip("\n")
         texts.append(_whole_sentences(sentences, piece, notes) if HOLE in sentences else sentences)
-    text = "\n\n".join(text for text in texts if text) + "\n\n"
+    text = "\n\n".join(text for text in texts if text) + NO_TEXT
     # JSON and XML can spell half of a character (a lone surrogate), which no file can hold.
     return Canonical(text.encode("utf-8", "ignore").decode("utf-8"), _first_few(notes))
 

@@ -1,6 +1,7 @@
 """Downloads that end well: resumed, tried again, checked by size and checksum, under their name only when complete."""
 
 import hashlib
+import re
 import shutil
 import ssl
 import time
@@ -61,8 +62,10 @@ def download(url: str, target: Path, checksum: str | None = None, first_wait: fl
 
 
 def wikipedia_dump(language: str) -> tuple[str, str | None]:
-    """(address of the newest dump of a Wikipedia, its checksum if the server has it)."""
-    base = WIKIPEDIA.format(language=language)
+    """(address of the newest dump of a Wikipedia, its checksum if the server has it); BadRequest for no code."""
+    if not re.fullmatch(r"[a-z]{2,}(?:[-_][a-z]+)*", language):
+        raise BadRequest(f"--wikipedia {language!r}: the code of a language, such as en, simple or zh-min-nan")
+    base = WIKIPEDIA.format(language=language.replace("-", "_"))
     try:
         with urllib.request.urlopen(base + "sha1sums.txt", timeout=TIMEOUT) as answer:
             lines = answer.read().decode().splitlines()

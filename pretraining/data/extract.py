@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from central.runtime.exits import BadRequest
 from pretraining.data.claims import claim_folder, describe_sources, show_notes
-from pretraining.data.documents import TextSettings, canonical_text
+from pretraining.data.documents import NO_TEXT, TextSettings, canonical_text
 from pretraining.data.hdf5 import check_space, write_synced
 from pretraining.data.progress import Progress
 from pretraining.data.sources import Batch, HubDataset, Source, batches, text_bytes
@@ -29,6 +30,8 @@ def extract(
     notes = [note for found in workers.map(extract_batch, tasks()) for note in found]
     progress.close()
     show_notes(notes, folder)
+    if all(path.stat().st_size <= len(NO_TEXT) for path in folder.glob("text_*.txt")):
+        raise BadRequest("--input: no text in it, so nothing was extracted")
     print(folder)
 
 

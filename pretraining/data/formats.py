@@ -22,6 +22,7 @@ from central.runtime.exits import BadRequest
 SAMPLE_BYTES = 1 << 16
 READ_BYTES = 1 << 18
 MOST_PACKINGS = 3  # of a file, one around the other
+LEAST_FOR_A_GUESS = 256  # bytes, from which an encoding is guessed at all
 MOST_MEMORY = 1 << 28  # bytes that an unpacker may take; what needs more is refused
 
 TEXT, BOOK, JSONL, DUMP, EXTRACTED, TABLE, HTML = "text", "book", "jsonl", "dump", "extracted", "table", "html"
@@ -184,7 +185,7 @@ def _refused(head: bytes, share: float) -> Form:
     """Which encoding it is can be guessed, and wrong letters are not seen by those who guess: the user says it."""
     from charset_normalizer import from_bytes  # a tenth of a second, and most texts are UTF-8
 
-    found = [match.encoding for match in list(from_bytes(head))[:3] if match.encoding != "ascii"]
+    found = [match.encoding for match in list(from_bytes(head))[:3]] if len(head) >= LEAST_FOR_A_GUESS else []
     likely = sorted(found, key=lambda name: name not in ("cp1252", "cp1251", "gb18030", "cp932"))
     perhaps = f"; perhaps {' or '.join(likely)}" if likely else ""
     return Form(fault=f"not UTF-8 in {share:.0%} of its words{perhaps}: name its encoding with --encoding")

@@ -71,8 +71,9 @@ def run_download(args: argparse.Namespace) -> None:
     url, checksum = (args.url, args.checksum) if args.url else wikipedia_dump(args.wikipedia)
     if urlsplit(url).scheme not in ("https", "http", "ftp", "file"):
         raise BadRequest(f"--url {url}: needs a beginning such as https://")
-    target = args.output_dir / urlsplit(url).path.rpartition("/")[2]
-    if target == args.output_dir:
+    name = urlsplit(url).path.rpartition("/")[2]
+    target = args.output_dir / name
+    if name in ("", ".", ".."):
         raise BadRequest(f"--url {url}: no file name at its end")
     download(url, target, checksum)
     print(target)

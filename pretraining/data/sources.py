@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from central.runtime.exits import BadRequest
+from pretraining.data.blanks import one_line
 from pretraining.data.formats import (
     BOOK,
     DAMAGE,
@@ -116,9 +117,9 @@ def find_sources(inputs: list[str], settings: FormSettings) -> list[Source]:
                 if file == given:
                     problems.append(f"--input {file}: {error}")
                 else:
-                    print(f"note: {file}: {error}; left out")
+                    print(one_line(f"note: {file}: {error}; left out"))
     if problems:
-        raise BadRequest(problems)
+        raise BadRequest(map(one_line, problems))
     return sources
 
 
@@ -135,7 +136,7 @@ def _source(path: Path, settings: FormSettings) -> Source:
     if form.fault:
         raise UnreadableForm(form.fault)
     if form.remark:
-        print(f"note: {path}: {form.remark}")
+        print(one_line(f"note: {path}: {form.remark}"))
     return Source(str(path), form.kind, path.stat().st_size, is_packed, settings)
 
 

@@ -44,9 +44,9 @@ class Wiki:
 
     def hides(self, title: str) -> bool:
         """Whether a link to this page shows no words in the text: a file, a category, the page in another language."""
-        prefix = _normal(title.partition(":")[0])
         if title.startswith(":") or ":" not in title:
             return False
+        prefix = _normal(title.partition(":")[0])
         return prefix in self._hidden or prefix.replace("_", "-") in LANGUAGES
 
     def is_article(self, title: str) -> bool:
