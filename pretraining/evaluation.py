@@ -1,4 +1,4 @@
-"""Held-out evaluation: masked-LM loss and accuracy, next-sentence accuracy, and the unigram baseline beside them."""
+"""Held-out evaluation: masked-LM loss and accuracy, next-sentence accuracy, and the baseline of each beside it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +21,7 @@ COUNTS_REMEDY = "delete it, and the tokens of the training shards are counted in
 class HeldOut:
     rows: Rows  # this rank's share
     unigram_loss: float
+    nsp_majority: float
 
 
 def load_held_out(shards: list[Shard], limits: Limits, rank: int, world_size: int, counts) -> HeldOut:
@@ -34,7 +35,8 @@ def load_held_out(shards: list[Shard], limits: Limits, rank: int, world_size: in
         if len(index):
             parts.append(read_shard(shard, limits).take(index))
     rows = concatenate(parts)
-    return HeldOut(rows.take(np.arange(rank, len(rows), world_size)), unigram_loss(rows, counts))
+    share = rows.take(np.arange(rank, len(rows), world_size))
+    return HeldOut(share, unigram_loss(rows, counts), nsp_majority(rows))
 
 
 def unigram_loss(rows: Rows, counts) -> float:
@@ -42,6 +44,13 @@ def unigram_loss(rows: Rows, counts) -> float:
     masked = rows.masked_ids[rows.masked_positions != 0]
     probabilities = (counts[masked] + 1) / (counts.sum() + len(counts))
     return float(-np.log(probabilities).mean()) if len(masked) else 0.0
+
+
+def nsp_majority(rows: Rows) -> float:
+    """Next-sentence accuracy of giving every sequence the commoner label."""
+    labels = rows.next_sentence_labels[rows.next_sentence_weights != 0]
+    random_share = float(np.mean(labels)) if len(labels) else 0.0
+    return max(random_share, 1 - random_share)
 
 
 def training_counts(folder: Path, shards: list[Shard], limits: Limits):
@@ -97,6 +106,7 @@ def evaluate(
         "eval_mlm_accuracy": sums[2] / max(masked, 1),
         "eval_nsp_accuracy": sums[3] / max(sequences, 1),
         "eval_unigram_loss": held_out.unigram_loss,
+        "eval_nsp_majority": held_out.nsp_majority,
         "eval_sequences": int(sequences),
     }
 

@@ -29,6 +29,7 @@ from pretraining.settings import Settings
 from pretraining.train_loop import TrainState
 from pretraining.vocabulary import SPECIAL_TOKENS
 
+FINAL_SCORES = ("eval_nsp_accuracy", "eval_nsp_majority")  # of the last evaluation, in the line of the whole run
 LONGEST_NAMES = 2000  # characters of an error's list of rows
 
 
@@ -73,7 +74,7 @@ class Run:
         self._held_out = self._open_held_out()
         notes += [*request.notes, *self._changed_data(start)]
         self._open_reports(fresh=start.path is None and settings.phase == 1, notes=notes)
-        self._last_report, self._evaluated, self._no_picture = {}, None, False
+        self._last_report, self._last_evaluation, self._evaluated, self._no_picture = {}, {}, None, False
         self._saved = start.global_step  # a run stopped before its first step begins where this one did
         self._saver = checkpoint.Saver(settings.output_dir, settings.save_total_limit) if rank.is_main else None
         if rank.is_main:
@@ -268,11 +269,12 @@ class Run:
         numbers = evaluate(self.model, self._held_out, size, self.device, self.exchange, self.watchdog.mark)
         if self._log is None:
             return
+        self._last_evaluation = numbers
         self._record(self._place, {"phase": self.state.phase, **numbers})
         self._console.say(
             f"held out: MLM loss {numbers['eval_mlm_loss']:.4f} (unigram {numbers['eval_unigram_loss']:.4f}), MLM "
-            f"accuracy {numbers['eval_mlm_accuracy']:.3f}, NSP accuracy {numbers['eval_nsp_accuracy']:.3f}, "
-            f"{numbers['eval_sequences']} sequences"
+            f"accuracy {numbers['eval_mlm_accuracy']:.3f}, NSP accuracy {numbers['eval_nsp_accuracy']:.3f} "
+            f"(majority {numbers['eval_nsp_majority']:.3f}), {numbers['eval_sequences']} sequences"
         )
 
     def save(self, wait: bool) -> None:
@@ -327,6 +329,7 @@ class Run:
                 "raw_train_time": watch.train_time,
                 "training_sequences_per_second": watch.sequences / watch.train_time if watch.train_time else 0.0,
                 "final_loss": self._last_report.get("average_loss"),
+                **{name: number for name, number in self._last_evaluation.items() if name in FINAL_SCORES},
                 "peak_memory_bytes": self.device.peak_memory(),
             },
         )

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -24,7 +25,7 @@ from pretraining.dataset import (
     read_shard,
     steps,
 )
-from pretraining.evaluation import training_counts, unigram_loss
+from pretraining.evaluation import load_held_out, nsp_majority, training_counts, unigram_loss
 
 LIMITS = Limits(VOCAB_SIZE, 32, 64, 5)
 
@@ -513,3 +514,18 @@ def test_unigram_baseline_by_hand(tmp_path):
     labels = [label for p, label in zip(rows.masked_positions.flat, rows.masked_ids.flat) if p]
     wanted = -np.mean([np.log((stored[label] + 1) / (stored.sum() + VOCAB_SIZE)) for label in labels])
     assert unigram_loss(rows, stored) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("labels", "share"), [((1, 1, 1, 0, 1), 0.8), ((0, 0, 1, 0, 0, 0), 5 / 6), ((1, 0), 0.5)])
+def test_next_sentence_majority_by_hand(tmp_path, labels, share):
+    """Of all ranks' rows, whichever rank asks."""
+    corpus = make_corpus(tmp_path / "c", shards=1, rows=3, test=0)
+    columns = make_columns(len(labels), 16, 3) | {"next_sentence_labels": np.array(labels, np.int8)}
+    write_shard(corpus / "c_test_0.hdf5", columns)
+    shards = open_shards(corpus, "test", LIMITS)
+    for rank in range(2):
+        held_out = load_held_out(shards, LIMITS, rank, 2, np.ones(VOCAB_SIZE))
+        assert held_out.nsp_majority == pytest.approx(share)
+    rows = read_shard(shards[0], LIMITS)
+    filled = replace(rows, next_sentence_weights=np.arange(len(labels))[:, None] < 2)  # the rest holds no sequence
+    assert nsp_majority(filled) == max(np.mean(labels[:2]), 1 - np.mean(labels[:2]))

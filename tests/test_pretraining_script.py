@@ -80,13 +80,17 @@ def test_both_phases_leave_what_is_promised(whole_run):
     assert not first.stderr and not second.stderr
 
 
-def test_log_lines_are_dlloggers(whole_run):
+def test_log_lines_are_dlloggers(whole_run, corpora):
     out = whole_run[0]
     lines = [json.loads(line[5:]) for line in (out / "results" / "dllogger.json").read_text().splitlines()]
     assert all(set(line) == {"timestamp", "datetime", "elapsedtime", "type", "step", "data"} for line in lines)
     assert lines[0]["step"] == "PARAMETER" and lines[-1]["step"] == []
     final = {"e2e_train_time", "raw_train_time", "training_sequences_per_second", "final_loss"}
     assert final <= set(lines[-1]["data"])
+    with h5py.File(corpora[1] / "long_test_0.hdf5") as file:
+        share = file["next_sentence_labels"][()].mean()
+    assert lines[-1]["data"]["eval_nsp_majority"] == max(share, 1 - share)
+    assert lines[-1]["data"]["eval_nsp_accuracy"] == lines[-2]["data"]["eval_nsp_accuracy"]
     training, held_out = logged(out)
     assert sorted(training) == list(range(1, 13))
     names = {"average_loss", "step_loss", "learning_rate", "average_training_time_step", "average_perf_per_step"}
@@ -103,6 +107,7 @@ def test_log_lines_are_dlloggers(whole_run):
     assert names <= set(training[7]) and training[7]["phase"] == 2
     assert sorted(held_out) == [(1, 0), (1, 2), (1, 4), (1, 6), (2, 6), (2, 8), (2, 10), (2, 12)]
     wanted = {"eval_mlm_loss", "eval_mlm_accuracy", "eval_nsp_accuracy", "eval_nsp_loss", "eval_unigram_loss"}
+    wanted |= {"eval_nsp_majority"}
     assert wanted | {"phase", "eval_sequences"} == set(held_out[2, 12]) and held_out[1, 0]["eval_sequences"] == 8
 
 

@@ -12,6 +12,11 @@ from central.files import move_aside
 
 BAR_WIDTH = 24
 START = "start_global_step"  # in the log: the step that a process began at, with its phase
+LACKING = float("nan")  # in the picture: a gap, for what the reference or an older version did not log
+BASELINES = {
+    "eval_mlm_loss": ("eval_unigram_loss", "unigram baseline"),
+    "eval_nsp_accuracy": ("eval_nsp_majority", "majority"),
+}  # of the numbers that are drawn: what stands beside them
 COLOURS = ("#1f6f8b", "#c8553d", "#588157")
 
 
@@ -131,6 +136,7 @@ def draw_training(log: Path, picture: Path, title: str) -> None:
     panels = [
         ("loss (MLM + NSP)", training, "average_loss", "-"),
         ("held-out MLM loss", held_out, "eval_mlm_loss", "o-"),
+        ("held-out NSP accuracy", held_out, "eval_nsp_accuracy", "o-"),
         ("learning rate", training, "learning_rate", "-"),
         ("sequences / s", training, "sequences_per_second", "-"),
     ]
@@ -143,17 +149,17 @@ def draw_training(log: Path, picture: Path, title: str) -> None:
         for phase in sorted({phase for phase, _ in lines}):
             steps = sorted(step for p, step in lines if p == phase)
             colour = COLOURS[(phase - 1) % len(COLOURS)]
-            # Steps that the reference logged have no sequences_per_second: a gap.
-            values = [lines[phase, step].get(key, float("nan")) for step in steps]
+            values = [lines[phase, step].get(key, LACKING) for step in steps]
             axis.plot(steps, values, style, color=colour, markersize=3, label=f"phase {phase}")
-            if key == "eval_mlm_loss":
-                unigram = [lines[phase, step]["eval_unigram_loss"] for step in steps]
-                axis.plot(steps, unigram, ":", color=colour, label=f"unigram baseline, phase {phase}")
+            if key in BASELINES:
+                baseline, name = BASELINES[key]
+                values = [lines[phase, step].get(baseline, LACKING) for step in steps]
+                axis.plot(steps, values, ":", color=colour, label=f"{name}, phase {phase}")
         for end in _phase_ends(training):
             axis.axvline(end, color="#999999", linestyle=":", linewidth=1)
         axis.set_ylabel(label)
         axis.grid(alpha=0.25)
-        if "loss" in label:
+        if "loss" in label or key in BASELINES:
             axis.legend(frameon=False, fontsize=8)
     axes[-1].set_ylim(bottom=0)
     axes[-1].set_xlabel("global step")
