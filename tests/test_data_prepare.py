@@ -9,6 +9,8 @@ import random
 import signal
 import subprocess
 import sys
+import tarfile
+import textwrap
 import time
 from pathlib import Path
 
@@ -162,6 +164,33 @@ def test_same_bytes_whatever_the_number_of_processes(text, vocab, tmp_path, monk
     ours = {Path(name).name: digest for name, digest in files_of(tmp_path / "one").items() if "_64_" in name}
     others = {Path(name).name: digest for name, digest in files_of(tmp_path / "other").items() if "_64_" in name}
     assert all(ours[name] != others[name] for name in ours if name.endswith(".hdf5"))
+
+
+def test_books_are_told_alike_by_all_processes_and_again(vocab, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sources, "BATCH_BYTES", 8192)
+    books = tmp_path / "books"
+    books.mkdir()
+    rng = random.Random(0)
+    for number in range(6):
+        sentences = (" ".join(rng.choices(WORDS, k=rng.randint(3, 20))).capitalize() + "." for _ in range(200))
+        (books / f"{number}.txt").write_text(textwrap.fill(" ".join(sentences), 70))
+    with tarfile.open(tmp_path / "books.tar", "w") as archive:
+        archive.add(books, "books")
+    for place in (books, tmp_path / "books.tar"):
+        out = tmp_path / f"out_{place.name}"
+        rules = [*words(place, vocab, out, "--keep_tokens"), "--sentences", "rules"]
+        prepare.main(rules)
+        assert "\n6 documents, " in capsys.readouterr().out
+        other = [*words(place, vocab, tmp_path / f"two_{place.name}"), "--sentences", "rules", "--num_processes", "2"]
+        prepare.main(other)
+        assert files_of(out) == files_of(tmp_path / f"two_{place.name}")
+        capsys.readouterr()
+        prepare.main(rules)
+        assert "3 of 3 shards are there already" in capsys.readouterr().out
+        with pytest.raises(BadRequest, match="corpus_sha256"):
+            prepare.main([*rules, "--one_document_per_file", "0"])
+        said = capsys.readouterr().out
+        assert "of another request, made anew" in said and "\n6 documents, " in said
 
 
 def test_steps_alone_give_the_bytes_of_the_whole_run(text, vocab, tmp_path):

@@ -1,11 +1,13 @@
 """Sentence boundaries by rules, by lines, by pysbd."""
 
+import textwrap
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from central.runtime.exits import BadRequest
-from pretraining.data.sentences import ABBREVIATIONS, language_note, sentence_splitter
+from pretraining.data.sentences import ABBREVIATIONS, has_wrapped_lines, language_note, sentence_splitter
 
 CASES = {
     "en": [
@@ -152,3 +154,62 @@ def test_pysbd_where_it_is_installed():
 def test_abbreviations_are_lower_case_without_their_last_period():
     for words in ABBREVIATIONS.values():
         assert words == words.lower() and not any(word.endswith(".") for word in words.split())
+
+
+PROSE = (
+    "The road went down to the river and nobody had mended it since the flood. A boat lay there, half full of rain. "
+    "She had known for some time that her brother would not come back before the winter, yet she went every evening, "
+    "when the work in the kitchen was done, to look for him. Once a stranger asked the way. It was a cold spring. The "
+    "letters that he had promised, and which the whole house had waited for so impatiently, came only in the summer, "
+    "all of them together, in a bag that smelled of salt; they were read aloud at the table. Nobody laughed. "
+)
+GERMAN = (
+    "Die Straße führte hinunter zum Fluss, und seit der Überschwemmung hatte sie niemand ausgebessert. Dort lag ein "
+    "Boot, halb voll Regenwasser. Sie wusste schon lange, dass ihr Bruder vor dem Winter nicht zurückkommen würde, und "
+    "doch ging sie jeden Abend, wenn die Küchenarbeit getan war, hinaus, um nach ihm zu sehen. Es war kalt. "
+)
+CHINESE = (
+    "这条路一直通到河边，自从发大水以后就没有人修过。那里有一条船，里面积了半船雨水。"
+    "她早就知道哥哥冬天以前不会回来，可是每天晚上还是去看。"
+)
+
+
+def wrapped(text: str, width: int, paragraphs: int = 12, indent: str = "", between: str = "\n\n") -> str:
+    """Paragraphs of several sentences, each begun elsewhere in the text."""
+    shifts = (text[text.find(" ", 23 * number % len(text) // 2) :] + text for number in range(paragraphs))
+    return between.join(textwrap.fill(shifted.strip(), width, initial_indent=indent) for shifted in shifts)
+
+
+@pytest.mark.parametrize("width", [38, 60, 65, 72, 80, 100, 150])
+@pytest.mark.parametrize("text", [PROSE, GERMAN, PROSE.lower().replace(".", "").replace(",", "")])
+def test_wrapped_lines_are_seen(text, width):
+    assert has_wrapped_lines(wrapped(text, width))
+    assert has_wrapped_lines(wrapped(text, width, indent="    ", between="\n"))  # paragraphs without blank lines
+    assert has_wrapped_lines("CONTENTS\n\nI. The road\nII. The boat\n\n" + wrapped(text, width))
+
+
+def test_wrapped_lines_without_blanks_are_seen():
+    text = CHINESE * 20
+    assert has_wrapped_lines("\n".join(text[start : start + 36] for start in range(0, len(text), 36)))
+
+
+SENTENCES = [sentence.strip() + "." for sentence in PROSE.split(". ") if sentence.strip()]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(SENTENCES * 20),  # a sentence a line
+        "\n".join(sentence.strip(".").lower() for sentence in SENTENCES * 20),  # without marks
+        "\n".join(f"She saw the boat {number:02} at the same place again." for number in range(40)),  # all as long
+        "\n\n".join([PROSE.strip()] * 20),  # a paragraph a line
+        "\n".join([PROSE.strip()] * 20),
+        "\n".join(PROSE.split() * 4),  # a word a line
+        "\n".join(f"{name.title()}, a town in the north of the country" for name in PROSE.split()),  # a list
+        "\n".join([*CHINESE.replace("。", "。\n").split("\n")] * 9),
+        wrapped(PROSE, 72, paragraphs=1)[:400],  # too short to tell
+        "",
+    ],
+)
+def test_lines_that_are_not_wrapped(text):
+    assert not has_wrapped_lines(text)

@@ -1,5 +1,6 @@
 """Reading text: kinds of input, batches of whole documents, and every kind of damage with file and line."""
 
+import argparse
 import bz2
 import gzip
 import io
@@ -8,6 +9,7 @@ import lzma
 import os
 import random
 import tarfile
+import textwrap
 import zipfile
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from central.runtime.exits import BadRequest
-from pretraining.data import documents, sources
+from pretraining.data import documents, prepare_options, sources
 from pretraining.data.documents import TextSettings, canonical_text
 from pretraining.data.extract import extract
 from pretraining.data.formats import FormSettings
@@ -30,8 +32,12 @@ EPUB = b"PK\x03\x04" + b"\0" * 26 + b"mimetypeapplication/epub+zip"
 
 def read(paths, settings=LINES, dataset=None, **told) -> tuple[list[list[str]], list[str]]:
     """(documents as lists of lines, notes) of some files."""
+    form_settings = FormSettings(text_column=settings.text_column, **told)
+    return read_sources(find_sources([str(path) for path in paths], form_settings), settings, dataset)
+
+
+def read_sources(sources_found, settings, dataset=None) -> tuple[list[list[str]], list[str]]:
     text, notes = "", []
-    sources_found = find_sources([str(path) for path in paths], FormSettings(text_column=settings.text_column, **told))
     for batch in batches(sources_found, dataset):
         canonical = canonical_text(batch, settings)
         text += canonical.text
@@ -56,6 +62,44 @@ def test_books_are_one_document_a_file_with_wrapped_lines(tmp_path):
     (tmp_path / "b.txt").write_text("Another book.\n")
     found, _ = read([tmp_path], TextSettings(), one_document_per_file=True)
     assert found == [["CHAPTER I", "It was a dark night.", "It rained.", "The end."], ["Another book."]]
+
+
+BOATS = "Nobody came down to the river, and the boats lay there."
+NOVEL = "\n\n".join(textwrap.fill(f"It rained in year {year}. " + f"{BOATS} " * 5, 60) for year in range(6))
+
+
+def test_a_folder_of_books_and_other_text_comes_out_right_in_one_call(tmp_path, capsys):
+    """Wrapped lines are told by file, inside of archives too, and said by their number."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text(NOVEL)
+    (tmp_path / "in" / "b.txt").write_text("One sentence here.\nAnother.\n\nA second document.\n")
+    (tmp_path / "in" / "c.txt").write_bytes(NOVEL.replace("\n", "\r\n").encode("utf-16"))
+    (tmp_path / "in" / "d.jsonl").write_text('{"text": "A row."}\n')
+    with tarfile.open(tmp_path / "in" / "e.tar.gz", "w:gz") as archive:
+        for name in "ab":
+            archive.add(tmp_path / "in" / f"{name}.txt", f"{name}.txt")
+    parser = argparse.ArgumentParser()
+    prepare_options.add_text_options(parser)
+
+    def documents_of(*words: str) -> tuple[list[list[str]], str]:
+        args = parser.parse_args(["--input", str(tmp_path / "in"), *words])
+        found, notes = read_sources(prepare_options.sources_of(args), TextSettings(args.sentences))
+        return found, capsys.readouterr().out + "\n".join(notes)
+
+    found, said = documents_of()
+    book = [sentence for year in range(6) for sentence in [f"It rained in year {year}.", *[BOATS] * 5]]
+    others = [["One sentence here.", "Another."], ["A second document."]]
+    assert found == [book, *others, book, ["A row."], book, *others]
+    assert "note: 2 of 3 plain texts have wrapped lines" in said
+    assert "e.tar.gz: 1 of 2 plain texts have wrapped lines" in said and said.count("wrapped lines") == 2
+    found, said = documents_of("--one_document_per_file", "0")
+    assert len(found) == 3 * 6 + 2 * 2 + 1 and "wrapped" not in said
+    assert documents_of("--one_document_per_file", "0") == documents_of("--one_document_per_file=0")
+    for words in (["--one_document_per_file"], ["--one_document_per_file", "1"]):
+        found, said = documents_of(*words)
+        one = [line for document in others for line in document]
+        assert found == [book, one, book, ["A row."], book, one] and "wrapped" not in said
+    assert len(documents_of("--sentences", "line")[0]) == 3 * 6 + 2 * 2 + 1  # each line is told to be a sentence
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from central.runtime.exits import BadRequest
 from pretraining.data.blanks import one_line
+from pretraining.data.formats import TAR, ZIP
 from pretraining.data.hdf5 import remove_unfinished, write_synced
 from pretraining.data.sources import Source
 
@@ -14,8 +15,12 @@ SHOWN_NOTES = 20
 
 
 def describe_sources(sources: tuple[Source, ...]) -> list[list[object]]:
-    """What tells that files are still the same."""
-    return [[s.path, s.kind, s.size, Path(s.path).stat().st_mtime_ns] for s in sources]
+    """What tells that files are still the same and read the same way: of archives, how their texts are."""
+    return [[s.path, s.kind, s.size, Path(s.path).stat().st_mtime_ns, *_told_of_members(s)] for s in sources]
+
+
+def _told_of_members(source: Source) -> list[object]:
+    return [source.form_settings.one_document_per_file] if source.kind in (TAR, ZIP) else []
 
 
 def claim_folder(folder: Path, description: dict[str, object], ours: bool) -> None:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from central.runtime.exits import BadRequest
+from pretraining.data.blanks import plain_blanks
+from pretraining.data.sentences import has_wrapped_lines
 
 SAMPLE_BYTES = 1 << 16
 READ_BYTES = 1 << 18
@@ -79,7 +81,7 @@ class FormSettings:
 
     encoding: str | None = None  # of those that are not UTF-8
     text_column: str = "text"  # of JSON lines and tables
-    one_document_per_file: bool = False  # plain text is a book each
+    one_document_per_file: bool | None = None  # plain text is a book each; None: where its lines are wrapped
 
 
 class Damaged(ValueError):
@@ -134,7 +136,11 @@ def form_of(head: bytes, settings: FormSettings) -> Form:
         found = told(text, whole, settings)
         if found:
             return replace(found, encoding=form.encoding, remark=form.remark)
-    return replace(form, kind=BOOK) if settings.one_document_per_file else form
+    is_book = settings.one_document_per_file
+    if is_book is None:
+        text = plain_blanks(text)
+        is_book = has_wrapped_lines(text if whole else text.rpartition("\n")[0])
+    return replace(form, kind=BOOK) if is_book else form
 
 
 @dataclass(frozen=True)

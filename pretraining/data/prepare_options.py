@@ -9,12 +9,12 @@ from typing import Any
 from central.runtime import rank as ranks
 from central.runtime.exits import BadRequest
 from pretraining.data.documents import TextSettings
-from pretraining.data.formats import FormSettings
+from pretraining.data.formats import BOOK, TEXT, FormSettings
 from pretraining.data.pipeline import Request
 from pretraining.data.report import REFUSED
 from pretraining.data.sentences import SPLITTERS, language_note, sentence_splitter
 from pretraining.data.shards import Phase, ShardSettings
-from pretraining.data.sources import HubDataset, Source, find_sources
+from pretraining.data.sources import HubDataset, Source, find_sources, wrapped_lines_said
 from pretraining.data.wordpiece import VocabularyFile
 
 NO_TEXT = "no text given: --input FILE_OR_FOLDER..., --dataset ID, or --dataset alone for Wikipedia"
@@ -45,8 +45,11 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--one_document_per_file",
-        action="store_true",
-        help="a plain text file is one document with wrapped lines: books",
+        nargs="?",
+        const="1",
+        default="auto",
+        choices=("auto", "0", "1"),
+        help="plain text files are books, one document each, with wrapped lines; auto: those whose lines are wrapped",
     )
     add(
         "--dataset",
@@ -162,7 +165,10 @@ def form_settings(args: argparse.Namespace) -> FormSettings:
             raise BadRequest(
                 f"--encoding {args.encoding}: no such encoding; cp1252, utf-16 are names of some"
             ) from error
-    return FormSettings(args.encoding, args.text_column, args.one_document_per_file)
+    books = {"0": False, "1": True, "auto": None}[args.one_document_per_file]
+    if books is None and args.sentences == "line":
+        books = False  # every line is told to be a sentence
+    return FormSettings(args.encoding, args.text_column, books)
 
 
 def dataset_of(args: argparse.Namespace) -> HubDataset | None:
@@ -192,7 +198,20 @@ def sources_of(
     sources = _gather(problems, find_sources, args.input, form_settings(args))
     if problems:
         raise BadRequest(problems)
+    note = wrapped_note(sources)
+    if note and ranks.from_environment().is_main:
+        print(f"note: {note}")
     return sources
+
+
+def wrapped_note(sources: list[Source]) -> str | None:
+    """How many files were taken for books as their lines are wrapped; None where there are none, or it was told."""
+    seen = [source for source in sources if source.form_settings.one_document_per_file is None]
+    books = [source for source in seen if source.kind == BOOK]
+    if not books:
+        return None
+    texts = sum(source.kind == TEXT for source in seen)
+    return wrapped_lines_said(len(books), len(books) + texts)
 
 
 def request_of(args: argparse.Namespace, text_is_needed: bool = True) -> Request:

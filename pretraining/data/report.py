@@ -249,7 +249,7 @@ def _phase_warnings(length: str, splits: dict) -> list[str]:
     if training["padding"] > MOST_PADDING:
         lines.append(
             f"{training['padding']:.0%} of the sequences of {length} tokens is padding, as documents are short: blank"
-            " lines belong between documents, not paragraphs (--one_document_per_file for books)"
+            " lines belong between documents, not paragraphs (--one_document_per_file 1 for books)"
         )
     if splits["test"] is None:
         lines.append(f"no text is held out at {length} tokens: four documents at least, and a --test_fraction above 0")

@@ -105,6 +105,10 @@ _NUMBER = re.compile(r"[0-9]|[IVXLCDM]+\b")
 _DOTTED = re.compile(r"\w(?:\.\w{1,2})+")  # "p.m", "z.B", "Ph.D"
 SMALL_WORDS = ("i", "я")  # letters that end sentences as words; others are initials where there are no capitals
 # What goes on after a Japanese quotation: particles, but not the words that begin with one and may begin a sentence.
+LEAST_WRAPPED_LINES = 8  # from which lines are told to be wrapped; fewer tell nothing
+WRAPPED_WIDTHS = range(30, 161)  # characters
+_LONGEST_FIRST_WORD = 12  # characters; in writing without blanks a whole line looks like one word
+_ENDS_SENTENCE = re.compile(f"[{_SPACED}{_ALONE}{_ALONE_RARE}][{_CLOSERS}_*]*$")
 _QUOTATION_GOES_ON = re.compile(
     r"って|など|と(?!ころ|ても|にかく|うとう|りあえず|もあれ|もかく)|を|が(?!ん)|の(?!ち)|は(?!い|じ|っ)|に(?!わ|こ|や)"
     r"|だ(?!が|か|っ)|か(?=[、。」と])|へ(?!え)|も(?!う|し|ち|っ|の)|で(?!も|は)"
@@ -144,6 +148,30 @@ def sentence_splitter(name: str, language: str) -> Callable[[str], str]:
     if name == "pysbd":
         return _pysbd(language)
     raise BadRequest(f"--sentences {name}: one of {', '.join(SPLITTERS)}")
+
+
+def has_wrapped_lines(text: str) -> bool:
+    """Whether the lines of a text were broken at a width, amid sentences, as those of Project Gutenberg are.
+
+    Such lines are nearly all about as long as the longest, the next word would mostly not have fitted, and few end
+    or begin sentences. What no line follows (the last of a paragraph, headings, unwrapped paragraphs) tells nothing.
+    """
+    lines = [line.strip() for line in text.split("\n")]
+    broken = [(line, following) for line, following in zip(lines, lines[1:]) if line and following]
+    if len(broken) < LEAST_WRAPPED_LINES:
+        return False
+    lengths = sorted(len(line) for line, _ in broken)
+    width = lengths[int(0.95 * len(lengths))]
+    if width not in WRAPPED_WIDTHS:
+        return False
+    long = sum(length >= 0.75 * width for length in lengths)
+    full = sum(
+        len(line) + 1 + min(len(following.split(" ", 1)[0]), _LONGEST_FIRST_WORD) > width for line, following in broken
+    )
+    ends = sum(_ENDS_SENTENCE.search(line) is not None for line, _ in broken)
+    capitals = sum(following[0].isupper() for _, following in broken)
+    few, most = 0.3 * len(broken), 0.8 * len(broken)
+    return long >= most and full >= len(broken) / 2 and ends <= few and capitals <= len(broken) / 2
 
 
 def language_note(name: str, language: str) -> str | None:

@@ -21,7 +21,9 @@ from pretraining.data.formats import (
     HTML,
     JSONL,
     TABLE,
+    TAR,
     TEXT,
+    ZIP,
     Damaged,
     FormSettings,
     Recoded,
@@ -165,14 +167,26 @@ def batches(sources: list[Source], dataset: HubDataset | None) -> Iterator[Batch
 
 def _pieces(source: Source) -> Iterator[tuple[Piece, int]]:
     """(records of one file, bytes of it read so far); the texts in an archive one after the other."""
-    path = source.path
+    path, kinds = source.path, []
     with open(path, "rb") as raw:
         try:
             for file in text_files(raw, path, source.form_settings):
+                kinds.append(file.form.kind)
                 for piece in _pieces_of(file, source, raw):
                     yield piece, raw.tell()
         except Damaged as error:
             yield _said(path, _damaged(path, raw, source, error)), raw.tell()
+        if source.kind in (TAR, ZIP) and source.form_settings.one_document_per_file is None and BOOK in kinds:
+            books = kinds.count(BOOK)
+            yield _said(path, f"{path}: {wrapped_lines_said(books, books + kinds.count(TEXT))}"), raw.tell()
+
+
+def wrapped_lines_said(books: int, texts: int) -> str:
+    """What a user should know of plain texts that were taken for books."""
+    return (
+        f"{books} of {texts} plain texts have wrapped lines: each is read as one document, its lines joined to"
+        " paragraphs (--one_document_per_file 0: as documents between blank lines, a sentence ends with its line)"
+    )
 
 
 def _damaged(name: str, raw: BinaryIO, source: Source, error: Exception) -> str:
