@@ -2,6 +2,7 @@
 
 import fcntl
 import itertools
+import json
 import os
 import stat
 from collections.abc import Iterable
@@ -10,6 +11,14 @@ from contextlib import suppress
 from central.errors import BadRequest
 
 MOST_INFLATED = 4  # times its size that a file of weights may unpack to
+
+
+def parse_json(text: str) -> object:
+    """json.loads, with a ValueError also for what is nested deeper than Python reads."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def move_aside(path: str | os.PathLike) -> str | None:

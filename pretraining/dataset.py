@@ -4,7 +4,6 @@ Knows shards and rows, not the model. The order of rows is a pure function of (s
 of ranks, and a place in it is one integer: rows taken since the phase began, over all ranks.
 """
 
-import json
 import queue
 import threading
 from collections import OrderedDict
@@ -17,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from central.files import SHARD_SUFFIXES, shards_of
+from central.files import SHARD_SUFFIXES, parse_json, shards_of
 from central.runtime.exits import BadRequest
 from pretraining.batches import Masking, Rows, Step, concatenate, flat_micro_batches, static_micro_batches
 from pretraining.data.hdf5 import KEYS
@@ -312,8 +311,8 @@ def average_sequences_per_row(folder: Path, shards: list[Shard]) -> float:
 
 def _average_in(path: Path) -> float:
     try:
-        average = float(json.loads(path.read_text())["avg_seq_per_sample"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        average = float(parse_json(path.read_text())["avg_seq_per_sample"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise BadRequest(f"{path}: no number avg_seq_per_sample in it ({error})") from error
     if not 1 <= average < float("inf"):
         raise BadRequest(f"{path}: avg_seq_per_sample is {average}, where a number from 1 is due: correct it")

@@ -76,9 +76,19 @@ def check_memory(
             break
         fits = size
     remedy = f"a micro-batch of {fits} fits (raise --gradient_accumulation_steps)"
-    if not fits:
+    if not fits and training_bytes(config, device, 1, seq_len, masked) <= available // ranks:
+        remedy = (
+            f"{_gib(beside)} GiB of it are shards kept in memory: make smaller ones (prepare.py hdf5 --num_shards N), "
+            "or choose fewer ranks on this machine"
+        )
+    elif not fits:
         remedy = "not even a micro-batch of 1 fits: choose a smaller model, or fewer ranks on this machine"
     raise BadRequest(
-        f"a micro-batch of {micro_batch_size} rows of {seq_len} tokens needs about {needed / 2**30:.1f} GiB per "
-        f"process, {available / ranks / 2**30:.1f} GiB are free: {remedy}"
+        f"a micro-batch of {micro_batch_size} rows of {seq_len} tokens needs about {_gib(needed)} GiB per "
+        f"process, {_gib(available // ranks)} GiB are free: {remedy}"
     )
+
+
+def _gib(size: int) -> str:
+    """Bytes in GiB; whole numbers, as a batch may be asked for that no float holds."""
+    return f"{size // 2**30}.{size % 2**30 * 10 // 2**30}"

@@ -6,13 +6,13 @@ that the model is given (`kernels/plain.py`, `cpu.py`, `cuda.py`); the network i
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from central.files import parse_json
 from central.models import LARGEST_SIZE
 
 VOCAB_MULTIPLE = 8
@@ -58,10 +58,10 @@ class BertConfig:
     def from_json(cls, path: Path, **overrides) -> "BertConfig":
         """Read BERT's keys from a JSON file, other keys are passed over; ValueError names the file."""
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            found = parse_json(Path(path).read_text(encoding="utf-8"))
             known = {field.name for field in dataclasses.fields(cls)}
             return cls(**{key: value for key, value in {**found, **overrides}.items() if key in known})
-        except (OSError, json.JSONDecodeError, TypeError, ValueError) as error:
+        except (OSError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a BERT configuration ({error})") from error
 
     @property

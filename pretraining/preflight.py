@@ -1,10 +1,10 @@
 """What is known before the first step: every file and folder of a request is looked at, and what is wrong is told."""
 
-import json
 import os
 import shutil
 from dataclasses import dataclass, replace
 
+from central.files import missing_folders, parse_json, remove_empty
 from central.runtime.device import Device
 from central.runtime.exits import BadRequest
 from central.runtime.rank import Rank
@@ -66,8 +66,6 @@ def check_request(settings: Settings, start: Start, device: Device, rank: Rank) 
     average = average_sequences_per_row(settings.input_dir, shards)
     micro_batches = max(1, round(settings.grad_accum_steps / average))
     share = Share(rank.rank, rank.world_size, settings.micro_batch_size, micro_batches)
-    if rank.is_main:
-        _check_output(settings, config)
     memory = model_stats.check_memory(
         config,
         device,
@@ -77,6 +75,8 @@ def check_request(settings: Settings, start: Start, device: Device, rank: Rank) 
         rank.local_world_size if device.type == "cpu" else 1,
         reader.kept_bytes,
     )
+    if rank.is_main:
+        _check_output(settings, config)
     return Request(config, vocabulary, limits, reader, share, test_shards, memory, tuple(notes))
 
 
@@ -106,7 +106,7 @@ def _check_start(start: Start, config: BertConfig, vocabulary: Vocabulary | None
     if not path.is_file():
         return
     try:
-        made_with = dict(json.loads(path.read_text(encoding="utf-8")))
+        made_with = dict(parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise BadRequest(f"{path}: cannot be read ({error}): copy this folder again") from error
     if made_with.get("model_type", "bert") != "bert":
@@ -133,7 +133,17 @@ def _check_vocabulary_of(shards: list[Shard], vocabulary: Vocabulary | None) -> 
 
 
 def _check_output(settings: Settings, config: BertConfig) -> None:
-    """The output folders can be written, and one checkpoint fits on the disk."""
+    """The output folders can be written, and one checkpoint fits on the disk; what is refused leaves no folder."""
+    made = [missing_folders(os.fspath(folder)) for folder in (settings.output_dir, settings.results_dir)]
+    try:
+        _check_room(settings, config)
+    except BadRequest:
+        for folders in filter(None, made):
+            remove_empty(folders)
+        raise
+
+
+def _check_room(settings: Settings, config: BertConfig) -> None:
     for folder in (settings.output_dir, settings.results_dir):
         try:
             folder.mkdir(parents=True, exist_ok=True)

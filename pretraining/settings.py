@@ -4,10 +4,12 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from central.files import is_special
 from central.habana_flags import translate
 from central.runtime import watchdog
 from central.runtime.exits import BadRequest
 
+LEAST_LENGTH = 5  # tokens of a row: [CLS] a [SEP] b [SEP]
 WITHOUT_EFFECT = ("loss_scale", "init_loss_scale", "hmp_opt_level", "num_train_epochs")
 
 
@@ -200,6 +202,12 @@ def _problems(args) -> list[str]:
         path = getattr(args, name)
         if path is not None and not Path(path).exists():
             problems.append(f"--{name} {path}: not found")
+        elif path is not None and is_special(path):
+            problems.append(f"--{name} {path}: not a regular file, so it might never end: give a file or folder")
+    if is_special(args.json_summary):
+        problems.append(f"--json-summary {args.json_summary}: not a regular file: give a file in a folder for results")
+    if args.max_seq_length < LEAST_LENGTH:
+        problems.append(f"--max_seq_length {args.max_seq_length}: at least {LEAST_LENGTH}, for [CLS] a [SEP] b [SEP]")
     return problems
 
 

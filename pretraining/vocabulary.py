@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from central.files import is_special, parse_json
 from central.runtime.exits import BadRequest
 
 SPECIAL_TOKENS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}  # ids in BERT's own vocabulary
@@ -59,7 +61,7 @@ def tokens_of(text: str) -> tuple[str, ...]:
 def find_vocabulary(vocab_file: Path | None, folder: Path) -> Vocabulary | None:
     """`vocab_file`, else the vocab.txt in `folder`, else None; BadRequest where a file is there but is none."""
     path = vocab_file or folder / "vocab.txt"
-    if vocab_file is None and not path.is_file():
+    if vocab_file is None and not os.path.lexists(path):
         return None
     text = vocabulary_text(path)
     tokens = tokens_of(text)
@@ -67,7 +69,7 @@ def find_vocabulary(vocab_file: Path | None, folder: Path) -> Vocabulary | None:
     if missing:
         raise BadRequest(f"{path}: no {', '.join(missing)} in it: give BERT's vocab.txt, one token a line")
     beside = path.parent / "tokenizer_config.json"
-    if beside.is_file():
+    if os.path.lexists(beside):
         return Vocabulary(tokens, _read_settings(beside), text)
     lower = not any(token.isupper() for token in tokens if token not in SPECIAL_TOKENS)
     return Vocabulary(tokens, {"tokenizer_class": "BertTokenizer", "do_lower_case": lower}, text)
@@ -83,17 +85,17 @@ def fingerprint_of(folder: Path) -> str | None:
         return None
     text = _read(path)
     try:
-        ids = json.loads(text)["model"]["vocab"]
+        ids = parse_json(text)["model"]["vocab"]
         tokens = [""] * (max(ids.values()) + 1)  # an id without a token is that of one which cannot be written there
         for token, number in ids.items():
             tokens[number] = token
         return fingerprint(tokens)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None  # a tokenizer of another kind: nothing to compare
 
 
 def _read(path: Path) -> str:
-    if path.exists() and not path.is_file():
+    if is_special(path):
         raise BadRequest(f"{path}: not a regular file, so it might never end: give BERT's vocab.txt")
     try:
         return path.read_bytes().decode()  # bytes: line ends stay what they are
@@ -103,8 +105,10 @@ def _read(path: Path) -> str:
 
 def _read_settings(path: Path) -> dict:
     try:
-        settings = json.loads(_read(path))
-    except json.JSONDecodeError as error:
+        settings = parse_json(_read(path))
+    except BadRequest:
+        raise
+    except ValueError as error:
         raise BadRequest(f"{path}: not JSON ({error}): copy it again, or delete it") from error
     if not isinstance(settings, dict):
         raise BadRequest(f"{path}: holds no settings of a tokenizer: copy it again, or delete it")

@@ -368,6 +368,15 @@ def status(arguments: list[str]) -> tuple[int, str]:
     return ended.returncode, ended.stderr
 
 
+@pytest.mark.parametrize("length", [5, 7, 8])
+def test_rows_that_hold_almost_nothing_are_said(length, text, vocab, tmp_path, capsys):
+    arguments = words(text, vocab, tmp_path / "out", "--max_seq_length", str(length), "--max_predictions_per_seq", "1")
+    parser = argparse.ArgumentParser()
+    prepare.all_options(parser)
+    prepare_options.request_of(parser.parse_args(arguments))
+    assert ("almost nothing of a text fits" in capsys.readouterr().out) == (length < 8)
+
+
 def test_all_faults_of_a_request_are_told_at_once(vocab, tmp_path):
     arguments = words(tmp_path / "absent.txt", tmp_path / "novocab.txt", tmp_path / "out", "--dupe_factor", "0")
     code, said = status([*arguments, "--max_seq_length", "64", "--masked_lm_prob", "1.5"])

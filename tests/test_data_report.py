@@ -231,11 +231,24 @@ def test_a_token_store_that_was_cut_is_made_again(name, length, vocab, tmp_path,
         assert (folder / path.relative_to(tmp_path / "calm")).read_bytes() == path.read_bytes()
 
 
-def test_a_record_that_is_no_text(vocab, tmp_path):
+@pytest.mark.parametrize("record", [b"[1]", b"[" * 3000 + b"]" * 3000])
+def test_a_record_that_is_no_text(record, vocab, tmp_path):
     text = text_of(documents(30))
     assert prepare_text(text, vocab, tmp_path) == 0
     (tmp_path / "out" / "tokens_corpus" / ".request.json").write_bytes(b"\xff\xfe\x00")
     assert prepare_text(text, vocab, tmp_path) == 0
-    (tmp_path / "out" / "tokens_corpus" / ".request.json").write_bytes(b"[1]")
+    (tmp_path / "out" / "tokens_corpus" / ".request.json").write_bytes(record)
     line = ["hdf5", "--vocab_file", str(vocab), "--output_dir", str(tmp_path / "out"), "--max_seq_length", "32"]
     assert run(prepare.main, [*line, "--max_predictions_per_seq", "5"]) == 2
+
+
+@pytest.mark.parametrize("parts", ["[" * 3000 + "]" * 3000, "1e999", "-1", "1" + "0" * 20])
+def test_a_token_store_that_counts_no_parts_is_made_again(parts, vocab, tmp_path):
+    text = text_of(documents(30))
+    assert prepare_text(text, vocab, tmp_path) == 0
+    shards = {path: path.read_bytes() for path in tmp_path.rglob("*.hdf5")}
+    for path in shards:
+        path.unlink()
+    (tmp_path / "out" / "tokens_corpus" / "complete.json").write_text(f'{{"parts": {parts}}}')
+    assert prepare_text(text, vocab, tmp_path) == 0
+    assert shards and {path: path.read_bytes() for path in tmp_path.rglob("*.hdf5")} == shards

@@ -102,6 +102,7 @@ def test_habanas_packed_folders_are_data(project):
         "[1]",
         "x",
         "\udcff",
+        "[" * 3000 + "]" * 3000,
     ],
 )
 def test_a_configuration_that_is_none(project, content):

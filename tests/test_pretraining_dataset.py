@@ -229,7 +229,12 @@ def test_habanas_names_do_not_join_shards_that_are_named_as_training(tmp_path):
     assert [path.name for path in find_shards(folder, "training")] == ["c_training_0.hdf5"]
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"avg_seq_per_sample": "x"}', '{"avg_seq_per_sample": NaN}', "{"])
+HUGE = (f'{{"avg_seq_per_sample": 1{"0" * 400}}}', '{"avg_seq_per_sample": ' + "[" * 3000 + "]" * 3000 + "}")
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", '{"avg_seq_per_sample": "x"}', '{"avg_seq_per_sample": NaN}', "{", *HUGE]
+)
 def test_metadata_without_an_average_is_named(tmp_path, content):
     folder = tmp_path / "packed"
     write_habanas_folder(folder)

@@ -30,8 +30,12 @@ from central.runtime.checkpoints import is_complete
 from central.runtime.device import Device, open_device
 from central.runtime.exits import BadRequest
 from central.runtime.rank import Rank
+from central.runtime.reports import Console
 from pretraining import model_stats
 from pretraining.modeling import BertConfig
+from pretraining.vocabulary import find_vocabulary
+
+NESTED = b'{"a":' * 3000 + b"1" + b"}" * 3000
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,14 @@ def refused(words) -> list[str]:
         ({"use_habana": True}, "two devices"),
         ({"input_dir": "/nowhere"}, "--input_dir /nowhere: not found"),
         ({"max_seq_length": 8}, "longer than --max_seq_length 8"),
+        ({"max_seq_length": 2}, "--max_seq_length 2: at least 5"),
+        ({"config_file": "/dev/zero"}, "--config_file /dev/zero: not a regular file"),
+        ({"vocab_file": "/dev/zero"}, "--vocab_file /dev/zero: not a regular file"),
+        ({"init_checkpoint": "/dev/zero"}, "--init_checkpoint /dev/zero: not a regular file"),
+        ({"json_summary": "/dev/null"}, "--json-summary /dev/null: not a regular file"),
+        ({"seed": -1}, "--seed -1: give a whole number from 0"),
+        ({"seed": 2**32}, "--seed 4294967296: give a whole number from 0"),
+        ({"train_batch_size": 10**400, "gradient_accumulation_steps": 1}, "a micro-batch of"),
         ({"phase2": True, "resume_from_checkpoint": True}, "run phase 1 first"),
         ({"resume_from_checkpoint": True, "resume_step": 4}, "no checkpoint of step 4"),
         ({"eval_dir": "/tmp"}, "no file *test*.hdf5"),
@@ -82,7 +94,7 @@ def refused(words) -> list[str]:
 def test_requests_that_cannot_run(corpora, tmp_path, flags, words):
     problems = refused(script_argv(corpora[0], corpora[2], tmp_path, **flags))
     assert any(words in problem for problem in problems), problems
-    assert not checkpoints(tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_problems_of_a_request_are_told_together_and_exit_2(corpora, tmp_path):
@@ -166,6 +178,9 @@ def test_a_model_of_another_kind_is_no_start(corpora, tmp_path):
     (tmp_path / "config.json").write_text("{")
     (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path / "new", init_checkpoint=tmp_path))
     assert "config.json: cannot be read" in problem
+    (tmp_path / "config.json").write_bytes(NESTED)
+    (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path / "new", init_checkpoint=tmp_path))
+    assert "config.json: cannot be read (nested too deep)" in problem
 
 
 @pytest.mark.parametrize("phase", [1, 2])
@@ -199,6 +214,8 @@ BROKEN_FILES = [
     ("tokenizer_config.json", b"\xff{}", "tokenizer_config.json: cannot be read as UTF-8 text"),
     ("tokenizer_config.json", b"[1]", "tokenizer_config.json: holds no settings of a tokenizer"),
     ("token_counts.npy", b"\x93NUMPY", "token_counts.npy: cannot be read"),
+    ("tokenizer_config.json", NESTED, "tokenizer_config.json: not JSON (nested too deep)"),
+    ("config.json", NESTED, "config.json: not a BERT configuration (nested too deep)"),
     ("config.json", b"{", "config.json: not a BERT configuration"),
     ("config.json", b"\xff\xfe{}", "config.json: not a BERT configuration"),
     ("config.json", b"[1, 2]", "config.json: not a BERT configuration"),
@@ -265,8 +282,10 @@ def test_a_checkpoint_of_another_size_is_refused(whole_run, corpora, tmp_path):
 
 def test_a_full_disk_is_seen_before_the_first_step(corpora, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path))
+    (tmp_path / "there").mkdir()
+    (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path / "there" / "new"))
     assert "MiB free, a checkpoint needs" in problem
+    assert (tmp_path / "there").is_dir() and not (tmp_path / "there" / "new").exists()
 
 
 def test_a_disk_that_fills_up_ends_with_2_and_keeps_the_older_checkpoints(corpora, tmp_path, monkeypatch):
@@ -346,6 +365,38 @@ def test_a_model_too_large_altogether_is_not_told_to_take_smaller_batches(corpor
     (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path))
     assert "not even a micro-batch of 1 fits: choose a smaller model" in problem
     assert "--gradient_accumulation_steps" not in problem
+
+
+def test_shards_larger_than_memory_are_to_be_smaller(monkeypatch):
+    config, device = BertConfig(VOCAB_SIZE, 32, 2, 2, 64), open_device("cpu", "eager", "fp32", Rank())
+    monkeypatch.setattr(Device, "available_memory", lambda self: 1 << 30)
+    with pytest.raises(BadRequest) as error:
+        model_stats.check_memory(config, device, 4, 16, 3, ranks=1, data_bytes=3 << 30)
+    assert "3.0 GiB of it are shards kept in memory: make smaller ones" in str(error.value)
+    assert "smaller model" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer_config.json"])
+def test_a_file_beside_the_shards_that_might_never_end_is_named(tmp_path, name):
+    """It is neither waited for nor passed over."""
+    folder = make_corpus(tmp_path / "corpus", shards=1)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(BadRequest, match=f"{name}: not a regular file"):
+        find_vocabulary(None, folder)
+
+
+def test_a_vocabulary_with_a_byte_order_mark_is_read(tmp_path):
+    folder = make_corpus(tmp_path / "corpus", shards=1)
+    plain = find_vocabulary(None, folder)
+    (folder / "vocab.txt").write_bytes(b"\xef\xbb\xbf" + (folder / "vocab.txt").read_bytes())
+    assert find_vocabulary(None, folder) == plain
+
+
+def test_the_time_left_of_steps_without_end(capsys):
+    console = Console(10**300, 0, bar=False)
+    console.step(1, "loss 1")
+    assert "ETA 1157407 days" in capsys.readouterr().out
 
 
 SHAPES = """

@@ -225,7 +225,7 @@ def read_config(path):
         return {}, SPECIAL
     try:
         with open(path) as file:
-            config = json.load(file)
+            config = files.parse_json(file.read())
     except OSError as error:
         return {}, error.strerror
     except ValueError as error:

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from central.files import move_aside
+from central.files import move_aside, parse_json
 
 BAR_WIDTH = 24
+MOST_SECONDS = 10**11  # a time left of some 3,000 years; a timedelta holds no more than 10**14
 START = "start_global_step"  # in the log: the step that a process began at, with its phase
 LACKING = float("nan")  # in the picture: a gap, for what the reference or an older version did not log
 BASELINES = {
@@ -76,7 +77,7 @@ def read_history(path: Path) -> list[tuple[list[int], dict]]:
 def _entries(path: Path) -> Iterator[tuple[str | list, dict]]:
     for line in path.read_text().splitlines():
         try:
-            entry = json.loads(line.removeprefix("DLLL "))
+            entry = parse_json(line.removeprefix("DLLL "))
             step, data = entry["step"], dict(entry["data"])
         except (ValueError, KeyError, TypeError):
             continue
@@ -98,7 +99,7 @@ class Console:
     def step(self, step: int, text: str) -> None:
         done = step - self._first
         left = (time.monotonic() - self._began) / max(done, 1) * (self._total - step)
-        eta = f"ETA {datetime.timedelta(seconds=round(left))}"
+        eta = f"ETA {datetime.timedelta(seconds=round(min(left, MOST_SECONDS)))}"
         if not self._bar:
             print(f"step {step}/{self._total}  {text}  {eta}", flush=True)
             return

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from central.files import parse_json
 from central.runtime.exits import BadRequest
 from pretraining.data import report
 from pretraining.data.claims import RECORD, claim_folder, describe_sources, show_notes
@@ -128,7 +129,7 @@ def stored_corpus(request: Request) -> Corpus:
 
 def _recorded_vocabulary(folder: Path) -> str | None:
     try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))["vocabulary"]
+        return parse_json((folder / RECORD).read_text(encoding="utf-8"))["vocabulary"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -176,8 +177,10 @@ def _tokenize(request: Request, workers: Workers) -> list[PartSummary]:
 def _stored_parts(folder: Path) -> list[PartSummary] | None:
     """The parts of a finished run; None where it did not finish, or something of it was cut."""
     try:
-        count = int(json.loads((folder / COMPLETE).read_text(encoding="utf-8"))["parts"])
-    except (OSError, ValueError, KeyError, TypeError):
+        count = int(parse_json((folder / COMPLETE).read_text(encoding="utf-8"))["parts"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+    if not 0 < count <= len(list(folder.glob("part_*.npz"))):
         return None
     parts = [Part(folder, number) for number in range(count)]
     return [summary(part) for part in parts] if all(part.whole_index() for part in parts) else None

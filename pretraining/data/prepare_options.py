@@ -19,6 +19,7 @@ from pretraining.data.wordpiece import VocabularyFile
 
 NO_TEXT = "no text given: --input FILE_OR_FOLDER..., --dataset ID, or --dataset alone for Wikipedia"
 MOST_SEED = 2**32 - 1
+SHORT = 8  # tokens of a row, three of them special, below which it is said
 WIKIPEDIA = "wikimedia/wikipedia"
 WIKIPEDIA_SNAPSHOT = "20231101"  # its configurations are named SNAPSHOT.LANGUAGE
 
@@ -223,6 +224,9 @@ def request_of(args: argparse.Namespace, text_is_needed: bool = True) -> Request
     text = _gather(problems, text_settings, args)
     if problems:
         raise BadRequest(problems)
+    short = [length for length in args.max_seq_length if length < SHORT]
+    if short and ranks.from_environment().is_main:
+        print(f"note: --max_seq_length {', '.join(map(str, short))}: almost nothing of a text fits into such rows")
     settings = ShardSettings(
         phases=tuple(map(Phase, args.max_seq_length, args.max_predictions_per_seq)),
         vocabulary_file=vocabulary_file,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from central.files import parse_json
 from pretraining.data.wordpiece import OTHER, USAGE, Usage
 
 FILE = "corpus.json"
@@ -291,7 +292,7 @@ def write(report: dict) -> bytes:
 def read(folder: Path) -> dict | None:
     """The report beside the shards, None where there is none that can be read."""
     try:
-        report = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        report = parse_json((folder / FILE).read_text(encoding="utf-8"))
         lines(report)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
