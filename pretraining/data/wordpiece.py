@@ -268,7 +268,7 @@ class _WordTable(dict):
         self.vocabulary = vocabulary
         self.unknown_id = vocabulary.ids["[UNK]"]
         self.normaliser = vocabulary.normaliser
-        self.parts = self.normaliser.parts
+        self.parts, self.lower = self.normaliser.parts, self.normaliser.do_lower_case
         self.pieces: dict[str, list[int]] = {}  # of the parts between punctuation: fewer than words
         self.ids = array("I")
         self.ends = array("q", (0, 0))
@@ -279,7 +279,9 @@ class _WordTable(dict):
     def __missing__(self, word: str) -> int:
         ids, known, unknown_id = self.ids, self.pieces, self.unknown_id
         unknown = None
-        for part in self.parts(word):
+        is_ascii = word.isascii()
+        is_plain = is_ascii and word.isalpha()  # as most words are: one part, found without a pattern
+        for part in (word.lower() if self.lower else word,) if is_plain else self.parts(word):
             pieces = known.get(part)
             if pieces is None:
                 pieces = known[part] = self._pieces(part)
@@ -289,8 +291,8 @@ class _WordTable(dict):
         ends, facts = self.ends, self.facts
         row = len(facts)
         ends.append(len(ids))
-        if unknown is None and word.isascii():
-            facts.append(LATIN if _ASCII_LETTER.search(word) else 0)
+        if unknown is None and is_ascii:
+            facts.append(LATIN if is_plain or _ASCII_LETTER.search(word) else 0)
         else:
             facts.append(self._facts(word, row, unknown or []))
         if len(word) <= LONGEST_CACHED_WORD:
