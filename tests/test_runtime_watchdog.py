@@ -45,7 +45,8 @@ from central.runtime.watchdog import Watchdog
 dog = Watchdog(Rank(), float(sys.argv[1]), SimpleNamespace(requested=False), compiles=sys.argv[3] == "compiles")
 if sys.argv[3] == "long":
     dog.mark("step 1"); time.sleep(4); dog.step()  # a step of 4 s: 4 s more are allowed from now on
-dog.mark("step 2")
+if sys.argv[3] != "before training":
+    dog.mark("step 2")
 time.sleep(float(sys.argv[2]))
 dog.close()
 """
@@ -53,8 +54,15 @@ dog.close()
 
 @pytest.mark.parametrize(
     ("timeout", "seconds", "how", "status"),
-    [(1, 30, "", 124), (0, 4, "", 0), (3, 1, "", 0), (1, 4, "compiles", 0), (5, 8, "long", 0)],
-    ids=["hangs", "not watched", "in time", "compiles", "as long as the step before"],
+    [
+        (1, 30, "", 124),
+        (0, 4, "", 0),
+        (3, 1, "", 0),
+        (1, 4, "compiles", 0),
+        (5, 8, "long", 0),
+        (1, 5, "before training", 0),
+    ],
+    ids=["hangs", "not watched", "in time", "compiles", "as long as the step before", "before training"],
 )
 def test_a_process_alone(timeout, seconds, how, status):
     words = [sys.executable, "-c", ALONE, str(timeout), str(seconds), how]

@@ -253,6 +253,12 @@ class FineTuningTrainer(Trainer):
             self._stopping.stop.kept = f"checkpoint-{step}"
         self.watchdog.mark(f"step {step}, saved")
 
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        finally:  # an error says itself what ended the training, however long it takes from here
+            self.watchdog.mark(BUSY)
+
     def end(self):
         """The run is over."""
         self.watchdog.close()

@@ -138,6 +138,8 @@ class Watchdog:
         while not self._closed.wait(1):
             self._idle += 1
             self._store_silence += 1
+            if not self._progress:  # what comes before training may take any time
+                continue
             if self._stop.requested and self._idle >= WHILE_STOPPING:
                 silent = [rank for rank in hanging(self._others()) if self._others()[rank].silence >= SILENT]
                 if silent:
