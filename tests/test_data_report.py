@@ -41,7 +41,9 @@ def text_of(made: list[list[str]]) -> str:
 
 def prepare_text(text: str, vocab: Path, folder: Path, *more: str) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "in.txt").write_text(text, encoding="utf-8")
+    source = folder / "in.txt"
+    if not (source.exists() and source.read_text(encoding="utf-8") == text):  # one written again is another request
+        source.write_text(text, encoding="utf-8")
     line = f"--input {folder / 'in.txt'} --vocab_file {vocab} --output_dir {folder / 'out'} --num_processes 1"
     options = "--max_seq_length 32 64 --max_predictions_per_seq 5 10 --sentences line"
     return run(prepare.main, [*line.split(), *options.split(), *more])
