@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pretraining_helpers
 import pytest
+import torch
 from emulated_gaudi import ROOT, Gaudi, free_port
+from transformers.trainer_pt_utils import safe_globals
 
 from central.finetuning.batching import HPU_ROWS
 from central.runtime.reports import read_log
@@ -264,10 +266,20 @@ def check_run(tmp_path, tasks, on_cpu, name, mode, data_type, ranks, other_modes
     if task.pretrains:
         assert (max(differences) > ROUNDING) == (data_type == "bf16"), differences
     check_reports(gaudi.reports(), task, mode, ranks)
+    check_files(out)
     if other_modes and mode == "lazy":
         for other in (*MODES, "cpu"):
             check_resumed_elsewhere(tmp_path / other, task, on_cpu(name), out, other, data_type, ranks, settings)
     return table_row(gaudi.reports(), max(differences), task, mode, ranks)
+
+
+def check_files(out: Path) -> None:
+    """Torch's own reader takes the files of every checkpoint, whatever mode they were written in."""
+    files = [path for kind in ("pt", "pth") for path in out.rglob(f"*.{kind}")]
+    assert files
+    with safe_globals():  # as transformers does
+        for file in files:
+            torch.load(file, weights_only=True)
 
 
 def check_resumed_elsewhere(folder, task, on_cpu, written, mode, data_type, ranks, settings) -> None:
