@@ -6,11 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pretraining_helpers
 import pytest
 import torch
 from emulated_gaudi import ROOT, Gaudi
+from transformers import TrainingArguments
 
+from central.finetuning.features import Features, Ragged
+from central.finetuning.resume import deciding
 from central.finetuning.trainer import ReseedDropout, weights_on_host
 
 pytest_plugins = ("finetuning_fixtures",)
@@ -117,3 +121,15 @@ def test_weights_that_are_one_stay_one_on_the_host():
     found = weights_on_host(model)
     assert found["0.weight"] is found["1.weight"] and found["0.bias"] is not found["1.bias"]
     assert {name: tensor.requires_grad for name, tensor in found.items()} == dict.fromkeys(model.state_dict(), False)
+
+
+def test_a_run_that_changes_device_is_the_same_run(tmp_path):
+    """hpu takes torch's AdamW or Habana's, cpu and cuda the fused form of torch's: one optimizer, to a resume."""
+    features = Features({"input_ids": Ragged.of([[1, 2], [3]]), "labels": np.arange(2)})
+    of_device = [
+        deciding(TrainingArguments(output_dir=str(tmp_path), use_cpu=True, optim=optim), features)
+        for optim in ("adamw_torch", "adamw_torch_fused")
+    ]
+    assert of_device[0] == of_device[1]
+    other = deciding(TrainingArguments(output_dir=str(tmp_path), use_cpu=True, optim="sgd"), features)
+    assert other != of_device[0]

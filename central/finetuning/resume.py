@@ -65,6 +65,8 @@ def deciding(training: TrainingArguments, features: Features) -> dict[str, str |
     """What decides a run: its examples as the model reads them, the batch of all ranks, the precision, and DECIDING."""
     batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     named = {name: getattr(training, name) for name in DECIDING}
+    # The fused form is the same optimizer: hpu has none of torch's, cpu and cuda take it, and a run may change device.
+    named["optim"] = getattr(named["optim"], "value", named["optim"]).removesuffix("_fused")
     return {
         "training data": fingerprint(features),
         "global batch size": batch,
