@@ -308,8 +308,12 @@ def check_resumed_elsewhere(folder, task, on_cpu, written, mode, data_type, rank
 
 
 def looks_at_buckets(sync: dict) -> bool:
-    """Whether it is DistributedDataParallel's wait in the second step, where it makes its buckets anew: once a run."""
-    return sync["optimizer_step"] == 1 and sync["what"] == "copy to cpu" and sync["count"] == 2
+    """Whether it is DistributedDataParallel's wait in the second step, where it makes its buckets anew: once a run.
+
+    Their order goes to the host and, agreed upon, back.
+    """
+    by_ddp = {"copy to cpu": 2, "copy to hpu:0": 1}
+    return sync["optimizer_step"] == 1 and by_ddp.get(sync["what"], 0) == sync["count"]
 
 
 def table_row(reports: list[dict], difference: float, task: Task, mode: str, ranks: int) -> dict[str, str]:
