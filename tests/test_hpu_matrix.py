@@ -248,7 +248,10 @@ def check_run(tmp_path, tasks, on_cpu, name, mode, data_type, ranks, other_modes
     killed = gaudi.run(
         task.command(out, ranks, *words), ranks, HPU_EMULATOR_KILL=str(KILLED), MASTER_PORT=str(free_port()), **settings
     )
-    assert killed.returncode != 0 and "Traceback" not in killed.stderr, killed.stderr[-3000:]
+    # A rank may be killed a moment before its peer, which then finds it gone.
+    peer_is_gone = ranks > 1 and "Connection reset by peer" in killed.stderr
+    assert killed.returncode != 0, killed.stderr[-3000:]
+    assert peer_is_gone or "Traceback" not in killed.stderr, killed.stderr[-3000:]
     assert len(gaudi.reports()) == ranks, killed.stderr[-3000:]
     resumed = gaudi.run(
         task.command(out, ranks, *words, "--resume_from_checkpoint"), ranks, MASTER_PORT=str(free_port()), **settings

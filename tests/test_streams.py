@@ -122,6 +122,13 @@ def test_python_does_not_look_beside_the_script(project):
     assert run(words(project, steps=1), PYTHONSAFEPATH="1")[0] == 0
 
 
+@pytest.mark.parametrize("script", ["text-classification/run_glue.py", "question-answering/run_qa.py"])
+def test_scripts_find_their_modules_where_python_does_not_look_for_them(script):
+    path = ROOT / "transformers/examples/pytorch" / script
+    done = subprocess.run([sys.executable, "-P", str(path), "-h"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_second_sigterm_while_saving_changes_nothing(project):
     """Schedulers send it twice. The process that stops and the launcher hold out to their very end."""
     launcher = start(words(project, steps=2000, saving=3), project, 1)

@@ -356,8 +356,7 @@ class FineTuningTrainer(Trainer):
         rate = self._get_learning_rate() if learning_rate is None else learning_rate
         self._unread.append(Unread(reading, step, self.state.epoch, step - since, rate, start_time))
         tr_loss -= tr_loss
-        self._globalstep_last_logged = step
-        self.store_flos()
+        self._globalstep_last_logged = step  # the operations so far are added up over ranks at saves, which waits
 
     def _log_what_is_there(self, wait: bool) -> None:
         """Log under the step that numbers belong to; `wait`: until all are there."""

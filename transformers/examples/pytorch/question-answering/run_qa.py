@@ -9,7 +9,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
+sys.path[:0] = [
+    str(Path(__file__).resolve().parents[4]),
+    str(Path(__file__).resolve().parent),
+]  # python -P leaves the second out
 from central.runtime import environment, rank
 
 environment.apply_or_exit()  # before torch is imported
