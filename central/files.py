@@ -2,7 +2,6 @@
 
 import fcntl
 import itertools
-import json
 import os
 import stat
 from collections.abc import Iterable
@@ -15,6 +14,8 @@ MOST_INFLATED = 4  # times its size that a file of weights may unpack to
 
 def parse_json(text: str) -> object:
     """json.loads, with a ValueError also for what is nested deeper than Python reads."""
+    import json  # the launcher's start needs none
+
     try:
         return json.loads(text)
     except RecursionError as error:
