@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 
 from central.finetuning.features import Features, Ragged
 from central.finetuning.resume import deciding
-from central.finetuning.trainer import ReseedDropout, weights_on_host
+from central.finetuning.trainer import FineTuningTrainer, ReseedDropout, weights_on_host
 
 pytest_plugins = ("finetuning_fixtures",)
 
@@ -113,6 +113,17 @@ def test_every_step_has_masks_of_its_own():
     first = mask(1)
     torch.rand(9)
     assert mask(1) == first and mask(2) != first and mask(1, rank=1) != first
+
+
+def test_a_rank_that_does_not_save_leaves_the_files_of_the_one_that_does(tmp_path):
+    """That one may have written the weights and not yet what it writes after them."""
+    from types import SimpleNamespace
+
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    trainer = FineTuningTrainer.__new__(FineTuningTrainer)
+    trainer.on_hpu, trainer.is_distributed_loading_by_transformers = False, False
+    trainer.args = SimpleNamespace(hub_token=None, should_save=False, output_dir=str(tmp_path))
+    trainer._save()
 
 
 def test_weights_that_are_one_stay_one_on_the_host():

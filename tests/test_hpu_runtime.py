@@ -320,6 +320,20 @@ for kind, moves in ((Lamb, True), (FusedLamb, False)):
     assert all(parameter.any() for name, parameter in model.named_parameters() if decays(name))
 
 
+def test_our_lamb_never_makes_the_host_wait(gaudi):
+    gaudi.python("""
+import torch
+from hpu_emulator import state
+from pretraining.lamb import Lamb, global_norm
+weight = torch.nn.Parameter(torch.ones(3, 2, device="hpu"))
+optimizer = Lamb([weight], lr=0.1)
+weight.grad = torch.ones_like(weight)
+before = state.counters()["host_syncs"]
+optimizer.step(global_norm([weight.grad]))
+assert state.counters()["host_syncs"] == before
+""")
+
+
 def test_ids_are_32_bits_wide_and_the_padding_embedding_has_no_gradient(tmp_path):
     limits = Limits(pretraining_helpers.VOCAB_SIZE, 16, 64, 3)
     shard, *_ = open_shards(pretraining_helpers.make_corpus(tmp_path / "corpus"), "training", limits)

@@ -281,6 +281,8 @@ class FineTuningTrainer(Trainer):
             super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
+        if not self.args.should_save:  # the rank that does may be at it
+            return
         folder = Path(output_dir or self.args.output_dir)
         for weights in folder.glob("*.safetensors"):
             weights.chmod((folder / "training_args.bin").stat().st_mode)
