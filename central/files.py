@@ -57,6 +57,16 @@ def is_special(path: str | os.PathLike) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+def why_no_file(path: str | os.PathLike) -> str:
+    """Why a path is no file whose content can be read, and what to do; nothing for one that is."""
+    if os.path.isfile(path):
+        return ""
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"a link to {os.readlink(path)}, which is not there: mount what it lies on, or take the link away"
+    what = "a folder" if os.path.isdir(path) else "a pipe, socket or device" if os.path.exists(path) else "not there"
+    return f"{what} where a file is due: give it another name, or move it elsewhere"
+
+
 def hold(path) -> bool:
     """Hold the file until this process ends; whether nobody else does. A file system without locks refuses nobody."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)

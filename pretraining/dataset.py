@@ -16,10 +16,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from central.files import SHARD_SUFFIXES, parse_json, shards_of
+from central.files import SHARD_SUFFIXES, parse_json, shards_of, why_no_file
 from central.runtime.exits import BadRequest
 from pretraining.batches import Masking, Rows, Step, concatenate, flat_micro_batches, static_micro_batches
-from pretraining.data.hdf5 import KEYS
+from pretraining.data.hdf5 import KEYS, attribute, member, outside
 
 PACKED_KEYS = ("positions", "next_sentence_positions", "next_sentence_weights")
 SAME_SHAPE = {  # a column and the one it goes with, element by element
@@ -70,19 +70,9 @@ def find_shards(folder: Path, split: str) -> list[Path]:
         raise BadRequest(f"{folder}: cannot be read ({error.strerror}): give a folder that you may read") from error
     shards = [folder / name for name in shards_of(files, split)]
     # Passed over in silence they would be missing from the training.
-    if problems := [f"{path}: {what}" for path in shards if (what := no_file(path))]:
+    if problems := [f"{path}: {what}" for path in shards if (what := why_no_file(path))]:
         raise BadRequest(problems)
     return shards
-
-
-def no_file(path: Path) -> str:
-    """Why a path is no file whose content can be read, and what to do; nothing for one that is."""
-    if path.is_file():
-        return ""
-    if path.is_symlink() and not path.exists():
-        return f"a link to {path.readlink()}, which is not there: mount what it lies on, or take the link away"
-    what = "a folder" if path.is_dir() else "a pipe, socket or device" if path.exists() else "not there"
-    return f"{what} where a file is due: give it another name, or move it elsewhere"
 
 
 def open_shards(folder: Path, split: str, limits: Limits) -> list[Shard]:
@@ -119,9 +109,9 @@ def _open_shard(path: Path, limits: Limits) -> Shard:
     stamp = _stamp(path)
     try:
         with h5py.File(path, "r") as file:
-            attributes = {key: value for key in file.attrs if (value := _attribute(file, key)) is not None}
+            attributes = {key: value for key in file.attrs if (value := attribute(file, key)) is not None}
             unread = [key for key in file.attrs if key == "vocab_sha256" and not isinstance(attributes.get(key), str)]
-            found = {key: _dataset(file, key) for key in file}
+            found = {key: member(file, key) for key in file}
             shapes = {key: (data.shape, data.dtype) for key, data in found.items() if isinstance(data, h5py.Dataset)}
             broken = [key for key, data in found.items() if data is None and key in (*KEYS, *PACKED_KEYS)]
     except PermissionError as error:
@@ -182,25 +172,6 @@ def _stamp(path: Path) -> tuple[int, ...]:
     """What changes when a file is replaced or written to."""
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _attribute(file: h5py.File, name: str) -> str | int | float | None:
-    """An attribute that is one number or one text; None for any other, which is none of ours."""
-    try:
-        value = file.attrs[name]
-        value = value.item() if isinstance(value, np.generic) else value
-        value = value.decode() if isinstance(value, bytes) else value
-    except (OSError, TypeError, UnicodeDecodeError):
-        return None
-    return value if isinstance(value, str | int | float) else None
-
-
-def _dataset(file: h5py.File, name: str):
-    """A member of a file; None for a link that leads nowhere."""
-    try:
-        return file[name]
-    except (KeyError, OSError, RuntimeError):
-        return None
 
 
 def read_shard(shard: Shard, limits: Limits) -> Rows:
@@ -279,8 +250,7 @@ def _check_values(columns: dict[str, np.ndarray], shard: Shard, limits: Limits) 
             values = values[:, : shard.num_predictions]
         elif name == "next_sentence_labels" and shard.packed:
             values = values[used]  # the others hold -1
-        if values.size and (values.min() < 0 or values.max() >= stop):
-            worst = int(values.max()) if values.max() >= stop else int(values.min())
+        if (worst := outside(values, stop)) is not None:
             raise ValueError(f"{shard.path}: {name} has {fault} ({worst}, limit {stop}): not made for this model")
 
 

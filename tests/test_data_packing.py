@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from pathlib import Path
 
 import h5py
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from central.runtime.exits import BadRequest
 from pretraining.data import pack
 from pretraining.data.pack import metadata_file, pack_folder
-from pretraining.data.verify import verify_file
+from pretraining.data.verify import verify_file, verify_folder
 from pretraining.data.workers import Workers
 from pretraining.packing import pack_lengths, pack_rows, predictions_needed
 
@@ -200,6 +201,43 @@ def test_same_bytes_again_and_nothing_redone(tmp_path):
     assert file.stat().st_mtime_ns == before
     with pytest.raises(BadRequest, match="pack_seed"):
         pack_folder(source, tmp_path / "one", 2, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("input_ids", 2**32 + 7), ("masked_lm_ids", -1), ("masked_lm_positions", 2**32 + 3), ("segment_ids", 256)]
+    + [("input_mask", 257), ("next_sentence_labels", 257)],
+)
+def test_values_that_packing_would_wrap_are_refused(tmp_path, key, value):
+    source = write_folder(tmp_path / "plain", files=1)
+    path = source / "c_training_0.hdf5"
+    with h5py.File(path, "a") as file:
+        rows = file[key][:].astype(np.int64)
+        rows.reshape(-1)[1] = value
+        del file[key]
+        file[key] = rows
+    with pytest.raises(BadRequest, match=f"{path}: {key} has values outside of 0 to .* \\({value}\\)"):
+        pack_folder(source, tmp_path / "packed", 1, ALONE)
+    assert not list((tmp_path / "packed").glob("*.hdf5"))
+
+
+def test_what_is_no_file_or_leads_nowhere_is_named(tmp_path):
+    source = write_folder(tmp_path / "plain", files=1)
+    os.mkfifo(source / "c_training_1.hdf5")
+    for step in (lambda: pack_folder(source, tmp_path / "packed", 1, ALONE), lambda: verify_folder(source, ALONE)):
+        with pytest.raises(BadRequest, match="c_training_1.hdf5: a pipe, socket or device where a file is due"):
+            step()
+    (source / "c_training_1.hdf5").unlink()
+    with h5py.File(source / "c_training_0.hdf5", "a") as file:
+        file.attrs["note"] = np.bytes_(b"caf\xe9")
+        file.attrs["numbers"] = [1, 2]
+        del file["segment_ids"]
+        file["segment_ids"] = h5py.SoftLink("/nowhere")
+    with pytest.raises(BadRequest, match="c_training_0.hdf5: no segment_ids in it"):
+        pack_folder(source, tmp_path / "packed", 1, ALONE)
+    assert verify_file(source / "c_training_0.hdf5").faults == (
+        f"{source / 'c_training_0.hdf5'}: no segment_ids in it",
+    )
 
 
 def test_what_cannot_be_packed(tmp_path):

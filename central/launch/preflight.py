@@ -188,9 +188,10 @@ def shard_faults(folder):
     """What is wrong with a folder of pre-training data."""
     if not os.path.isdir(folder):
         return [f"no folder {folder}"]
-    if not training_shards(folder):
+    shards = training_shards(folder)
+    if not shards:
         return [f"no *training*.hdf5 in {folder}; pretraining/data/prepare.py makes them"]
-    return []
+    return [f"{path}: {what}" for path in shards if (what := files.why_no_file(path))]
 
 
 def row_length_faults(folder, max_seq_length, place, capture_all):

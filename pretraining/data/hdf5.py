@@ -58,6 +58,32 @@ def write_rows(
         file.attrs.update(attributes | counts)
 
 
+def attribute(file: h5py.File, name: str) -> str | int | float | None:
+    """An attribute that is one number or one text; None for any other, which is none of ours."""
+    try:
+        value = file.attrs[name]
+        value = value.item() if isinstance(value, np.generic) else value
+        value = value.decode() if isinstance(value, bytes) else value
+    except (OSError, TypeError, UnicodeDecodeError):
+        return None
+    return value if isinstance(value, str | int | float) else None
+
+
+def member(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group | None:
+    """A member of a file; None for a link that leads nowhere."""
+    try:
+        return file[name]
+    except (KeyError, OSError, RuntimeError):
+        return None
+
+
+def outside(values: np.ndarray, stop: int) -> int | None:
+    """The worst of integers that are not from 0 to `stop` - 1, as they are stored; None where all are."""
+    if not values.size or values.min() >= 0 and values.max() < stop:
+        return None
+    return int(values.max()) if values.max() >= stop else int(values.min())
+
+
 def rows_per_chunk(seq_len: int) -> int:
     """Rows of one chunk, the same for all datasets of a file."""
     return max(1, CHUNK_VALUES // seq_len)

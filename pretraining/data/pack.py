@@ -9,11 +9,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from central.files import why_no_file
 from central.runtime.exits import BadRequest
 from pretraining.data import report
 from pretraining.data.hdf5 import (
     KEYS,
+    attribute,
     check_space,
+    member,
+    outside,
     remove_unfinished,
     rows_per_chunk,
     whole_or_absent,
@@ -28,6 +32,14 @@ from pretraining.packing import MAX_SEQUENCES_PER_PACK, pack_lengths, pack_rows,
 COPIED = ("vocab.txt", "tokenizer_config.json", "token_counts.npy", report.FILE)
 WINDOW_POSITIONS = 1 << 25  # sequences x row length that are packed together: half a GB of memory at most
 BLOCK_CHUNKS = 4  # HDF5 chunks made at once
+MOST_IDS = 1 << 31  # of any vocabulary
+STOPS = {  # values of a column are below; those of masked_lm_positions below the length of a row
+    "input_ids": MOST_IDS,
+    "masked_lm_ids": MOST_IDS,
+    "input_mask": 2,
+    "segment_ids": 2,
+    "next_sentence_labels": 2,
+}
 BYTES_PER_POSITION = 2.0  # of a packed file, for each of rows x row length; measured 1.9
 
 
@@ -48,6 +60,8 @@ def pack_folder(source: Path, target: Path, seed: int, workers: Workers) -> None
     files = sorted(source.glob("*training*.hdf5"))
     if not files:
         raise BadRequest(f"--input_dir {source}: no *training*.hdf5 in it")
+    if problems := [f"{path}: {what}" for path in files if (what := why_no_file(path))]:
+        raise BadRequest(problems)
     if target.resolve() == source.resolve():
         raise BadRequest(f"--output_dir {target}: the folder to read from; choose another")
     plans = sorted(workers.map(plan_file, ((file,) for file in files)), key=lambda plan: plan.path)
@@ -99,7 +113,7 @@ def pack_file(plan: Plan, target: Path, predictions: int, seed: int, number: int
     """Write the packed file of one file, unless it is there."""
     with _open(plan.path) as file:
         ours = {"packed": 1, "rows": plan.packs, "sequences": plan.sequences, "pack_seed": seed}
-        attributes = dict(file.attrs) | ours
+        attributes = {name: value for name in file.attrs if (value := attribute(file, name)) is not None} | ours
         if target.exists():
             fault = check_finished(target, attributes)
             if fault:
@@ -147,7 +161,7 @@ def _open(path: Path) -> h5py.File:
         file = h5py.File(path, "r")
     except OSError as error:
         raise BadRequest(f"{path}: damaged or not HDF5 ({error})") from error
-    missing = [key for key in KEYS if key not in file]
+    missing = [key for key in KEYS if member(file, key) is None]
     is_packed = "positions" in file
     if missing or is_packed or not len(file["input_ids"]):
         file.close()
@@ -157,7 +171,12 @@ def _open(path: Path) -> h5py.File:
 
 
 def _read(file: h5py.File, key: str, rows: slice) -> np.ndarray:
+    """Some rows of a column; its values are looked at before packing narrows their type."""
     try:
-        return file[key][rows]
+        values = file[key][rows]
     except OSError as error:
         raise BadRequest(f"{file.filename}: damaged ({error})") from error
+    stop = STOPS.get(key, file["input_ids"].shape[1])
+    if (worst := outside(values, stop)) is not None:
+        raise BadRequest(f"{file.filename}: {key} has values outside of 0 to {stop - 1} ({worst}): make it again")
+    return values

@@ -7,9 +7,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from central.files import why_no_file
 from central.runtime.exits import BadRequest
 from pretraining.data import report as corpus_report
-from pretraining.data.hdf5 import KEYS, whole_or_absent
+from pretraining.data.hdf5 import KEYS, attribute, member, whole_or_absent
 from pretraining.data.progress import Progress
 from pretraining.data.wordpiece import Vocabulary, read_vocabulary
 from pretraining.data.workers import Workers
@@ -59,6 +60,8 @@ def verify_folder(folder: Path, workers: Workers) -> None:
     files = sorted(folder.rglob("*.hdf5"))
     if not files:
         raise BadRequest(f"{folder}: no .hdf5 file in it")
+    if problems := [f"{path}: {what}" for path in files if (what := why_no_file(path))]:
+        raise BadRequest(problems)
     progress = Progress("verifying", len(files), "files")
     reports = []
     unknown = {folder: _unknown_id(folder) for folder in {file.parent for file in files}}
@@ -85,7 +88,7 @@ def verify_file(path: Path, unknown_id: int | None = None) -> FileReport:
     tally, faults, attributes = Tally(), [], {}
     try:
         with h5py.File(path, "r") as file:
-            attributes = {name: _plain(value) for name, value in file.attrs.items()}
+            attributes = {name: value for name in file.attrs if (value := attribute(file, name)) is not None}
             faults += _shape_faults(file)
             if not faults:
                 for start in range(0, len(file["input_ids"]), BLOCK_ROWS):
@@ -98,7 +101,7 @@ def verify_file(path: Path, unknown_id: int | None = None) -> FileReport:
 
 
 def _shape_faults(file: h5py.File) -> list[str]:
-    keys = [key for key in KEYS if key not in file]
+    keys = [key for key in KEYS if member(file, key) is None]
     if keys:
         return [f"no {', '.join(keys)} in it"]
     rows = {key: len(file[key]) for key in KEYS}
@@ -271,8 +274,3 @@ def _draw(corpus: Path, histograms: dict[str, np.ndarray]) -> None:
 
 def _widen(histogram: np.ndarray, width: int) -> np.ndarray:
     return np.pad(histogram, (0, width - len(histogram)))
-
-
-def _plain(value):
-    """An attribute as a Python number or string."""
-    return value.item() if isinstance(value, np.generic) else value
