@@ -101,6 +101,12 @@ def missing_folders(path: str) -> list[str]:
     return missing
 
 
+def existing_parent(path: str) -> str:
+    """A path where it is there, else the nearest folder above it that is."""
+    missing = missing_folders(path)
+    return os.path.dirname(missing[0]) if missing else os.path.abspath(path)
+
+
 def changed_since(mark: str, folder: str, but: str) -> bool:
     """Whether a file in or below a folder is newer than `mark`, itself and those called `but` aside."""
     then = os.stat(mark).st_mtime_ns

@@ -1,4 +1,5 @@
-"""Where the ranks of one server meet: a port that the launcher opens and hands to rank 0, without a gap.
+"""What launcher and ranks agree on: the names in which it tells them of the run, and the port where they meet, which
+on one server the launcher opens and hands to rank 0, without a gap.
 
 mpirun closes what its ranks would inherit, so the open socket goes over a Unix socket named by the id of the run.
 """
@@ -7,6 +8,14 @@ import os
 import socket
 import struct
 import threading
+
+# What the launcher tells its ranks in their environment. Where it has spoken, no other launcher's variables count.
+LAUNCHER = "BERT_LAUNCHER"  # what started this process for it: mpirun, torchrun or alone
+WORLD_SIZE = "BERT_WORLD_SIZE"
+LOCAL_WORLD_SIZE = "BERT_LOCAL_WORLD_SIZE"
+RUN_ID = "BERT_RUN_ID"
+HOSTS = "BERT_HOSTS"  # of all ranks, between commas; empty on one server
+TOLD = (LAUNCHER, WORLD_SIZE, LOCAL_WORLD_SIZE, RUN_ID, HOSTS)
 
 LOOPBACK = "127.0.0.1"
 LOCAL_NAMES = ("localhost", LOOPBACK)

@@ -71,8 +71,7 @@ def load_weights(model: BertForPreTraining, weights: dict[str, torch.Tensor], wh
         if name in weights and weights[name].shape != wanted:
             problems.append(f"{where}: {name} is {list(weights[name].shape)}, the model has {list(wanted)}")
     if problems:
-        more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
-        raise BadRequest(f"{problems[0]}{more}: a model of another size; give the --config_file it was made with")
+        raise BadRequest(f"{_first(problems)}: a model of another size; give the --config_file it was made with")
     for name, parameter in expected.items():
         unpadded(name, parameter, model.config).copy_(weights[name])
     word_embeddings = model.bert.embeddings.word_embeddings.weight
@@ -80,8 +79,20 @@ def load_weights(model: BertForPreTraining, weights: dict[str, torch.Tensor], wh
     model.cls.predictions.bias[model.config.vocab_size :] = PADDED_ROW_BIAS
 
 
-def moment_problems(saved, model: BertForPreTraining) -> list[str]:
-    """Why what a checkpoint holds is no optimizer state of this model, one line each; nothing where it is."""
+def _first(problems: list[str]) -> str:
+    more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
+    return f"{problems[0]}{more}"
+
+
+def check_moments(saved, model: BertForPreTraining, folder: Path) -> None:
+    """Raise BadRequest where what a checkpoint holds is no optimizer state of this model."""
+    if problems := _moment_problems(saved, model):
+        raise BadRequest(
+            f"{folder / MOMENTS}: {_first(problems)}: not the optimizer state of this model: {remedy(folder)}"
+        )
+
+
+def _moment_problems(saved, model: BertForPreTraining) -> list[str]:
     parts = ("state", "names", "param_groups")
     if not isinstance(saved, dict) or any(not isinstance(saved.get(part), dict | list) for part in parts):
         return [f"holds no {', '.join(parts)}"]

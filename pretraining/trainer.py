@@ -6,7 +6,6 @@ import time
 import torch.distributed as dist
 
 from central.runtime import hpu, reports
-from central.runtime.checkpoints import remedy
 from central.runtime.device import Device, configure_compile, open_store
 from central.runtime.exits import BadRequest, Diverged
 from central.runtime.rank import Rank
@@ -104,12 +103,8 @@ class Run:
         if start.path is not None and (start.path / "state.json").is_file():
             checkpoint.load_weights(model, checkpoint.read_weights(start.path), start.path)
             moments = checkpoint.read_moments(start.path)
-            if moments is not None and (problems := checkpoint.moment_problems(moments, model)):
-                more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
-                raise BadRequest(
-                    f"{start.path / checkpoint.MOMENTS}: {problems[0]}{more}: not the optimizer state of this model: "
-                    f"{remedy(start.path)}"
-                )
+            if moments is not None:
+                checkpoint.check_moments(moments, model, start.path)
         elif start.path is not None:
             foreign = read_foreign(start.path, model)
             checkpoint.load_weights(model, foreign.weights, start.path)

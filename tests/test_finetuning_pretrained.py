@@ -460,3 +460,17 @@ def test_code_of_a_model_folder_never_runs(tmp_path, tiny_model, answers):
 def test_attention_code_of_the_hub_is_refused(folder):
     configure(folder, attn_implementation="someone/kernels")
     assert "code from the Hub" in refusal(folder)
+
+
+def test_a_state_of_another_program_beside_a_model_is_left_alone(tmp_path):
+    """`datasets` and others leave a state.json of their own; only a pre-training's is compared."""
+    (tmp_path / "config.json").write_text("{}")
+    for content in ('{"_data_files": []}', "no JSON", "[" * 30_000):
+        (tmp_path / "state.json").write_text(content)
+        assert pretrained.locate(str(tmp_path)) == str(tmp_path)
+
+
+def test_short_names_are_those_of_the_launcher():
+    assert pretrained.locate("large") == "bert-large-uncased-whole-word-masking"
+    assert pretrained.locate("tiny") == "google/bert_uncased_L-2_H-128_A-2"
+    assert pretrained.locate("roberta-base") == "roberta-base" and pretrained.locate("a/b") == "a/b"

@@ -15,7 +15,7 @@ import torch
 from pretraining_helpers import ROOT, VOCAB_SIZE, environment, small_disk, write_vocabulary
 
 from central.runtime import tensor_files
-from central.runtime.checkpoints import is_complete, list_checkpoints, newest_checkpoint, read_state
+from central.runtime.checkpoints import is_complete, is_ours, list_checkpoints, newest_checkpoint, read_state
 from central.runtime.exits import BadRequest
 from pretraining import checkpoint
 from pretraining.convert import Inert, read_foreign
@@ -132,6 +132,26 @@ def test_a_file_cut_short_is_no_checkpoint(tmp_path, file):
     assert not is_complete(newer) and newest_checkpoint(tmp_path) == older
     with pytest.raises(ValueError, match=f"{file} has .* bytes instead of"):
         read_state(newer)
+
+
+@pytest.mark.parametrize("how", ["nested", "pipe"])
+def test_a_state_that_is_none_is_no_checkpoint(tmp_path, how):
+    folder = saved(tmp_path)
+    (folder / "state.json").unlink()
+    if how == "pipe":
+        os.mkfifo(folder / "state.json")
+    else:
+        (folder / "state.json").write_text('{"files": ' + "[" * 30_000 + "]" * 30_000 + "}")
+    assert not is_complete(folder) and not is_ours(folder)
+    with pytest.raises(ValueError, match=f"{folder}: not a whole checkpoint"):
+        read_state(folder)
+
+
+def test_a_state_of_another_program_is_not_ours(tmp_path):
+    folder = saved(tmp_path)
+    assert is_ours(folder)
+    (folder / "state.json").write_text('{"_data_files": [], "_split": "train"}')
+    assert not is_ours(folder)
 
 
 def test_newest_checkpoint_of_every_kind_of_folder(tmp_path):

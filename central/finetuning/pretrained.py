@@ -18,19 +18,11 @@ from transformers.utils import cached_file
 
 from central import files
 from central.finetuning.arguments import UNKNOWN_SHARE, ModelArguments
-from central.runtime.checkpoints import check_content, newest_checkpoint, read_state
+from central.models import MODELS
+from central.runtime.checkpoints import check_content, is_ours, newest_checkpoint, read_state
 from central.runtime.device import available_host_memory
 from central.runtime.exits import BadRequest
 
-# Short names of the launcher's `--model_name_or_path`, so that a script started by hand takes them too.
-HUB_MODELS = {
-    "base": "bert-base-uncased",
-    "large": "bert-large-uncased-whole-word-masking",
-    "tiny": "google/bert_uncased_L-2_H-128_A-2",
-    "mini": "google/bert_uncased_L-4_H-256_A-4",
-    "small": "google/bert_uncased_L-4_H-512_A-8",
-    "medium": "google/bert_uncased_L-8_H-512_A-8",
-}
 # Model types that number positions from their padding id on, and so have fewer than the table has rows.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer")
 NO_CODE = {"trust_remote_code": False}  # without it transformers asks on standard input, and `yes |` would agree
@@ -57,7 +49,7 @@ SAMPLED_CHARACTERS = 4096  # of each text that is looked at for [UNK]
 def locate(name: str) -> str:
     """The folder or Hub id that `--model_name_or_path` means; the newest checkpoint of a pre-training folder."""
     found = _model_named(name)
-    if (Path(found) / "state.json").is_file():
+    if is_ours(Path(found)):
         try:
             check_content(Path(found), read_state(Path(found)), (".safetensors",))  # texts may be edited
         except (OSError, ValueError) as error:
@@ -70,7 +62,8 @@ def _model_named(name: str) -> str:
     if not folder.is_dir():
         if folder.exists() or name.startswith((".", "/", "~")):
             raise BadRequest(f"--model_name_or_path {name}: no such folder")
-        return HUB_MODELS.get(name, name)
+        # The launcher's short names, too, so that a script started by hand takes them.
+        return MODELS[name].pretrained if name in MODELS else name
     if (folder / "config.json").exists():
         return str(folder)
     checkpoint = newest_checkpoint(folder)

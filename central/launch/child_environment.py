@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from central.launch.machine import Devices, can_bind, cores_per_rank
+from central.meeting import TOLD
 
 # Handed to other hosts where the caller has set them: what Habana's images set, which a session of sshd does not have,
 # what the reference handed on (HABANA, PATH, LD_, HCCL), what the libraries below torch read, and the ways to the Hub.
@@ -21,8 +22,6 @@ PASSWORD_IN_URL = re.compile(r"\w+://[^/@\s]+@")
 OP_LIST_VARIABLES = ("PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST", "PT_HPU_AUTOCAST_FP32_OPS_LIST")
 VISIBLE_MODULES = "HABANA_VISIBLE_MODULES"
 SUPPORTED_COUNTS = (1, 2, 4, 8)  # of cards in one job on a server
-# Told to our ranks, by which alone they know how many they are (central/runtime/rank.py).
-TOLD = ("BERT_LAUNCHER", "BERT_WORLD_SIZE", "BERT_LOCAL_WORLD_SIZE", "BERT_RUN_ID", "BERT_HOSTS")
 OURS = ("OMP_NUM_THREADS", *TOLD, "PYTHONUNBUFFERED")
 
 # What launchers and batch systems tell the processes that they start, or hear from the environment. A run of ours
@@ -33,7 +32,7 @@ FOREIGN = re.compile(
     r"|OMPI_(COMM_WORLD|WORLD|UNIVERSE|APP|FILE|FIRST|NUM|ARGV|COMMAND).*|PRTE_LAUNCHED|PMIX_(?!MCA_|PREFIX).*|PMI_.*"
     r"|OMPI_MCA_(ess|orte_(app|bound|ess|hnp|jobfam|launch|local_daemon|num|precondition|top_session)).*"
     r"|OMPI_MCA_(initial_wdir|num_procs)"
-    r"|MPI_LOCAL.*|HYDRA_.*|BERT_(LAUNCHER|WORLD_SIZE|LOCAL_WORLD_SIZE|RUN_ID|HOSTS)|MPLBACKEND"
+    rf"|MPI_LOCAL.*|HYDRA_.*|MPLBACKEND|{'|'.join(TOLD)}"
 )
 # Settings of Open MPI that say where ranks go and how many fit there: the words of mpirun say it.
 PLACING = re.compile(r"(OMPI|PRTE|PMIX)_MCA_(\w*(hostfile|rankfile|dash_host|default_host)|ras|ras_.*|rmaps_.*)")

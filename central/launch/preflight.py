@@ -242,7 +242,7 @@ def _is_size(value: object) -> bool:
 
 
 def output_problems(folder):
-    parent = existing_parent(folder)
+    parent = files.existing_parent(folder)
     if os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
         return []
     return [f"--output_dir {folder}: {parent} cannot be written to"]
@@ -251,7 +251,7 @@ def output_problems(folder):
 def disk_problems(folder, config):
     """Room for two checkpoints: the newest stays until the next one is complete."""
     needed = 2 * BYTES_PER_PARAMETER * parameter_count(config)
-    free = shutil.disk_usage(existing_parent(folder)).free
+    free = shutil.disk_usage(files.existing_parent(folder)).free
     if free >= needed:
         return []
     return [f"--output_dir {folder}: {_bytes(free)} are free, two checkpoints take {_bytes(needed)}"]
@@ -274,11 +274,3 @@ def parameter_count(config) -> int:
     layer = 4 * hidden * (hidden + 1) + 2 * hidden * inner + inner + hidden + 4 * hidden
     heads = 2 * hidden * (hidden + 1) + 2 * hidden + config["vocab_size"] + 2 * hidden + 2
     return sum(tables) * hidden + 2 * hidden + layers * layer + heads
-
-
-def existing_parent(path):
-    """The nearest folder above a path that is there."""
-    path = os.path.abspath(path)
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    return path

@@ -10,6 +10,8 @@ import json
 import re
 from pathlib import Path
 
+from central.files import is_special, parse_json
+
 NAME = re.compile(r"ckpt_(\d+)")
 
 
@@ -25,6 +27,16 @@ def read_state(folder: Path) -> dict:
         return _whole_state(folder)
     except ValueError as error:
         raise ValueError(f"{error}: {remedy(folder)}") from error
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder's state.json is of a pre-training here: others leave files of that name beside models, too."""
+    file = folder / "state.json"
+    try:
+        state = parse_json(file.read_text()) if file.is_file() else None
+    except (OSError, ValueError):
+        return False
+    return isinstance(state, dict) and {"files", "global_step"} <= state.keys()
 
 
 def is_complete(folder: Path) -> bool:
@@ -76,7 +88,9 @@ def remedy(folder: Path) -> str:
 
 def _whole_state(folder: Path) -> dict:
     try:
-        state = json.loads((folder / "state.json").read_text())
+        if is_special(folder / "state.json"):
+            raise ValueError("a pipe, socket or device")
+        state = parse_json((folder / "state.json").read_text())
         sizes = dict(state["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: not a whole checkpoint, its state.json cannot be read ({error})") from error

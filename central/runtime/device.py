@@ -209,7 +209,7 @@ def init_process_group(device: Device, rank: Rank) -> None:
     if device.type == "hpu":
         hpu.initialize_hccl(rank)
     if "GLOO_SOCKET_IFNAME" not in os.environ:  # gloo itself asks for its own host name, which may be a loopback one
-        others = filter(None, os.environ.get("BERT_HOSTS", "").split(","))
+        others = filter(None, os.environ.get(meeting.HOSTS, "").split(","))
         os.environ["GLOO_SOCKET_IFNAME"] = network_interface(os.environ["MASTER_ADDR"], *others)
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     torchrun_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -315,9 +315,9 @@ def _store(rank: Rank, address: str, port: int) -> dist.Store:
 
 def _listener(port: int) -> socket.socket:
     """The port that the launcher holds for rank 0; opened here where there is none."""
-    if ranks.RUN_ID in os.environ:
+    if meeting.RUN_ID in os.environ:
         with contextlib.suppress(OSError):
-            return meeting.take_over(os.environ[ranks.RUN_ID])
+            return meeting.take_over(os.environ[meeting.RUN_ID])
     return meeting.listen(port)
 
 

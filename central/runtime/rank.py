@@ -15,12 +15,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from central import meeting
-
-# What our launcher tells its ranks. Where it has spoken, no other launcher's variables count.
-LAUNCHER = "BERT_LAUNCHER"  # what started this process for it: a key of LAUNCHED_BY
-WORLD_SIZE = "BERT_WORLD_SIZE"
-LOCAL_WORLD_SIZE = "BERT_LOCAL_WORLD_SIZE"
-RUN_ID = "BERT_RUN_ID"
+from central.meeting import LAUNCHER, LOCAL_WORLD_SIZE, RUN_ID, WORLD_SIZE
 
 # How each launcher names rank, local rank, world size and local world size.
 VARIABLES = {
