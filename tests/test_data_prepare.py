@@ -686,3 +686,51 @@ def test_books_through_the_entry_of_the_reference(vocab, tmp_path):
         tmp_path / "work" / name / "books_wiki_en_corpus" / "books_wiki_en_corpus_training_0.hdf5"
     )
     assert attributes["documents"] == 13 and arrays["input_ids"].shape[1] == 512
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["--output_dir", ""], "argument --output_dir: empty, or no name of a file"),
+        (["--output_dir", " "], "argument --output_dir: empty"),
+        (["--vocab_file", ""], "argument --vocab_file: empty"),
+        (["--max_seq_length", str(10**400)], "at most 65536"),
+    ],
+)
+def test_words_that_name_no_place_or_no_length_are_refused(tmp_path, monkeypatch, capsys, words, fault):
+    """An empty folder would be the one at hand."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("One sentence. Another one.\n")
+    vocab = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one"])
+    (tmp_path / "vocab.txt").write_text(vocab + "\n")
+    given = [
+        "--input",
+        "text.txt",
+        "--vocab_file",
+        "vocab.txt",
+        "--output_dir",
+        "out",
+        "--max_predictions_per_seq",
+        "5",
+    ]
+    assert exits.run(prepare.main, [*given, "--max_seq_length", "32", *words]) == 2
+    assert fault in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt", "vocab.txt"]
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["--vocab_size", str(10**400)], "at most 10000000"),
+        (["--vocab_file", "folder"], "a folder where a file is due"),
+        (["--vocab_file", "pipe"], "a pipe, socket or device where a file is due"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_written_or_learned_is_refused_first(tmp_path, monkeypatch, capsys, words, fault):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("One sentence. Another one.\n")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    given = ["vocab", "--input", "text.txt", "--vocab_file", "vocab.txt", "--vocab_size", "100"]
+    assert exits.run(prepare.main, [*given, *words]) == 2
+    assert fault in capsys.readouterr().err and not (tmp_path / "vocab.txt").exists()

@@ -15,12 +15,15 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from central.files import why_no_file
+from central.models import LARGEST_SIZE
 from central.runtime.exits import DONE, BadRequest, run
 from pretraining.data import pipeline
 from pretraining.data import prepare_options as options
 from pretraining.data.download import download, wikipedia_dump
 from pretraining.data.extract import extract
 from pretraining.data.pack import pack_folder
+from pretraining.data.prepare_options import some_path
 from pretraining.data.verify import verify_folder
 from pretraining.data.vocabulary import train_vocabulary, write_vocabulary
 from pretraining.data.wordpiece import SPECIAL_TOKENS, Vocabulary
@@ -64,7 +67,7 @@ def download_options(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--wikipedia", metavar="CODE", help="newest dump of this language's Wikipedia, such as en")
     source.add_argument("--url", metavar="URL", help="any file")
     parser.add_argument("--checksum", metavar="NAME:HEX", help="sha256:, sha1: or md5: and the digits expected")
-    parser.add_argument("--output_dir", required=True, type=Path, metavar="DIR", help="where the file goes")
+    parser.add_argument("--output_dir", required=True, type=some_path, metavar="DIR", help="where the file goes")
 
 
 def run_download(args: argparse.Namespace) -> None:
@@ -83,7 +86,7 @@ def extract_options(parser: argparse.ArgumentParser) -> None:
     options.add_text_options(parser)
     options.add_process_option(parser)
     parser.add_argument(
-        "--output_dir", required=True, type=Path, metavar="DIR", help="a folder for the text files alone"
+        "--output_dir", required=True, type=some_path, metavar="DIR", help="a folder for the text files alone"
     )
 
 
@@ -99,14 +102,19 @@ def vocab_options(parser: argparse.ArgumentParser) -> None:
     options.add_text_options(parser)
     options.add_case_option(parser)
     parser.add_argument("--vocab_size", type=int, default=30522, metavar="N", help="tokens wanted")
-    parser.add_argument("--vocab_file", required=True, type=Path, metavar="FILE", help="where to write them")
+    parser.add_argument("--vocab_file", required=True, type=some_path, metavar="FILE", help="where to write them")
 
 
 def run_vocab(args: argparse.Namespace) -> None:
     sources, dataset = options.sources_of(args, vocab_file=args.vocab_file), options.dataset_of(args)
     text = options.text_settings(args)
-    if args.vocab_size <= len(SPECIAL_TOKENS):
-        raise BadRequest(f"--vocab_size {args.vocab_size}: more than the {len(SPECIAL_TOKENS)} special tokens")
+    if not len(SPECIAL_TOKENS) < args.vocab_size <= LARGEST_SIZE:
+        raise BadRequest(
+            f"--vocab_size {args.vocab_size}: more than the {len(SPECIAL_TOKENS)} special tokens, and at most"
+            f" {LARGEST_SIZE}"
+        )
+    if args.vocab_file.exists() and (what := why_no_file(args.vocab_file)):
+        raise BadRequest(f"--vocab_file {args.vocab_file}: {what}")
     normaliser = Vocabulary((), *options.case_of(args)).normaliser
     tokens, notes = train_vocabulary(sources, dataset, text, args.vocab_size, normaliser)
     write_vocabulary(tokens, args.vocab_file)
@@ -116,8 +124,10 @@ def run_vocab(args: argparse.Namespace) -> None:
 
 
 def pack_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input_dir", required=True, type=Path, metavar="DIR", help="corpus folder with HDF5 files")
-    parser.add_argument("--output_dir", required=True, type=Path, metavar="DIR", help="folder for the packed ones")
+    parser.add_argument(
+        "--input_dir", required=True, type=some_path, metavar="DIR", help="corpus folder with HDF5 files"
+    )
+    parser.add_argument("--output_dir", required=True, type=some_path, metavar="DIR", help="folder for the packed ones")
     parser.add_argument("--random_seed", type=int, default=12345, metavar="N", help="order of the packed rows")
     options.add_process_option(parser)
 
@@ -130,7 +140,7 @@ def run_pack(args: argparse.Namespace) -> None:
 
 
 def verify_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="corpus folder, or any folder above")
+    parser.add_argument("folder", type=some_path, metavar="DIR", help="corpus folder, or any folder above")
     options.add_process_option(parser)
 
 

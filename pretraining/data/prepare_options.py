@@ -19,9 +19,17 @@ from pretraining.data.wordpiece import VocabularyFile
 
 NO_TEXT = "no text given: --input FILE_OR_FOLDER..., --dataset ID, or --dataset alone for Wikipedia"
 MOST_SEED = 2**32 - 1
+LONGEST_ROW = 1 << 16  # tokens
 SHORT = 8  # tokens of a row, three of them special, below which it is said
 WIKIPEDIA = "wikimedia/wikipedia"
 WIKIPEDIA_SNAPSHOT = "20231101"  # its configurations are named SNAPSHOT.LANGUAGE
+
+
+def some_path(text: str) -> Path:
+    """A path from the command line; an empty one would mean the folder at hand, where nobody asked for files."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError("empty, or no name of a file")
+    return Path(text)
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
@@ -91,8 +99,8 @@ def add_process_option(parser: argparse.ArgumentParser) -> None:
 def add_token_options(parser: argparse.ArgumentParser) -> None:
     """Vocabulary and place of the tokens."""
     add = parser.add_argument_group("tokens").add_argument
-    add("--vocab_file", required=True, type=Path, metavar="FILE", help="WordPiece vocabulary, a token a line")
-    add("--output_dir", required=True, type=Path, metavar="DIR", help="where the folders of the phases go")
+    add("--vocab_file", required=True, type=some_path, metavar="FILE", help="WordPiece vocabulary, a token a line")
+    add("--output_dir", required=True, type=some_path, metavar="DIR", help="where the folders of the phases go")
     add("--corpus", default="corpus", metavar="NAME", help="name of the corpus folder and of its files")
     add_case_option(parser)
     add_process_option(parser)
@@ -273,6 +281,8 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
     for length, most in zip(lengths, predictions, strict=False):
         if length < 5:
             yield f"--max_seq_length {length}: at least 5, for [CLS] a [SEP] b [SEP]"
+        elif length > LONGEST_ROW:
+            yield f"--max_seq_length {length}: at most {LONGEST_ROW}"
         elif not 1 <= most <= length - 3:
             yield f"--max_predictions_per_seq {most}: from 1 to {length - 3} for sequences of {length}"
     if not 0 < args.masked_lm_prob < 1:
