@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from central import meeting
 from central.meeting import LAUNCHER, LOCAL_WORLD_SIZE, RUN_ID, WORLD_SIZE
+from central.slurm import expand_nodelist
 
 # How each launcher names rank, local rank, world size and local world size.
 VARIABLES = {
@@ -185,15 +186,15 @@ def export(rank: Rank, environ: MutableMapping[str, str] = os.environ) -> None:
         address = environ.get("MASTER_ADDR", "localhost")
         if address not in meeting.LOCAL_NAMES and not meeting.is_this_machine(address):
             environ["MASTER_ADDR"] = "localhost"  # left over: all ranks are on this server
-    environ.setdefault("MASTER_ADDR", first_slurm_host(environ) if rank.source == "slurm" else "localhost")
+    if "MASTER_ADDR" not in environ:
+        environ["MASTER_ADDR"] = first_slurm_host(environ) if rank.source == "slurm" else "localhost"
     environ.setdefault("MASTER_PORT", "12345")
 
 
 def first_slurm_host(environ: Mapping[str, str]) -> str:
-    """First host of a SLURM node list: `node[07-09,12],other` -> `node07`."""
-    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or "localhost"
-    match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
-    return (match[1] + (match[2] or "")) if match else "localhost"
+    """First host of a SLURM node list: `node[07-09,12],other` -> `node07`. Raises ValueError for one that is none."""
+    hosts = expand_nodelist(environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or "")
+    return hosts[0] if hosts else "localhost"
 
 
 class StopRequest:

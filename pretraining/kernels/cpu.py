@@ -1,4 +1,4 @@
-"""How the network computes its steps on a CPU: the same mathematics as `kernels.py`, with the backward passes written
+"""How the network computes its steps on a CPU: the same mathematics as `plain.py`, with the backward passes written
 out, because on a CPU the time that is not matrix products is memory traffic and random numbers.
 
 - Tokens are flat, without padding; attention runs over sequences of equal length at a time, so it needs no mask.

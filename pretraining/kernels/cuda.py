@@ -1,4 +1,4 @@
-"""What an NVIDIA card computes in another way than `kernels.py`: attention over flat tokens, and joined projections.
+"""What an NVIDIA card computes in another way than `plain.py`: attention over flat tokens, and joined projections.
 
 torch's nested tensors reach the same attention kernels, but their Python costs more in every layer than the kernels
 themselves take: on an H200 `large` ran at a third of the speed of padded batches (64 rows of 128, 2026-11-26).
