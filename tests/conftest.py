@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,17 @@ def mpirun() -> str:
     if found is None:
         pytest.skip("no mpirun on the PATH")
     return found
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """A script that runs in this process sets handlers; what it leaves ignored, programs started later inherit."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    kept = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+    signal.set_wakeup_fd(-1)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from pretraining_helpers import (
     SCRIPT,
+    as_earlier_version,
     call,
     checkpoints,
     environment,
@@ -332,14 +333,6 @@ def flip(path, place):
     content[int(place * len(content))] ^= 4
     path.write_bytes(content)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-
-def as_earlier_version(checkpoint, **changes):
-    """A checkpoint without checksums, as earlier versions wrote them; `changes` are of its state."""
-    file = checkpoint / "state.json"
-    state = {key: value for key, value in json.loads(file.read_text()).items() if "sha256" not in key}
-    sizes = {name: (checkpoint / name).stat().st_size for name in state["files"]}
-    file.write_text(json.dumps({**state, "files": sizes, **changes}))
 
 
 @pytest.mark.parametrize("place", [0.5, 0.98])
