@@ -185,7 +185,13 @@ class FineTuningTrainer(Trainer):
     def _build_accelerator_args(self, **kwargs):
         accelerator_args = super()._build_accelerator_args(**kwargs)
         (ddp,) = accelerator_args["kwargs_handlers"]
-        accelerator_args["kwargs_handlers"] = [replace(ddp, gradient_as_bucket_view=True)]
+        # DDP sorts its buckets anew after the first step of a process, unless parameters may be unused. A ring of three
+        # ranks or more adds an element up in an order that goes by its place: a resumed run would differ in last bits.
+        args = self.args
+        keeps_order = args.device.type == "cpu" and args.world_size > 2 and not args.gradient_checkpointing
+        unused = ddp.find_unused_parameters or keeps_order
+        ddp = replace(ddp, gradient_as_bucket_view=True, find_unused_parameters=unused)
+        accelerator_args["kwargs_handlers"] = [ddp]
         accelerator_args["dynamo_plugin"].dynamic = False  # else the second shape makes sizes unknown
         if self.on_hpu:
             # Without pinned memory: the card's own software stages what it is given. (transformers would warn of it.)
