@@ -158,6 +158,8 @@ def parse(argv: list[str]) -> tuple[Settings, list[str]]:
     notes += of_later_releases
     given = [name for name in WITHOUT_EFFECT if getattr(args, name) != parser.get_default(name)]
     notes += [f"--{name} has no effect here" for name in given]
+    if args.fused_sdpa and not args.use_habana:
+        notes.append("--fused_sdpa has no effect here: it is Habana's")
     problems = _problems(args)
     if problems:
         raise BadRequest(problems)

@@ -165,6 +165,21 @@ def test_graph_and_compile_are_one(capsys, mode):
     assert "--torch_compile" in line and "PT_HPU_LAZY_MODE=0" in line and "--use_lazy_mode" not in line
 
 
+@pytest.mark.parametrize("words", [PRETRAINING, [*FINETUNING, "--data_type", "fp32"]], ids=["pre", "fine"])
+def test_habanas_attention_is_handed_to_the_script(capsys, words):
+    for line in lines(capsys, *words, "--device", "hpu", "--fused_sdpa"):
+        assert " --fused_sdpa " in line
+    assert not any("fused_sdpa" in line for line in lines(capsys, *words, "--device", "hpu"))
+
+
+def test_inference_graphs_are_handed_to_the_script_of_fine_tuning(capsys):
+    words = [*FINETUNING, "--data_type", "fp32", "--device", "hpu", "--mode", "lazy"]
+    (line,) = lines(capsys, *words, "--use_hpu_graphs_for_inference")
+    assert " --use_hpu_graphs_for_inference " in line
+    assert "hpu_graphs" not in lines(capsys, *words)[0]
+    assert "unknown flag --use_hpu_graphs" in refused(capsys, *PRETRAINING, "--use_hpu_graphs_for_inference")
+
+
 def test_several_seeds_are_several_runs_and_a_summary(capsys):
     words = (
         "finetuning --model_name_or_path base --data_type fp32 -d cpu --do_eval --seeds 3 --seed 7 -o /o --world_size 2"

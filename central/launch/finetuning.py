@@ -5,6 +5,7 @@ import os
 from central.launch.options import (
     BATCHES,
     DATA,
+    DEVICE,
     MODEL,
     REQUIRED,
     SAVING,
@@ -57,6 +58,9 @@ class Settings(Common):
     max_steps: int | None = option(SCHEDULE, count, None, "optimizer steps, in place of --num_train_epochs")
     seed: int = option(SCHEDULE, seed_number, 42, "seed of the new layer, data order and dropout")
     seeds: int = option(SCHEDULE, count, 1, "runs with the seeds from --seed on, and a summary of their scores")
+    use_hpu_graphs_for_inference: bool = option(
+        DEVICE, switch, False, "hpu, lazy: replay graphs in the evaluation and prediction after training"
+    )
     do_eval: bool = option(SAVING, switch, False, "evaluate after training")
     logging_steps: int = option(SAVING, count, 1, "optimizer steps between reports", "-l")
     save_steps: int | None = option(SAVING, count, None, "optimizer steps between checkpoints", "-st")
@@ -139,6 +143,8 @@ def _run_words(settings, root, device, mode, seed, output_dir):
         f"--per_device_eval_batch_size={settings.per_device_eval_batch_size}",
         *_data_words(settings),
         *["--use_fused_adam", "--use_fused_clip_norm"],  # of Gaudi; other devices have their own
+        *(["--fused_sdpa"] if settings.fused_sdpa else []),
+        *(["--use_hpu_graphs_for_inference"] if settings.use_hpu_graphs_for_inference else []),
         *{"hpu": ["--use_habana"], "cpu": ["--no_cuda"], "cuda": []}[device],
         *([f"--max_steps={settings.max_steps}"] if settings.max_steps else []),
         *([f"--cache_dir={settings.cache_dir}"] if settings.cache_dir else []),

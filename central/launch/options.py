@@ -183,6 +183,7 @@ class Common:
     output_dir: str = option(SAVING, path, "/tmp", "folder for everything a run leaves behind", "-o")
     device: str = option(DEVICE, choice(*DEVICES), "auto", "auto: hpu where a card is found, else cuda, else cpu", "-d")
     mode: str | None = option(DEVICE, choice(*MODES), None, "unset: lazy for large, eager for the others")
+    fused_sdpa: bool = option(DEVICE, switch, False, "hpu: Habana's fused attention (Gaudi 2 and later)")
     world_size: int = option(RANKS, count, 1, "ranks in all, one for each card")
     dist: bool = option(RANKS, switch, False, "many ranks; 8 of them where --world_size is 1")
     process_per_node: int = option(RANKS, count_or_zero, 0, "ranks on each host of MULTI_HLS_IPS; 0: this server alone")

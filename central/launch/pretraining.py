@@ -153,6 +153,7 @@ def _common_words(settings, root, device, mode):
         f"--output_dir={settings.results_dir}/checkpoints",
         f"--seed={settings.seed}",
         "--use_fused_lamb",
+        *(["--fused_sdpa"] if settings.fused_sdpa else []),
         *([f"--hang_timeout={settings.hang_timeout}"] if settings.hang_timeout is not None else []),
     ]
 
