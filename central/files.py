@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from central.errors import BadRequest
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # of the project
 MOST_INFLATED = 4  # times its size that a file of weights may unpack to
 
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from central.errors import BAD_REQUEST, BadRequest
 from central.files import is_special
 from central.launch import cli, run_record
-from central.launch.options import split_script_args
+from central.options import split_script_args
 
 
 def main(argv=None) -> int:

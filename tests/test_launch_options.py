@@ -9,6 +9,7 @@ from launch_project import run
 
 from central.errors import BadRequest
 from central.launch import cli, finetuning, options, pretraining, run_record
+from central.options import options_of
 
 PRETRAINING = "--model_name_or_path large --data_type bf16 --data_dir /a /b --accumulate_gradients".split()
 FINETUNING = "--model_name_or_path base --data_type fp32".split()
@@ -16,8 +17,7 @@ DRY = ["--dry_run", "--device", "cpu", "--mpi", "openmpi4", "--node_topology", "
 
 
 def parse(subcommand, *words):
-    parser = options.settings_parser(subcommand.Settings, "demo", "", "")
-    return options.parse(subcommand.Settings, parser, words)
+    return options.parse(subcommand, words, options.settings_parser(subcommand, "demo"))
 
 
 def complaints(subcommand, *words):
@@ -83,7 +83,7 @@ FINETUNING_TABLE = {
     ("subcommand", "table"), [(pretraining, PRETRAINING_TABLE), (finetuning, FINETUNING_TABLE)], ids=["pre", "fine"]
 )
 def test_every_flag_of_the_reference_with_its_default(subcommand, table):
-    known = options.options_of(subcommand.Settings)
+    known = options_of(subcommand.Settings)
     for name, (short, default) in table.items():
         assert known[name].default == default, name
         assert short is None or short in known[name].short, name
@@ -156,6 +156,16 @@ def test_the_last_of_several_seeds_is_one_too(capsys):
     assert "the last seed must be below 2**32" in capsys.readouterr().err
 
 
+def test_a_flag_of_the_training_script_goes_after_a_bare_double_hyphen():
+    behind = "is a flag of the training script: give it after --"
+    for flag in ("--warmup_ratio", "--weight_decay", "--max_train_samples", "--version_2_with_negative"):
+        assert complaints(finetuning, *FINETUNING, flag, "0.1") == (f"{flag} {behind}",)
+    found = complaints(pretraining, *PRETRAINING, "--eval_steps=5", "--vocab_file", "v", "--sead", "1")
+    assert found == (f"--eval_steps {behind}", f"--vocab_file {behind}", "unknown flag --sead; did you mean --seed?")
+    (problem,) = complaints(finetuning, *FINETUNING, "word")
+    assert problem == "unexpected word 'word': words after -- go to the training script"
+
+
 def test_abbreviations_are_no_flags():
     assert complaints(pretraining, *PRETRAINING, "--batch", "64", "8")[0].startswith("unknown flag --batch")
 
@@ -189,11 +199,11 @@ def test_help_says_everything_within_the_width_of_a_terminal(capsys, subcommand)
     name = subcommand.__name__.split(".")[-1]
     assert cli.main([name, "-h"]) == 0
     text = capsys.readouterr().out
-    for option in options.options_of(subcommand.Settings):
+    for option in options_of(subcommand.Settings):
         assert f"--{option}" in text
     assert "example:" in text and max(map(len, text.splitlines())) <= 120
     for heading in options.GROUPS:
-        if any(option.group == heading for option in options.options_of(subcommand.Settings).values()):
+        if any(option.group == heading for option in options_of(subcommand.Settings).values()):
             assert f"{heading}:" in text
 
 

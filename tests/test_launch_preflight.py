@@ -276,8 +276,8 @@ def test_the_disk_is_asked_for_the_vocabulary_of_the_data(project, monkeypatch):
     """A named size takes its vocabulary from the data: 2,000 tokens are no 30,522."""
     asked = []
     monkeypatch.setattr(preflight, "disk_problems", lambda folder, config: asked.append(config["vocab_size"]) or [])
-    parser = options.settings_parser(pretraining.Settings, "demo", "", "")
-    settings = options.parse(pretraining.Settings, parser, [*words(project)[3:-7], "--phase=1"])
+    parser = options.settings_parser(pretraining, "demo")
+    settings = options.parse(pretraining, [*words(project)[3:-7], "--phase=1"], parser)
     place = place_of(Layout(1, 1), root=str(project))
     preflight.pretraining_problems(settings, place, None)
     (project.parent / "phase 1" / "vocab.txt").write_text("token\n" * 2000)

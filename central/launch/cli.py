@@ -5,6 +5,7 @@ import sys
 
 from central import streams
 from central.errors import BAD_REQUEST, DONE, BadRequest
+from central.files import ROOT
 from central.launch.messages import say
 from central.launch.subcommands import subcommand_of
 
@@ -54,12 +55,13 @@ def _main(words, environ, file_variables, notes):
     subcommand = subcommand_of(name)
 
     from central.launch import options
+    from central.options import wants_help
 
-    parser = options.settings_parser(subcommand.Settings, f"{PROG} {name}", subcommand.DESCRIPTION, subcommand.EXAMPLES)
-    if any(word in ("-h", "--help") for word in options.split_script_args(words)[0]):
+    parser = options.settings_parser(subcommand, f"{PROG} {name}")
+    if wants_help(words):
         parser.print_help()
         return DONE
-    settings = options.parse(subcommand.Settings, parser, words)
+    settings = options.parse(subcommand, words, parser)
 
     from central.launch.commands import shell_line
     from central.launch.plan import prepare
@@ -99,7 +101,7 @@ def _run(name, settings, place, plan):
     hcl.write_where_asked(place.layout, place.device, place.environ)
     watch = remote.HostWatch(place.layout.hosts if place.layout.by_ssh else (), remote.ssh_port(place))
     status = supervise.run(
-        plan, log_path=settings.log_path, max_restarts=settings.max_restarts, lost_host=lambda: watch.lost
+        plan, log_path=settings.log_path, max_restarts=settings.restarts, lost_host=lambda: watch.lost
     )
     if status == BAD_REQUEST and not files.changed_since(lock, settings.results_dir, run_record.NAME):
         run_record.take_back(settings.results_dir, earlier)
@@ -127,7 +129,7 @@ def report(environ, capture) -> list[str]:
     rows = {
         "host": facts["host"],
         "system": platform.platform(),
-        "project": f"{machine.ROOT} ({facts['project']})",
+        "project": f"{ROOT} ({facts['project']})",
         "python": facts["python"],
         **{package: hostcheck.version(package) for package in PACKAGES},
         "mpirun": mpirun[0] if mpirun else "not found",

@@ -1,28 +1,30 @@
 """`demo_bert.py finetuning`: its options, and the words it gives to run_glue.py and run_qa.py."""
 
+import dataclasses
 import os
 
-from central.launch.options import (
-    BATCHES,
-    DATA,
-    DEVICE,
-    MODEL,
-    REQUIRED,
-    SAVING,
-    SCHEDULE,
+from central.files import ROOT
+from central.launch.options import BATCHES, DATA, DEVICE, MODEL, SAVING, SCHEDULE, Common
+from central.models import MODELS
+from central.options import (
+    BATCH_SIZE,
+    EVAL_BATCH_SIZE,
+    INFERENCE_GRAPHS,
+    LEARNING_RATE,
+    MAX_SEQ_LENGTH,
+    RESUME,
+    SAVE_STEPS,
+    SEED,
     SEEDS,
-    Common,
     choice,
     count,
     epochs,
+    handed_on,
     option,
     path,
     path_or,
-    positive,
-    seed_number,
     switch,
 )
-from central.models import MODELS
 
 GLUE_SCRIPT = "transformers/examples/pytorch/text-classification/run_glue.py"
 QA_SCRIPT = "transformers/examples/pytorch/question-answering/run_qa.py"
@@ -38,52 +40,67 @@ EXAMPLES = """example: MRPC with evaluation, on the CPU
       --batch_size 32 --num_train_epochs 3 --do_eval --output_dir /tmp/mrpc"""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Common):
     """Settings of a fine-tuning run."""
 
-    model_name_or_path: str = option(MODEL, path_or(*MODELS), REQUIRED, f"{', '.join(MODELS)}; a folder; a Hub id")
-    task_name: str = option(DATA, choice(*TASKS), "mrpc", "decides script, metric and labels", "-t")
+    model_name_or_path: str = option(path_or(*MODELS), f"{', '.join(MODELS)}; a folder; a Hub id", group=MODEL)
+    task_name: str = option(choice(*TASKS), "decides script, metric and labels", "mrpc", "-t", group=DATA)
     dataset_name: str | None = option(
-        DATA, path_or("glue", *TASKS), None, "data set of the Hub, or a folder; unset: the task's own"
+        path_or("glue", *TASKS), "data set of the Hub, or a folder; unset: the task's own", None, group=DATA
     )
-    train_file: str | None = option(DATA, path, None, "local training data; wins over --dataset_name")
-    validation_file: str | None = option(DATA, path, None, "local data to evaluate on")
-    test_file: str | None = option(DATA, path, None, "local data to predict on")
-    max_seq_length: int = option(DATA, count, 128, "tokens in a sequence", "-s")
-    doc_stride: int = option(DATA, count, 128, "tokens two windows of a long paragraph share (SQuAD)", "-ds")
-    batch_size: int = option(BATCHES, count, 8, "training examples one rank sees at once", "-b")
-    per_device_eval_batch_size: int = option(BATCHES, count, 8, "evaluation examples one rank sees at once", "-v")
-    learning_rate: float = option(SCHEDULE, positive, 2e-5, "peak learning rate", "-r")
-    num_train_epochs: float = option(SCHEDULE, epochs, 1, "passes over the training data", "-e")
-    max_steps: int | None = option(SCHEDULE, count, None, "optimizer steps, in place of --num_train_epochs")
-    seed: int = option(SCHEDULE, seed_number, 42, "seed of the new layer, data order and dropout")
-    seeds: int = option(SCHEDULE, count, 1, "runs with the seeds from --seed on, and a summary of their scores")
+    train_file: str | None = option(path, "local training data; wins over --dataset_name", None, group=DATA)
+    validation_file: str | None = option(path, "local data to evaluate on", None, group=DATA)
+    test_file: str | None = option(path, "local data to predict on", None, group=DATA)
+    max_seq_length: int = option(*MAX_SEQ_LENGTH, 128, "-s", group=DATA, hand_on="max_seq_length")
+    doc_stride: int = option(count, "tokens two windows of a long paragraph share (SQuAD)", 128, "-ds", group=DATA)
+    batch_size: int = option(*BATCH_SIZE, 8, "-b", group=BATCHES, hand_on="per_device_train_batch_size")
+    per_device_eval_batch_size: int = option(
+        *EVAL_BATCH_SIZE, 8, "-v", group=BATCHES, hand_on="per_device_eval_batch_size"
+    )
+    learning_rate: float = option(*LEARNING_RATE, 2e-5, "-r", group=SCHEDULE, hand_on="learning_rate")
+    num_train_epochs: float = option(
+        epochs, "passes over the training data", 1, "-e", group=SCHEDULE, hand_on="num_train_epochs"
+    )
+    max_steps: int | None = option(
+        count, "optimizer steps, in place of --num_train_epochs", None, group=SCHEDULE, hand_on="max_steps"
+    )
+    seed: int = option(SEED[0], "seed of the new layer, data order and dropout", 42, group=SCHEDULE)
+    seeds: int = option(count, "runs with the seeds from --seed on, and a summary of their scores", 1, group=SCHEDULE)
     use_hpu_graphs_for_inference: bool = option(
-        DEVICE, switch, False, "hpu, lazy: replay graphs in the evaluation and prediction after training"
+        *INFERENCE_GRAPHS, False, group=DEVICE, hand_on="use_hpu_graphs_for_inference"
     )
-    do_eval: bool = option(SAVING, switch, False, "evaluate after training")
-    logging_steps: int = option(SAVING, count, 1, "optimizer steps between reports", "-l")
-    save_steps: int | None = option(SAVING, count, None, "optimizer steps between checkpoints", "-st")
-    resume_from_checkpoint: bool = option(SAVING, switch, False, "go on from the newest checkpoint in --output_dir")
+    do_eval: bool = option(switch, "evaluate after training", False, group=SAVING, hand_on="do_eval")
+    logging_steps: int = option(
+        count, "optimizer steps between reports", 1, "-l", group=SAVING, hand_on="logging_steps"
+    )
+    save_steps: int | None = option(*SAVE_STEPS, None, "-st", group=SAVING, hand_on="save_steps")
+    resume_from_checkpoint: bool = option(*RESUME, False, group=SAVING)
 
     @property
-    def results_dir(self):
-        return os.path.join(self.output_dir, "results")
-
-    @property
-    def lock_name(self):
+    def lock_name(self) -> str:
         return f".{self.task_name}.lock"  # tasks side by side share no file but the record
 
     @property
-    def task_dir(self):
+    def task_dir(self) -> str:
         return os.path.join(self.output_dir, self.task_name)
 
     @property
-    def all_seeds(self):
+    def all_seeds(self) -> range:
         return range(self.seed, self.seed + self.seeds)
 
 
-def problems(settings, world_size) -> list[str]:
+def sources_of_flags() -> list[str]:
+    """The files that say which flags the training scripts take: ours, and the installed transformers'."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("transformers")  # the package, of which our folder of that name is no part
+    installed = [os.path.join(os.path.dirname(spec.origin), "training_args.py")] if spec and spec.origin else []
+    ours = ("central/finetuning/arguments.py", GLUE_SCRIPT, QA_SCRIPT)
+    return [*(os.path.join(ROOT, name) for name in ours), *installed]
+
+
+def problems(settings: Settings, world_size: int) -> list[str]:
     """What cannot run, without looking at any file."""
     found = []
     for name in ("validation_file", "test_file"):
@@ -98,14 +115,16 @@ def problems(settings, world_size) -> list[str]:
     return found
 
 
-def notes(settings, world_size) -> list[str]:
+def notes(settings: Settings, world_size: int) -> list[str]:
     """The batch of all ranks."""
     if world_size == 1:
         return []
     return [f"{world_size} ranks x {settings.batch_size} = {world_size * settings.batch_size} examples a step"]
 
 
-def script_words(settings, *, root, world_size, device, mode) -> list[tuple[str, list[str]]]:
+def script_words(
+    settings: Settings, *, root: str, world_size: int, device: str, mode: str
+) -> list[tuple[str, list[str]]]:
     """(name, words) of each run: the script and its arguments; several where there are several seeds."""
     if settings.seeds == 1:
         return [(settings.task_name, _run_words(settings, root, device, mode, settings.seed, settings.task_dir))]
@@ -115,7 +134,7 @@ def script_words(settings, *, root, world_size, device, mode) -> list[tuple[str,
     ]
 
 
-def summary_words(settings, root) -> list[str] | None:
+def summary_words(settings: Settings, root: str) -> list[str] | None:
     """The script that sums up the runs of several seeds."""
     if settings.seeds == 1:
         return None
@@ -128,7 +147,7 @@ def summary_words(settings, root) -> list[str] | None:
     ]
 
 
-def _run_words(settings, root, device, mode, seed, output_dir):
+def _run_words(settings: Settings, root: str, device: str, mode: str, seed: int, output_dir: str) -> list[str]:
     is_qa = settings.task_name in QA_TASKS
     model = MODELS.get(settings.model_name_or_path)
     return [
@@ -139,33 +158,22 @@ def _run_words(settings, root, device, mode, seed, output_dir):
         *(["--version_2_with_negative"] if settings.task_name == "squad_v2" else []),
         *(["--use_lazy_mode"] if mode == "lazy" else []),
         *(["--torch_compile"] if mode == "compile" else []),
-        f"--per_device_train_batch_size={settings.batch_size}",
-        f"--per_device_eval_batch_size={settings.per_device_eval_batch_size}",
+        *handed_on(settings),
         *_data_words(settings),
         *["--use_fused_adam", "--use_fused_clip_norm"],  # of Gaudi; other devices have their own
-        *(["--fused_sdpa"] if settings.fused_sdpa else []),
-        *(["--use_hpu_graphs_for_inference"] if settings.use_hpu_graphs_for_inference else []),
         *{"hpu": ["--use_habana"], "cpu": ["--no_cuda"], "cuda": []}[device],
-        *([f"--max_steps={settings.max_steps}"] if settings.max_steps else []),
         *([f"--cache_dir={settings.cache_dir}"] if settings.cache_dir else []),
-        *([f"--save_steps={settings.save_steps}"] if settings.save_steps else []),
-        f"--max_seq_length={settings.max_seq_length}",
-        f"--learning_rate={settings.learning_rate}",
-        f"--num_train_epochs={settings.num_train_epochs}",
         f"--output_dir={output_dir}",
-        f"--logging_steps={settings.logging_steps}",
         f"--seed={seed}",
-        *([f"--hang_timeout={settings.hang_timeout}"] if settings.hang_timeout is not None else []),
         *["--overwrite_output_dir", "--do_train"],
         *(["--resume_from_checkpoint=True"] if settings.resume_from_checkpoint else []),
-        *(["--do_eval"] if settings.do_eval else []),
         *(["--do_predict"] if settings.test_file else []),
         f"--model_name_or_path={model.pretrained if model else settings.model_name_or_path}",
         *settings.script_args,
     ]
 
 
-def _data_type_words(data_type, root, device):
+def _data_type_words(data_type: str, root: str, device: str) -> list[str]:
     """bf16 has op lists on hpu, and is one word of Hugging Face's elsewhere."""
     if data_type == "fp32":
         return []
@@ -173,7 +181,7 @@ def _data_type_words(data_type, root, device):
     return ["--hmp", f"--hmp_bf16={bf16}", f"--hmp_fp32={fp32}"] if device == "hpu" else ["--bf16"]
 
 
-def _data_words(settings):
+def _data_words(settings: Settings) -> list[str]:
     """Local files where given, else the named data set, else the task's own."""
     files = {name: getattr(settings, name) for name in ("train_file", "validation_file", "test_file")}
     words = [f"--{name}={path}" for name, path in files.items() if path]

@@ -141,7 +141,6 @@ def _names(folder):
     return os.listdir(folder) if os.path.isdir(folder) else []
 
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DEFAULT_PORT = "12345"
 
 

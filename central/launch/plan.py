@@ -5,6 +5,7 @@ import sys
 
 from central import meeting
 from central.errors import BadRequest
+from central.files import ROOT
 from central.launch import commands, machine, mpi
 from central.launch.commands import Plan
 from central.launch.hosts import Layout, plan_layout
@@ -39,7 +40,7 @@ def look_around(settings, layout, environ, file_variables, problems) -> commands
     run_id = "" if settings.dry_run else os.urandom(8).hex()
     return commands.Place(
         python=sys.executable,
-        root=machine.ROOT,
+        root=ROOT,
         environ=environ,
         devices=_devices(settings, environ),
         layout=layout,

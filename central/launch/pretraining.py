@@ -1,33 +1,36 @@
 """`demo_bert.py pretraining`: its options, and the words its two phases give to run_pretraining.py."""
 
+import dataclasses
 import os
 import re
 
+from central.files import ROOT
 from central.launch import batch
-from central.launch.options import (
-    BATCHES,
-    DATA,
-    MODEL,
-    REQUIRED,
-    RUNNING,
-    SAVING,
-    SCHEDULE,
-    Common,
+from central.launch.options import BATCHES, DATA, MODEL, RUNNING, SAVING, SCHEDULE, Common
+from central.models import MODELS
+from central.options import (
+    EXCHANGE_16_BITS,
+    EXCHANGE_ONCE,
+    LEARNING_RATE,
+    MAX_SEQ_LENGTH,
+    MAX_STEPS,
+    RESUME,
+    SAVE_STEPS,
+    SEED,
+    STEPS_THIS_RUN,
+    WARMUP,
+    Pair,
     choice,
     count,
-    count_or_all,
     count_or_zero,
-    fraction,
+    handed_on,
     maybe,
     option,
     path,
     phase_number,
-    positive,
-    seed_number,
     switch,
     text,
 )
-from central.models import MODELS
 
 SCRIPT = "pretraining/run_pretraining.py"
 MAX_PREDICTIONS_PER_SEQ = {1: 20, 2: 80}
@@ -42,50 +45,66 @@ EXAMPLES = """example: a tiny model on the CPU, both phases
       --train_batch_size 256 64 --batch_size 32 8 --max_steps 200 50"""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Common):
     """Settings of a pre-training run; pairs hold a value for each phase."""
 
-    model_name_or_path: str = option(MODEL, choice(*MODELS), REQUIRED, "size of the BERT to train")
-    config_file: str | None = option(MODEL, path, None, "BERT configuration (JSON) in place of the named size's")
-    init_checkpoint: tuple = option(MODEL, maybe(path), (None, None), "weights to start a phase from")
-    data_dir: tuple = option(DATA, maybe(path), (None, None), "folders of HDF5 files (required)", "-p")
-    task_name: str = option(DATA, text, "bookswiki", "name of the corpus, for the record", "-t")
-    max_seq_length: tuple = option(DATA, count, (128, 512), "tokens in a sequence", "-s")
-    train_batch_size: tuple = option(BATCHES, count, (65536, 32768), "sequences in an optimizer step, over all ranks")
-    batch_size: tuple = option(BATCHES, count, (64, 8), "sequences one rank sees at once", "-b")
-    accumulate_gradients: bool = option(BATCHES, switch, False, "reach --train_batch_size in several micro-steps")
-    allreduce_post_accumulation: bool = option(BATCHES, switch, False, "exchange gradients once a step, without DDP")
-    allreduce_post_accumulation_fp16: bool = option(BATCHES, switch, False, "exchange them in 16 bits")
-    learning_rate: tuple = option(SCHEDULE, positive, (6e-3, 4e-3), "peak learning rate", "-r")
-    max_steps: tuple = option(SCHEDULE, count, (7038, 1563), "optimizer steps of the schedule")
-    steps_this_run: tuple = option(SCHEDULE, count_or_all, (-1, -1), "optimizer step to stop at; -1: the last")
-    warmup: tuple = option(SCHEDULE, fraction, (0.2843, 0.128), "part of the steps spent warming up, below 1", "-wp")
-    phase: int | None = option(SCHEDULE, phase_number, None, "run this phase only; unset: both")
-    seed: int = option(SCHEDULE, seed_number, 12439, "seed of weights, data order and dropout")
-    save_steps: tuple = option(SAVING, count, (200, 200), "optimizer steps between checkpoints", "-st")
-    resume_from_checkpoint: bool = option(SAVING, switch, False, "go on from the newest checkpoint in --output_dir")
-    resume_step: tuple = option(SAVING, maybe(count_or_zero), (None, None), "step of the checkpoint to go on from")
-    create_logfile: bool = option(SAVING, switch, False, "write the output of the run to results/train.log, too")
-    max_restarts: int = option(RUNNING, count_or_zero, 0, "restarts of a failed phase, from its newest checkpoint")
+    model_name_or_path: str = option(choice(*MODELS), "size of the BERT to train", group=MODEL)
+    config_file: str | None = option(path, "BERT configuration (JSON) in place of the named size's", None, group=MODEL)
+    init_checkpoint: Pair = option(maybe(path), "weights to start a phase from", (None, None), group=MODEL)
+    data_dir: Pair = option(
+        maybe(path), "folders of HDF5 files (required)", (None, None), "-p", group=DATA, hand_on="input_dir"
+    )
+    task_name: str = option(text, "name of the corpus, for the record", "bookswiki", "-t", group=DATA)
+    max_seq_length: Pair = option(*MAX_SEQ_LENGTH, (128, 512), "-s", group=DATA, hand_on="max_seq_length")
+    train_batch_size: Pair = option(
+        count, "sequences in an optimizer step, over all ranks", (65536, 32768), group=BATCHES
+    )
+    batch_size: Pair = option(count, "sequences one rank sees at once", (64, 8), "-b", group=BATCHES)
+    accumulate_gradients: bool = option(switch, "reach --train_batch_size in several micro-steps", False, group=BATCHES)
+    allreduce_post_accumulation: bool = option(
+        *EXCHANGE_ONCE, False, group=BATCHES, hand_on="allreduce_post_accumulation"
+    )
+    allreduce_post_accumulation_fp16: bool = option(
+        *EXCHANGE_16_BITS, False, group=BATCHES, hand_on="allreduce_post_accumulation_fp16"
+    )
+    learning_rate: Pair = option(*LEARNING_RATE, (6e-3, 4e-3), "-r", group=SCHEDULE, hand_on="learning_rate")
+    max_steps: Pair = option(*MAX_STEPS, (7038, 1563), group=SCHEDULE, hand_on="max_steps")
+    warmup: Pair = option(*WARMUP, (0.2843, 0.128), "-wp", group=SCHEDULE, hand_on="warmup_proportion")
+    phase: int | None = option(phase_number, "run this phase only; unset: both", None, group=SCHEDULE)
+    seed: int = option(*SEED, 12439, group=SCHEDULE, hand_on="seed")
+    save_steps: Pair = option(*SAVE_STEPS, (200, 200), "-st", group=SAVING, hand_on="num_steps_per_checkpoint")
+    steps_this_run: Pair = option(*STEPS_THIS_RUN, (-1, -1), group=SCHEDULE, hand_on="steps_this_run")
+    resume_from_checkpoint: bool = option(*RESUME, False, group=SAVING)
+    resume_step: Pair = option(maybe(count_or_zero), "step of the checkpoint to go on from", (None, None), group=SAVING)
+    create_logfile: bool = option(switch, "write the output of the run to results/train.log, too", False, group=SAVING)
+    max_restarts: int = option(
+        count_or_zero, "restarts of a failed phase, from its newest checkpoint", 0, group=RUNNING
+    )
 
     @property
-    def phases(self):
+    def phases(self) -> tuple[int, ...]:
         return (self.phase,) if self.phase else (1, 2)
 
     @property
-    def results_dir(self):
-        return os.path.join(self.output_dir, "results")
-
-    @property
-    def lock_name(self):
+    def lock_name(self) -> str:
         return ".lock"
 
     @property
-    def log_path(self):
+    def log_path(self) -> str | None:
         return os.path.join(self.results_dir, "train.log") if self.create_logfile else None
 
+    @property
+    def restarts(self) -> int:
+        return self.max_restarts
 
-def problems(settings, world_size) -> list[str]:
+
+def sources_of_flags() -> list[str]:
+    """The files that say which flags the training script takes."""
+    return [os.path.join(ROOT, "pretraining", "settings.py")]
+
+
+def problems(settings: Settings, world_size: int) -> list[str]:
     """What cannot run, without looking at any file."""
     found = []
     if settings.model_name_or_path not in TRAINABLE:
@@ -103,12 +122,12 @@ def problems(settings, world_size) -> list[str]:
     return found
 
 
-def notes(settings, world_size) -> list[str]:
+def notes(settings: Settings, world_size: int) -> list[str]:
     """The batch arithmetic of each phase."""
     return [f"phase {phase}: {phase_batch(settings, phase, world_size)}" for phase in settings.phases]
 
 
-def phase_batch(settings, phase, world_size) -> batch.Batch:
+def phase_batch(settings: Settings, phase: int, world_size: int) -> batch.Batch:
     """The batch of a phase; ValueError where it does not divide."""
     at = phase - 1
     return batch.split(
@@ -116,7 +135,9 @@ def phase_batch(settings, phase, world_size) -> batch.Batch:
     )
 
 
-def script_words(settings, *, root, world_size, device, mode) -> list[tuple[str, list[str]]]:
+def script_words(
+    settings: Settings, *, root: str, world_size: int, device: str, mode: str
+) -> list[tuple[str, list[str]]]:
     """(name, words) of each phase that runs: the script and its arguments."""
     common = _common_words(settings, root, device, mode)
     return [
@@ -125,17 +146,17 @@ def script_words(settings, *, root, world_size, device, mode) -> list[tuple[str,
     ]
 
 
-def summary_words(settings, root) -> None:
+def summary_words(settings: Settings, root: str) -> None:
     """Pre-training sums nothing up."""
 
 
-def config_file(settings, root) -> str | None:
+def config_file(settings: Settings, root: str) -> str | None:
     """The BERT configuration: the one given, else that of the named size."""
     named = MODELS[settings.model_name_or_path].config
     return settings.config_file or (os.path.join(root, "pretraining", named) if named else None)
 
 
-def _common_words(settings, root, device, mode):
+def _common_words(settings: Settings, root: str, device: str, mode: str) -> list[str]:
     model = MODELS[settings.model_name_or_path]
     bf16, fp32 = (os.path.join(root, name) for name in OP_LISTS)
     return [
@@ -147,37 +168,26 @@ def _common_words(settings, root, device, mode):
         *(["--torch_compile"] if mode == "compile" else []),
         f"--config_file={config_file(settings, root)}",
         *{"hpu": ["--use_habana"], "cpu": ["--no_cuda"], "cuda": []}[device],
-        *(["--allreduce_post_accumulation"] if settings.allreduce_post_accumulation else []),
-        *(["--allreduce_post_accumulation_fp16"] if settings.allreduce_post_accumulation_fp16 else []),
         f"--json-summary={settings.results_dir}/dllogger.json",
         f"--output_dir={settings.results_dir}/checkpoints",
-        f"--seed={settings.seed}",
         "--use_fused_lamb",
-        *(["--fused_sdpa"] if settings.fused_sdpa else []),
-        *([f"--hang_timeout={settings.hang_timeout}"] if settings.hang_timeout is not None else []),
+        *handed_on(settings),
     ]
 
 
-def _phase_words(settings, phase, world_size):
-    at = phase - 1
+def _phase_words(settings: Settings, phase: int, world_size: int) -> list[str]:
     steps = phase_batch(settings, phase, world_size)
     return [
-        f"--input_dir={settings.data_dir[at]}",
         f"--train_batch_size={steps.per_rank}",
-        f"--max_seq_length={settings.max_seq_length[at]}",
         f"--max_predictions_per_seq={MAX_PREDICTIONS_PER_SEQ[phase]}",
-        f"--max_steps={settings.max_steps[at]}",
-        f"--warmup_proportion={settings.warmup[at]}",
-        f"--num_steps_per_checkpoint={settings.save_steps[at]}",
-        f"--learning_rate={settings.learning_rate[at]}",
         *([f"--gradient_accumulation_steps={steps.grad_accum_steps}"] if settings.accumulate_gradients else []),
-        f"--steps_this_run={settings.steps_this_run[at]}",
+        *handed_on(settings, phase),
         *_start_words(settings, phase),
         *(["--phase2"] if phase == 2 else []),
     ]
 
 
-def _start_words(settings, phase):
+def _start_words(settings: Settings, phase: int) -> list[str]:
     """Where a phase starts: from a checkpoint given, from the run's own, or from nothing."""
     checkpoint, resume_step = settings.init_checkpoint[phase - 1], settings.resume_step[phase - 1]
     if checkpoint and resume_step is None:
@@ -191,7 +201,7 @@ def _start_words(settings, phase):
     ]
 
 
-def step_of(checkpoint) -> int | None:
+def step_of(checkpoint: str) -> int | None:
     """The step in a checkpoint's name, such as ckpt_7038.pt or ckpt_7038; None where it has none."""
     match = re.fullmatch(r"ckpt_(\d+)(?:\.pt)?", os.path.basename(checkpoint.rstrip("/")))
     return int(match[1]) if match else None

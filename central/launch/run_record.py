@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from central import files
 from central.errors import BadRequest, nearest
 from central.launch.commands import shell_line
-from central.launch.options import options_of, path
 from central.launch.subcommands import SUBCOMMANDS, subcommand_of
+from central.options import options_of, path
 
 NAME = "run.json"
 BESIDE_OPTIONS = ("command", "script_args", "env_variables", "record")
@@ -31,7 +31,7 @@ def run_record(name, settings, plan, environ, when) -> dict:
     for key, option in options_of(type(settings)).items():
         value = getattr(settings, key)
         if value is not None and value is not False and value != (None, None):  # 0 is a value
-            values[key] = _from_anywhere(value, option.kind)
+            values[key] = _from_anywhere(value, option.type)
     variables = {key: environ[key] for key in sorted(environ) if key in RECORDED or key.startswith(RECORDED_PREFIX)}
     return {
         "command": name,
@@ -218,10 +218,10 @@ def _argument_from_anywhere(word):
     return f"{name}{equals}{os.path.abspath(value)}" if is_path else word
 
 
-def _from_anywhere(value, kind):
+def _from_anywhere(value, type_):
     """A path as it reads from any folder. What may be a name is a path where there is such a file or folder."""
     if isinstance(value, tuple):
-        return tuple(_from_anywhere(part, kind) for part in value)
-    names = getattr(kind, "names", None)
-    is_path = kind.metavar == path.metavar or names is not None and value not in names and os.path.exists(value)
+        return tuple(_from_anywhere(part, type_) for part in value)
+    names = getattr(type_, "names", None)
+    is_path = type_.metavar == path.metavar or names is not None and value not in names and os.path.exists(value)
     return os.path.abspath(value) if value and is_path else value
