@@ -1,5 +1,6 @@
 """What a model costs: floating-point operations of its sequences and memory of a training process."""
 
+from central.runtime import cpu_bf16
 from central.runtime.device import Device
 from central.runtime.exits import BadRequest
 from pretraining.modeling import BertConfig
@@ -50,7 +51,8 @@ def training_bytes(config: BertConfig, device: Device, micro_batch_size: int, se
         token = width * (17 * h + 2 * config.intermediate_size) + 5 * scores * width // 2
     tokens = micro_batch_size * seq_len
     logits = micro_batch_size * masked * config.padded_vocab_size * (width + 2)
-    copies = 2 * count_parameters(config) if device.data_type == "bf16" else 0
+    copy = cpu_bf16.arithmetic(device.dtype) if device.type == "cpu" else device.dtype
+    copies = copy.itemsize * count_parameters(config) if device.data_type == "bf16" else 0
     widest = tokens * width * (3 * config.intermediate_size + 2 * scores)  # temporaries of one layer
     gradient = 4 * config.padded_vocab_size * h  # of the word embedding, on its way into the sum
     saving = BYTES_TO_SAVE * count_parameters(config) if device.type == "cpu" else 0

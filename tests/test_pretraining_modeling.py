@@ -9,6 +9,7 @@ import pytest
 import torch
 from pretraining_helpers import VOCAB_SIZE, make_columns, write_config
 
+from central.runtime import cpu_bf16
 from central.runtime.dropout import DropoutBits, fold
 from pretraining.batches import Rows, flat_micro_batch, flat_micro_batches, static_micro_batch
 from pretraining.kernels.cpu import Attention, CpuKernels, equal_runs
@@ -207,6 +208,25 @@ def test_bf16_kernels_follow_fp32(rows):
         make_model(CpuKernels(dtype))(flat_micro_batch(rows))[0].item() for dtype in (torch.float32, torch.bfloat16)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+
+
+def test_bf16_without_instructions_differs_by_rounding_only(rows, monkeypatch):
+    found = {}
+    for has_instructions in (True, False):
+        monkeypatch.setattr(cpu_bf16, "has_instructions", lambda answer=has_instructions: answer)
+        model = make_model(CpuKernels(torch.bfloat16))
+        weight = next(iter(model.parameters()))
+        copy = model.kernels.copy(weight)
+        assert copy.dtype == (torch.bfloat16 if has_instructions else torch.float32)
+        assert torch.equal(copy.float(), weight.bfloat16().float())
+        losses = []
+        for batch in flat_micro_batches(rows, 3):
+            loss = step_loss(model(batch), rows)
+            loss.backward()
+            losses.append(loss.item())
+        found[has_instructions] = losses, torch.cat([g.flatten() for g in gradients(model).values()])
+    assert found[False][0] == pytest.approx(found[True][0], rel=2e-3)
+    assert torch.cosine_similarity(found[False][1], found[True][1], dim=0) > 0.999
 
 
 def test_bf16_copies_follow_the_weights(rows):

@@ -31,6 +31,11 @@ def has_instructions() -> bool:
     return allowed and torch.cpu._is_avx512_bf16_supported()
 
 
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """The type that this CPU computes products of `dtype` in."""
+    return torch.float32 if dtype == torch.bfloat16 and not has_instructions() else dtype
+
+
 @functools.cache
 def use_fp32_arithmetic() -> torch.library.Library | None:
     """From here on this process multiplies bf16 matrices in fp32. Nothing where the CPU has the instructions."""

@@ -3,6 +3,7 @@ out, because on a CPU the time that is not matrix products is memory traffic and
 
 - Tokens are flat, without padding; attention runs over sequences of equal length at a time, so it needs no mask.
 - bf16 copies of the fp32 weights are made once per optimizer step (seen by the parameter's version), not per forward.
+- Where the CPU has no instructions for bf16, an operand is widened to fp32 once, however many products it is in.
 - Dropout masks are bits of a fast counter (central/runtime/dropout.py).
 - Weight gradients of later micro-steps are added straight into `.grad` (not under DDP, which must see them).
 """
@@ -16,16 +17,21 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from central.runtime import cpu_bf16
 from central.runtime.dropout import Dropout, DropoutBits, kept_by_sign, sign_dropped, zeroed
 
 LOSS_ROWS = 512  # rows of logits computed at a time
 
 
 class CpuKernels:
-    """Kernels for flat batches; `dtype` is what matrix products run in, `in_place` lets gradients grow in `.grad`."""
+    """Kernels for flat batches: operands and results of matrix products are rounded to `dtype`.
+
+    `in_place` lets gradients grow in `.grad`.
+    """
 
     def __init__(self, dtype: torch.dtype = torch.float32, in_place: bool = True):
         self.dtype = dtype
+        self.arithmetic = cpu_bf16.arithmetic(dtype)
         self.in_place = in_place
         self.bits = DropoutBits()
         self.autocast = contextlib.nullcontext
@@ -39,8 +45,15 @@ class CpuKernels:
         """The batch as it is: its layers share nothing."""
         return batch
 
+    def operand(self, x):
+        """A tensor of `dtype` in the type that products are computed in."""
+        return x.to(self.arithmetic)
+
+    def result(self, product):
+        return product.to(self.dtype)
+
     def copy(self, *parameters):
-        """The parameters, joined along the first dimension, in the type of the matrix products."""
+        """The parameters, joined along the first dimension, as an operand."""
         if len(parameters) == 1 and parameters[0].dtype == self.dtype:
             return parameters[0].detach()
         key = tuple(map(id, parameters))
@@ -48,7 +61,7 @@ class CpuKernels:
         kept = self._copies.get(key)
         if kept is None or kept[0] != versions:
             with torch.no_grad():
-                joined = torch.cat([parameter.to(self.dtype) for parameter in parameters])
+                joined = self.operand(torch.cat([parameter.to(self.dtype) for parameter in parameters]))
             kept = self._copies[key] = (versions, joined)
         return kept[1]
 
@@ -86,7 +99,7 @@ class CpuKernels:
         return MaskedLoss.apply(self, x, weight, bias, labels)
 
     def weight_grad(self, parameter, g, x):
-        """g^T x as the gradient of `parameter`; None when it went into `parameter.grad` in place."""
+        """g^T x of two operands as the gradient of `parameter`; None when it went into `parameter.grad` in place."""
         if not self.in_place or parameter.grad is None:
             return g.t() @ x
         if g.dtype == parameter.dtype:
@@ -128,15 +141,16 @@ class Linear(Function):
         weights, biases = parameters[:count], parameters[count:]
         ctx.kernels, ctx.weights = kernels, weights
         ctx.save_for_backward(x)
-        return F.linear(x, kernels.copy(*weights), kernels.copy(*biases))
+        return kernels.result(F.linear(kernels.operand(x), kernels.copy(*weights), kernels.copy(*biases)))
 
     @staticmethod
     def backward(ctx, g):
         (x,), weights, kernels = ctx.saved_tensors, ctx.weights, ctx.kernels
+        g, x = kernels.operand(g), kernels.operand(x)
         parts = g.split([len(weight) for weight in weights], dim=1)
         d_weights = [kernels.weight_grad(weight, part, x) for weight, part in zip(weights, parts)]
         d_biases = [part.sum(0, dtype=torch.float32) for part in parts]
-        return None, g @ kernels.copy(*weights), None, *d_weights, *d_biases
+        return None, kernels.result(g @ kernels.copy(*weights)), None, *d_weights, *d_biases
 
 
 class FeedForward(Function):
@@ -144,19 +158,22 @@ class FeedForward(Function):
 
     @staticmethod
     def forward(ctx, kernels, x, up, up_bias, down, down_bias):
-        wide = F.linear(x, kernels.copy(up), kernels.copy(up_bias))
+        wide = kernels.result(F.linear(kernels.operand(x), kernels.copy(up), kernels.copy(up_bias)))
         ctx.kernels, ctx.parameters = kernels, (up, down)
         ctx.save_for_backward(x, wide)
-        return F.linear(F.gelu(wide), kernels.copy(down), kernels.copy(down_bias))
+        active = kernels.operand(F.gelu(wide))
+        return kernels.result(F.linear(active, kernels.copy(down), kernels.copy(down_bias)))
 
     @staticmethod
     def backward(ctx, g):
         (x, wide), (up, down), kernels = ctx.saved_tensors, ctx.parameters, ctx.kernels
-        d_down = kernels.weight_grad(down, g, F.gelu(wide))
-        d_wide = torch.ops.aten.gelu_backward(g @ kernels.copy(down), wide)
+        g, x = kernels.operand(g), kernels.operand(x)
+        d_down = kernels.weight_grad(down, g, kernels.operand(F.gelu(wide)))
+        d_wide = torch.ops.aten.gelu_backward(kernels.result(g @ kernels.copy(down)), wide)
+        d_wide = kernels.operand(d_wide)
         d_up = kernels.weight_grad(up, d_wide, x)
         d_up_bias, d_down_bias = d_wide.sum(0, dtype=torch.float32), g.sum(0, dtype=torch.float32)
-        return None, d_wide @ kernels.copy(up), d_up, d_up_bias, d_down, d_down_bias
+        return None, kernels.result(d_wide @ kernels.copy(up)), d_up, d_up_bias, d_down, d_down_bias
 
 
 def equal_runs(lengths) -> list[tuple[int, int, int]]:
@@ -238,7 +255,8 @@ class MaskedLoss(Function):
         loss, right, d_logits = x.new_zeros((), dtype=torch.float32), 0, []
         for rows in range(0, len(x), LOSS_ROWS):
             label = labels[rows : rows + LOSS_ROWS, None]
-            logits = F.linear(x[rows : rows + LOSS_ROWS], low, low_bias).float()
+            part = kernels.operand(x[rows : rows + LOSS_ROWS])
+            logits = kernels.result(F.linear(part, low, low_bias)).float()
             highest = logits.amax(1, keepdim=True)
             picked = logits.gather(1, label)
             right += (picked >= highest).sum()
@@ -257,7 +275,8 @@ class MaskedLoss(Function):
     def backward(ctx, g, _):
         x, *parts = ctx.saved_tensors
         d_logits = parts[0] if len(parts) == 1 else torch.cat(parts) if parts else x.new_empty(0, len(ctx.weight))
-        low = ctx.kernels.copy(ctx.weight)
-        d_weight = ctx.kernels.weight_grad(ctx.weight, d_logits, (x * g).to(x.dtype))
+        kernels, low = ctx.kernels, ctx.kernels.copy(ctx.weight)
+        d_logits = kernels.operand(d_logits)
+        d_weight = kernels.weight_grad(ctx.weight, d_logits, kernels.operand((x * g).to(x.dtype)))
         d_bias = d_logits.sum(0, dtype=torch.float32) * g
-        return None, (d_logits @ low) * g.to(x.dtype), d_weight, d_bias, None
+        return None, kernels.result(d_logits @ low) * g.to(x.dtype), d_weight, d_bias, None
