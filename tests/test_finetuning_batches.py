@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from question_answering import QuestionAnswering
+from text_classification import TextClassification
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -141,6 +143,7 @@ def test_the_gradients_of_parts_add_up_to_those_of_the_batch(tiny_model, tiny_to
             model=model,
             args=TrainingArguments(output_dir=str(tmp_path / "o"), use_cpu=True, report_to=[]),
             processing_class=tiny_tokenizer,
+            task=QuestionAnswering if head is AutoModelForQuestionAnswering else TextClassification,
             flags=ReferenceFlags(),
             pad_to_max_length=False,
             max_seq_length=64,
@@ -263,7 +266,8 @@ def test_a_training_ends_where_hugging_faces_own_does(tiny_model, tiny_tokenizer
             return loss, model.eval()(asked).logits
 
     their_loss, theirs = trained(Theirs, data_collator=Collator(tiny_tokenizer.pad_token_id))
-    own = {"flags": ReferenceFlags(), "pad_to_max_length": False, "max_seq_length": 64, "stop": StopRequest()}
+    own = {"task": TextClassification, "flags": ReferenceFlags(), "stop": StopRequest()}
+    own |= {"pad_to_max_length": False, "max_seq_length": 64}
     loss, ours = trained(FineTuningTrainer, **own)
     assert loss == pytest.approx(their_loss, rel=tolerance / 10)
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)

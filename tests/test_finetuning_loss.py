@@ -5,11 +5,11 @@ from functools import partial
 
 import pytest
 import torch
+from question_answering import span_loss
 from test_finetuning_scripts import own_cache, qa_words, run  # noqa: F401
 from transformers import BertConfig, BertForQuestionAnswering, RobertaConfig, RobertaForQuestionAnswering
 
 from central.finetuning.batching import Collator, to_bucket, to_longest
-from central.finetuning.trainer import span_loss
 
 pytest_plugins = ("finetuning_fixtures",)
 

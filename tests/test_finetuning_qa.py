@@ -4,25 +4,21 @@ import collections
 import json
 import re
 import string
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import qa_examples
+import qa_postprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from qa_examples import Question
+from qa_postprocess import Answers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from central.finetuning.features import Features, Ragged
 from central.finetuning.tables import Table, read_table
 from central.runtime.exits import BadRequest
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "transformers/examples/pytorch/question-answering"))
-import qa_examples
-import qa_postprocess
-from qa_examples import Question
-from qa_postprocess import Answers
 
 pytest_plugins = ("finetuning_fixtures",)
 

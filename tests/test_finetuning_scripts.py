@@ -28,8 +28,6 @@ FOLDERS = {
     name: ROOT / "transformers/examples/pytorch" / folder
     for name, folder in (("run_glue", "text-classification"), ("run_qa", "question-answering"))
 }
-for folder in FOLDERS.values():
-    sys.path.append(str(folder))
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +71,13 @@ def results(folder):
     return json.loads((folder / "all_results.json").read_text())
 
 
+def say_what_the_card_says(out, capsys) -> str:
+    """What the Python code of a model card prints."""
+    capsys.readouterr()
+    exec((out / "README.md").read_text().split("```python\n")[1].split("```")[0], {})
+    return capsys.readouterr().out
+
+
 def test_glue_trains_evaluates_and_predicts(tiny_model, pairs, tmp_path, capsys):
     out = tmp_path / "mrpc"
     words = glue_words(tiny_model, pairs, out, "--do_eval", "--do_predict", f"--test_file={pairs / 'test.tsv'}")
@@ -91,6 +96,7 @@ def test_glue_trains_evaluates_and_predicts(tiny_model, pairs, tmp_path, capsys)
     card = (out / "README.md").read_text()
     assert f"{found['eval_accuracy']:.4g}" in card and "0.003" in card
     assert not any(blank in card for blank in ("More information", "None", "TODO", "unknown"))
+    assert "equivalent" in say_what_the_card_says(out, capsys)
 
 
 def test_a_fine_tuned_model_evaluates_and_predicts_alone(tiny_model, pairs, tmp_path):
@@ -164,7 +170,7 @@ def test_mnli_has_two_validation_and_two_test_sets(tiny_model, tmp_path):
     assert "eval_accuracy_mm" in (out / "README.md").read_text()
 
 
-def test_stsb_is_a_regression_also_when_evaluated_and_predicted_alone(tiny_model, tmp_path):
+def test_stsb_is_a_regression_also_when_evaluated_and_predicted_alone(tiny_model, tmp_path, capsys):
     header = ("index", "sentence1", "sentence2", "score")
     scores = {"good": "4.500", "film": "2.5", "bad": "0.5"}
     rows = [(str(i), f"w{i % 60} {word}", "the film", scores[word]) for i, word in enumerate([*scores] * 20)]
@@ -173,6 +179,7 @@ def test_stsb_is_a_regression_also_when_evaluated_and_predicted_alone(tiny_model
     assert run("run_glue", *words) == 0
     found = results(tmp_path / "o")
     assert found["eval_pearson"] > 0.9 and found["eval_spearmanr"] > 0.8 and "eval_majority_class" not in found
+    assert -10 < float(say_what_the_card_says(tmp_path / "o", capsys)) < 10
     words = task_words(tmp_path / "o", "stsb", data, tmp_path / "alone", "--do_eval", "--do_predict")
     assert run("run_glue", *words) == 0
     assert results(tmp_path / "alone")["eval_pearson"] == pytest.approx(found["eval_pearson"], rel=1e-5)
@@ -306,6 +313,7 @@ def test_squad_learns_and_writes_its_answers(tiny_model, squad_file, tmp_path, c
     nbest = json.loads((out / "nbest_predictions.json").read_text())
     assert all(nbest[id][0]["text"] == text for id, text in predictions.items())
     assert json.loads((out / "predict_predictions.json").read_text()) == predictions
+    assert say_what_the_card_says(out, capsys).strip() in "It is in France."
 
 
 def test_squad_2_may_answer_nothing(tiny_model, squad_file, tmp_path):

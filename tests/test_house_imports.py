@@ -17,6 +17,7 @@ SCRIPTS = {
     "pretraining/data/prepare.py",
     "transformers/examples/pytorch/text-classification/run_glue.py",
     "transformers/examples/pytorch/question-answering/run_qa.py",
+    "transformers/examples/pytorch/token-classification/run_ner.py",
 }
 HEAVY = ("torch", "numpy", "yaml", "h5py", "transformers")
 

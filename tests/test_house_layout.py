@@ -53,6 +53,7 @@ def requirement_lines(path: Path) -> list[str]:
         "pretraining/requirements.txt",
         "transformers/examples/pytorch/question-answering/requirements.txt",
         "transformers/examples/pytorch/text-classification/requirements.txt",
+        "transformers/examples/pytorch/token-classification/requirements.txt",
     ],
 )
 def test_requirements_never_replace_the_torch_of_an_image(name):

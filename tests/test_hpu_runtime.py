@@ -263,7 +263,9 @@ from accelerate import DataLoaderConfiguration
 sys.argv[1:] = {argv!r}
 sys.path.insert(0, {str(script.parent)!r})
 import run_glue
-training, trainer = run_glue.parse_args(sys.argv[1:]).training, run_glue.FineTuningTrainer
+from central.finetuning.arguments import DataArguments, parse
+from central.finetuning.trainer import FineTuningTrainer as trainer
+training = parse(sys.argv[1:], DataArguments, run_glue.rank.from_environment()).training
 shell = trainer.__new__(trainer)
 shell.args, shell.model, shell.on_hpu = training, None, True
 asked = shell._build_accelerator_args(dataloader_config=DataLoaderConfiguration())

@@ -107,6 +107,7 @@ class DataArguments:
     train_file: str | None = field(default=None, metadata={"help": "tsv, csv, json, jsonl, parquet, or gz of these"})
     validation_file: str | None = field(default=None, metadata={"help": "as --train_file"})
     test_file: str | None = field(default=None, metadata={"help": "as --train_file"})
+    max_seq_length: int = field(default=128, metadata={"help": "longer texts are cut"})
     pad_to_max_length: bool = field(
         default=False, metadata={"help": "pad all to --max_seq_length, compute whole batches"}
     )

@@ -5,8 +5,8 @@ A batch is a random sample of all examples. Batches of one length would pad as l
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -129,21 +129,26 @@ def buckets_of(max_seq_length: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads the examples of a batch to the length that `padded` gives for their number and the longest of them."""
+    """Pads the examples of a batch to the length that `padded` gives for their number and the longest of them.
+
+    `padding` holds the values of inputs that are padded with another one than 0.
+    """
 
     pad_token_id: int
     padding_side: str = "right"
     padded: Callable[[int, int], int] = to_longest
+    padding: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, rows: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
         length = self.padded(len(rows), max(len(row["input_ids"]) for row in rows))
         batch = {"attention_mask": torch.zeros(len(rows), length, dtype=torch.int64)}
         starts = [length - len(row["input_ids"]) if self.padding_side == "left" else 0 for row in rows]
+        values = {"input_ids": self.pad_token_id, **self.padding}
         for name in rows[0]:
             if np.ndim(rows[0][name]) == 0:
                 batch[name] = torch.as_tensor(np.array([row[name] for row in rows]))
                 continue
-            padded = np.full((len(rows), length), self.pad_token_id if name == "input_ids" else 0, np.int64)
+            padded = np.full((len(rows), length), values.get(name, 0), np.int64)
             for out, start, row in zip(padded, starts, rows):
                 out[start : start + len(row[name])] = row[name]
             batch[name] = torch.from_numpy(padded)

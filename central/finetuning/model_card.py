@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
-from central.finetuning.script import Run
 from central.finetuning.tables import Table
+from central.finetuning.task import Run, Task
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate")
 SCORES = re.compile(
@@ -19,7 +20,7 @@ SCORES = re.compile(
 
 
 def write_model_card(
-    run: Run, task: str, tables: dict[str, Table], model, metrics: dict[str, float], resumed_at: Sequence[int] = ()
+    run: Run, task: Task, model: PreTrainedModel, metrics: dict[str, float], resumed_at: Sequence[int] = ()
 ) -> None:
     """Write README.md beside the model; a run that only evaluates puts its scores into the card that is there.
 
@@ -28,7 +29,7 @@ def write_model_card(
     file, stored = run.output_dir / "README.md", run.output_dir / "all_results.json"
     metrics = {**(json.loads(stored.read_text()) if stored.exists() else {}), **metrics}
     if run.request.training.do_train or not file.exists():
-        text = model_card(run, task, tables, model, metrics, resumed_at)
+        text = model_card(run, task, model, metrics, resumed_at)
     else:
         card = file.read_text(encoding="utf-8")
         text = re.sub(r"(?s)## Scores\n.*?(?=\n\n## )", lambda _: _scores(metrics), card)
@@ -36,17 +37,18 @@ def write_model_card(
 
 
 def model_card(
-    run: Run, task: str, tables: dict[str, Table], model, metrics: dict[str, float], resumed_at: Sequence[int] = ()
+    run: Run, task: Task, model: PreTrainedModel, metrics: dict[str, float], resumed_at: Sequence[int] = ()
 ) -> str:
     """The text of the card."""
     base = run.request.model.model_name_or_path
     name = run.output_dir.resolve().name
     sections = [
-        _front_matter(base, task, tables),
+        _front_matter(base, task),
         f"# {name}",
-        f"`{base}` fine-tuned on {task}: {type(model).__name__}, {model.num_parameters():,} parameters.",
+        f"`{base}` fine-tuned on {task.name}: {type(model).__name__}, {model.num_parameters():,} parameters.",
+        f"## Use\n\n```python\n{task.usage(str(run.output_dir)).strip()}\n```",
         _scores(metrics),
-        "## Data\n\n" + _data_table(tables),
+        "## Data\n\n" + _data_table(task.tables),
         "## Hyper-parameters\n\n" + _table(("setting", "value"), _settings(run, resumed_at)),
         "## Hardware and versions\n\n" + _table(("what", "version"), _environment(run)),
     ]
@@ -59,10 +61,9 @@ def _scores(metrics: dict[str, float]) -> str:
     return "## Scores\n\n" + _table(("metric", "value"), scores or {"none": "this run did not evaluate"})
 
 
-def _front_matter(base: str, task: str, tables: dict[str, Table]) -> str:
-    pipeline = "question-answering" if task.startswith("squad") else "text-classification"
-    lines = ["---", "library_name: transformers", f"pipeline_tag: {pipeline}", f"base_model: {json.dumps(base)}"]
-    return "\n".join([*lines, f"tags: [{', '.join(dict.fromkeys((pipeline, task)))}]", "---"])
+def _front_matter(base: str, task: Task) -> str:
+    lines = ["---", "library_name: transformers", f"pipeline_tag: {task.pipeline}", f"base_model: {json.dumps(base)}"]
+    return "\n".join([*lines, f"tags: [{', '.join(dict.fromkeys((task.pipeline, task.name)))}]", "---"])
 
 
 def _table(heads: tuple[str, str], rows: dict) -> str:

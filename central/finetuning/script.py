@@ -1,52 +1,58 @@
-"""What both fine-tuning scripts do around their trainer: begin, train, save, report."""
+"""The one `main` of the fine-tuning scripts: begin, read, train, evaluate, predict, report. The task is given."""
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from transformers import set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import EvalPrediction
 
-from central.finetuning import features, output_folder, resume
-from central.finetuning.arguments import Request
+from central.finetuning import output_folder, pretrained, resume
+from central.finetuning.arguments import Request, parse
 from central.finetuning.features import Features
-from central.finetuning.tables import Table
+from central.finetuning.model_card import write_model_card
+from central.finetuning.task import Results, Run, Task
 from central.finetuning.trainer import FineTuningTrainer
+from central.runtime import rank
+from central.runtime.exits import DONE
 from central.runtime.rank import StopRequest, watch_parent
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run of a script."""
-
-    request: Request
-    stop: StopRequest
-    checkpoint: Path | None  # to resume from
-
-    @property
-    def output_dir(self) -> Path:
-        return Path(self.request.training.output_dir)
-
-    @property
-    def resumes(self) -> bool:
-        """Whether the run goes on in its output folder; a checkpoint that lies elsewhere is only read."""
-        wanted = self.request.training.resume_from_checkpoint not in (None, "", "False", "false")
-        return wanted and (self.checkpoint is None or output_folder.lies_in(self.checkpoint, self.output_dir))
-
-    def say(self, line: str) -> None:
-        """One line for the user, from rank 0."""
-        if self.request.training.process_index == 0:
-            print(line, flush=True)
-
-    def make_output_dir(self) -> None:
-        """An empty output folder for a training that starts; a used one is renamed, not lost."""
-        training = self.request.training
-        with training.main_process_first(local=False):
-            if training.process_index == 0:
-                aside = output_folder.move_aside(self.output_dir) if training.do_train and not self.resumes else None
-                if aside:
-                    self.say(f"{self.output_dir} was in use: renamed {aside}")
-                self.output_dir.mkdir(parents=True, exist_ok=True)
+def main(task_class: type[Task], argv: list[str]) -> int:
+    """Run a task as its command line says; the exit status."""
+    request = parse(argv, task_class.arguments, rank.from_environment())
+    training, data = request.training, request.data
+    run = begin(request)
+    model_name = pretrained.locate(request.model.model_name_or_path)
+    task = task_class(run, model_name)
+    model, tokenizer = build_model(run, task, model_name)
+    features = {split: task.features(split, tokenizer) for split in task.tables}
+    check_resume(run, features.get("train"))
+    make_output_dir(run)
+    scorer = Scorer(task, features)
+    trainer = FineTuningTrainer(
+        model=model,
+        args=training,
+        processing_class=tokenizer,
+        train_dataset=features.get("train"),
+        eval_dataset=features.get("validation"),
+        compute_metrics=scorer,
+        task=task,
+        flags=request.flags,
+        pad_to_max_length=data.pad_to_max_length,
+        max_seq_length=data.max_seq_length,
+        stop=run.stop,
+    )
+    metrics = train(run, trainer) if training.do_train else {}
+    if training.do_eval:
+        metrics |= evaluate(run, trainer, scorer)
+    if training.do_predict:
+        predict(run, trainer, scorer)
+    if trainer.is_world_process_zero():
+        write_model_card(run, task, model, metrics, trainer.record.began_at[1:])
+    trainer.end()
+    return DONE
 
 
 def begin(request: Request) -> Run:
@@ -55,7 +61,7 @@ def begin(request: Request) -> Run:
     stop = StopRequest()
     watch_parent()
     set_seed(training.seed)
-    output_dir = Path(training.output_dir)
+    output_dir = Path(str(training.output_dir))
     run = Run(request, stop, output_folder.checkpoint_to_resume(training.resume_from_checkpoint, output_dir))
     if training.do_train and run.resumes and run.checkpoint is None:
         run.say(f"no checkpoint in {output_dir}: training starts anew")
@@ -66,20 +72,44 @@ def begin(request: Request) -> Run:
     return run
 
 
+def build_model(run: Run, task: Task, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model with the task's head, and its tokenizer."""
+    args = run.request.model
+    config = pretrained.load_config(args, name, run.request.data.max_seq_length, **task.config())
+    tokenizer = pretrained.load_tokenizer(args, name, run.say)
+    task.prepare(tokenizer)
+    return pretrained.load_model(task.auto_class, args, name, config, tokenizer, run.say), tokenizer
+
+
 def check_resume(run: Run, features: Features | None) -> None:
     """Raise BadRequest where the checkpoint to resume from is of a run on other data or with other settings."""
-    if run.request.training.do_train and run.checkpoint:
+    if features is not None and run.checkpoint:
         resume.refuse_another_run(run.checkpoint, resume.deciding(run.request.training, features))
 
 
-def tokenised(run: Run, table: Table, tokenizer, make: Callable[[], Features], **settings) -> Features:
-    """Features of a table, from the cache where they are there: one rank of a node makes them for all."""
-    data, training = run.request.data, run.request.training
-    key = {"data": table.sha256, "rows": len(table), "tokenizer": features.tokenizer_key(tokenizer), **settings}
-    path = features.cache_file(run.request.model.cache_dir, **key)
-    with training.main_process_first(local=True):
-        overwrite = data.overwrite_cache and training.local_process_index == 0
-        return features.cached(path, make, overwrite)
+def make_output_dir(run: Run) -> None:
+    """An empty output folder for a training that starts; a used one is renamed, not lost."""
+    training = run.request.training
+    with training.main_process_first(local=False):
+        if training.process_index == 0:
+            aside = output_folder.move_aside(run.output_dir) if training.do_train and not run.resumes else None
+            if aside:
+                run.say(f"{run.output_dir} was in use: renamed {aside}")
+            run.output_dir.mkdir(parents=True, exist_ok=True)
+
+
+class Scorer:
+    """What the trainer calls after an evaluation or prediction that has targets; keeps the results of the last one."""
+
+    def __init__(self, task: Task, features: Mapping[str, Features]):
+        self.task, self.features = task, features
+        self.split = "validation"  # the one at hand
+        self.results: Results | None = None
+
+    def __call__(self, found: EvalPrediction) -> dict[str, float]:
+        features = self.features[self.split]
+        self.results = self.task.results(self.split, features, found.predictions, found.label_ids)
+        return self.results.scores
 
 
 def train(run: Run, trainer: FineTuningTrainer) -> dict[str, float]:
@@ -93,15 +123,64 @@ def train(run: Run, trainer: FineTuningTrainer) -> dict[str, float]:
     return metrics
 
 
+def evaluate(run: Run, trainer: FineTuningTrainer, scorer: Scorer) -> dict[str, float]:
+    """Scores of the validation split, and of MNLI's second one, with the files that the task makes of them."""
+    metrics: dict[str, float] = {}
+    for split in _splits(scorer, "validation"):
+        scorer.split = split
+        features = scorer.features[split]
+        found = {**trainer.evaluate(features), "eval_samples": scorer.task.samples(split, features)}
+        metrics |= _named(found, split)
+        write_files(run, trainer, scorer.results)
+    report(trainer, "eval", metrics)
+    if warning := scorer.task.warning(metrics):
+        run.say(f"warning: {warning}")
+    return metrics
+
+
+def predict(run: Run, trainer: FineTuningTrainer, scorer: Scorer) -> None:
+    """Predictions of the test split, and of MNLI's second one, with scores where the targets are known."""
+    metrics: dict[str, float] = {}
+    for split in _splits(scorer, "test"):
+        scorer.split, scorer.results = split, None
+        features = scorer.features[split]
+        output = trainer.predict(features, metric_key_prefix="predict")
+        results = scorer.results or scorer.task.results(split, features, output.predictions, None)
+        scores = {f"predict_{name}": value for name, value in results.scores.items()}
+        found = {**scores, **output.metrics, "predict_samples": scorer.task.samples(split, features)}
+        metrics |= _named(found, split)
+        write_files(run, trainer, results)
+    report(trainer, "predict", metrics)
+
+
+def _splits(scorer: Scorer, kind: str) -> list[str]:
+    return [split for split in (kind, f"{kind}_mismatched") if split in scorer.features]
+
+
+def _named(metrics: dict[str, float], split: str) -> dict[str, float]:
+    """The metrics of a split; those of MNLI's mismatched ones end in `_mm`."""
+    return {f"{name}_mm": value for name, value in metrics.items()} if split.endswith("mismatched") else metrics
+
+
 def report(trainer: FineTuningTrainer, split: str, metrics: dict[str, float]) -> None:
     """Print metrics and add them to `<split>_results.json` and `all_results.json`."""
     trainer.log_metrics(split, metrics)
     trainer.save_metrics(split, metrics)
 
 
-def write_json(path: Path, content) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_files(run: Run, trainer: FineTuningTrainer, results: Results | None) -> None:
+    """The files of a split, from rank 0."""
+    if results and trainer.is_world_process_zero():
+        for name, content in results.files.items():
+            write(run.output_dir / name, content)
 
 
-def write_json_lines(path: Path, rows: Iterable[dict]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+def write(file: Path, content: Any) -> None:
+    """A file of lines (.txt), of JSON rows (.jsonl) or of one JSON object (.json)."""
+    if file.suffix == ".json":
+        lines = [json.dumps(content, indent=2, ensure_ascii=False)]
+    elif file.suffix == ".jsonl":
+        lines = [json.dumps(row, ensure_ascii=False) for row in content]
+    else:
+        lines = content
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

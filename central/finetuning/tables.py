@@ -383,4 +383,6 @@ def _from_arrow(split, source: str) -> Table:
     for name, feature in split.features.items():
         if isinstance(feature, datasets.ClassLabel):
             columns[name] = [None if i is None or i < 0 else feature.names[i] for i in columns[name]]
+        elif isinstance(labels := getattr(feature, "feature", None), datasets.ClassLabel):  # a list of them
+            columns[name] = [[labels.names[i] for i in row] for row in columns[name]]
     return Table(_named(source, [*columns], [*columns.values()]), source, split._fingerprint)

@@ -8,12 +8,12 @@ import contextlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_pt_utils import nested_gather
@@ -25,6 +25,7 @@ from central.finetuning.batching import Collator, LengthBatches, PartsCollator, 
 from central.finetuning.features import Features
 from central.finetuning.output_folder import unreadable
 from central.finetuning.resume import Record, deciding
+from central.finetuning.task import Task
 from central.runtime import hpu, rank, tensor_files
 from central.runtime.device import configure_compile, open_store
 from central.runtime.dropout import DropoutBits, fold
@@ -39,9 +40,17 @@ class FineTuningTrainer(Trainer):
     """A Trainer over `Features`. On hpu every batch has one of a few fixed shapes."""
 
     def __init__(
-        self, *args, flags: ReferenceFlags, pad_to_max_length: bool, max_seq_length: int, stop: StopRequest, **kwargs
+        self,
+        *args: Any,
+        task: Task | type[Task],
+        flags: ReferenceFlags,
+        pad_to_max_length: bool,
+        max_seq_length: int,
+        stop: StopRequest,
+        **kwargs: Any,
     ):
         training, tokenizer = kwargs["args"], kwargs["processing_class"]
+        self.task = task
         self.flags = flags
         self.on_hpu = training.device.type == "hpu"
         self.by_length = not pad_to_max_length
@@ -49,7 +58,7 @@ class FineTuningTrainer(Trainer):
         padded, cut = layout(training.device.type, mode, training.bf16, max_seq_length, pad_to_max_length)
         if training.torch_compile:
             configure_compile(SHAPES_COMPILED, training.gradient_checkpointing)
-        kwargs["data_collator"] = Collator(tokenizer.pad_token_id, tokenizer.padding_side, padded)
+        kwargs["data_collator"] = Collator(tokenizer.pad_token_id, tokenizer.padding_side, padded, task.padding)
         self._training_collator = PartsCollator(kwargs["data_collator"], cut)
         if self.on_hpu and flags.use_fused_adam:
             betas = (training.adam_beta1, training.adam_beta2)
@@ -152,10 +161,10 @@ class FineTuningTrainer(Trainer):
         if self._step_at_hand != self.state.global_step:
             self._step_at_hand, self._loss_before_step = self.state.global_step, self._tr_loss.clone()
         parts, loss = inputs["parts"], 0.0
-        rows = [len(part["input_ids"]) for part in parts]
+        weights = [self.task.weight(part) for part in parts]
         with self._weights_cast_once():
             for number, part in enumerate(parts, 1):
-                self._share = rows[number - 1] / sum(rows)
+                self._share = weights[number - 1] / sum(weights)
                 # The gradients are exchanged once, after the last part.
                 with contextlib.nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
                     loss += super().training_step(model, part, num_items_in_batch)
@@ -173,11 +182,9 @@ class FineTuningTrainer(Trainer):
         return sum(super(FineTuningTrainer, self).floating_point_ops(part) for part in inputs["parts"])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's own loss; that of a span is made anew, as the model's depends on the padding of its batch."""
+        """The task's loss, times the share of the part at hand in its batch."""
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if "start_positions" in inputs:
-            loss = span_loss(outputs, inputs)
-        loss = loss * self._share
+        loss = self.task.loss(loss, outputs, inputs) * self._share
         return (loss, outputs) if return_outputs else loss
 
     # ---- Gaudi
@@ -508,20 +515,6 @@ class ReseedDropout(TrainerCallback):
         torch.manual_seed(fold(integers))
         if self.bits is not None:
             self.bits.reseed(*integers)
-
-
-def span_loss(outputs, inputs) -> torch.Tensor:
-    """Mean cross-entropy of first and last tokens over the tokens of each example, question and special ones included.
-
-    Hugging Face's models take padding for possible answers too, so that their loss grows with every position padded.
-    """
-    padding = inputs["attention_mask"] == 0  # [B, S]
-
-    def loss(logits, positions):  # [B, S], [B]
-        return F.cross_entropy(logits.masked_fill(padding, torch.finfo(logits.dtype).min), positions)
-
-    starts = loss(outputs["start_logits"], inputs["start_positions"])
-    return (starts + loss(outputs["end_logits"], inputs["end_positions"])) / 2
 
 
 def weights_on_host(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -54,7 +54,7 @@ def metric(name: str, predicted: np.ndarray, labels: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class Task:
+class GlueTask:
     """One task. Columns are listed by all the names they have in GLUE's files and on the Hub, the Hub's first."""
 
     sentence1: tuple[str, ...]
@@ -74,28 +74,28 @@ class Task:
 
 ENTAILMENT = ("entailment", "not_entailment")
 TASKS = {
-    "cola": Task(
+    "cola": GlueTask(
         sentence1=("sentence",),
         labels=("unacceptable", "acceptable"),
         metrics=("matthews_correlation", "accuracy"),
         header=("source", "label", "mark", "sentence"),
     ),
-    "sst2": Task(sentence1=("sentence",), labels=("negative", "positive")),
-    "mrpc": Task(
+    "sst2": GlueTask(sentence1=("sentence",), labels=("negative", "positive")),
+    "mrpc": GlueTask(
         sentence1=("sentence1", "#1 String"),
         sentence2=("sentence2", "#2 String"),
         labels=("not_equivalent", "equivalent"),
         label_columns=("label", "Quality"),
         metrics=("accuracy", "f1"),
     ),
-    "stsb": Task(
+    "stsb": GlueTask(
         sentence1=("sentence1",),
         sentence2=("sentence2",),
         label_columns=("label", "score"),
         metrics=("pearson", "spearmanr"),
         bounds=(0.0, 5.0),
     ),
-    "qqp": Task(
+    "qqp": GlueTask(
         sentence1=("question1",),
         sentence2=("question2",),
         labels=("not_duplicate", "duplicate"),
@@ -103,22 +103,22 @@ TASKS = {
         metrics=("accuracy", "f1"),
         skip_broken_rows=True,  # GLUE's train.tsv has a few, which the baseline skips
     ),
-    "mnli": Task(
+    "mnli": GlueTask(
         sentence1=("premise", "sentence1"),
         sentence2=("hypothesis", "sentence2"),
         labels=("entailment", "neutral", "contradiction"),
         label_columns=("label", "gold_label"),
         server_uses_names=True,
     ),
-    "qnli": Task(sentence1=("question",), sentence2=("sentence",), labels=ENTAILMENT, server_uses_names=True),
-    "rte": Task(sentence1=("sentence1",), sentence2=("sentence2",), labels=ENTAILMENT, server_uses_names=True),
-    "wnli": Task(sentence1=("sentence1",), sentence2=("sentence2",), labels=("not_entailment", "entailment")),
+    "qnli": GlueTask(sentence1=("question",), sentence2=("sentence",), labels=ENTAILMENT, server_uses_names=True),
+    "rte": GlueTask(sentence1=("sentence1",), sentence2=("sentence2",), labels=ENTAILMENT, server_uses_names=True),
+    "wnli": GlueTask(sentence1=("sentence1",), sentence2=("sentence2",), labels=("not_entailment", "entailment")),
 }
 
 
 def infer_task(
     table: Table, text_columns: Sequence[str], label_column: str | None, known_labels: Sequence[str] | None
-) -> Task:
+) -> GlueTask:
     """The task of a table that belongs to none of GLUE's.
 
     Text is in the columns named, else in a pair known by its names, else in the only column that holds any. The labels
@@ -138,7 +138,7 @@ def infer_task(
         known_labels = () if is_regression else _class_names(values)
         if len(known_labels) == 1:
             raise BadRequest(f"{table.source}: every label is {known_labels[0]!r}: there is nothing to tell apart")
-    return Task(
+    return GlueTask(
         sentence1=(text[0],),
         sentence2=text[1:],
         labels=tuple(known_labels),
@@ -175,14 +175,14 @@ def _is_text(value) -> bool:
     return isinstance(value, str) and bool(value.strip()) and not NUMBER.fullmatch(value.strip())
 
 
-def of_columns(task: Task, text_columns: Sequence[str], label_column: str | None) -> Task:
+def of_columns(task: GlueTask, text_columns: Sequence[str], label_column: str | None) -> GlueTask:
     """A task of GLUE on a file whose columns have other names."""
     if text_columns:
         task = replace(task, sentence1=(text_columns[0],), sentence2=tuple(text_columns[1:]))
     return replace(task, label_columns=(label_column,)) if label_column else task
 
 
-def with_every_line(table: Table, task: Task) -> Table:
+def with_every_line(table: Table, task: GlueTask) -> Table:
     """A test table of one column, its first line a row where that is no name of the column.
 
     Raises BadRequest where it could be either.
@@ -198,7 +198,7 @@ def with_every_line(table: Table, task: Task) -> Table:
     return table.without_header(task.sentence1[0])
 
 
-def columns_taken(table: Table, task: Task) -> str:
+def columns_taken(table: Table, task: GlueTask) -> str:
     """What was taken as text and label, and what was not used: a line for the user."""
     texts = [name for names in (task.sentence1, task.sentence2) if names and (name := find_column(table, names))]
     label = find_column(table, task.label_columns)
@@ -300,7 +300,7 @@ def texts_of(table: Table, names: Sequence[str]) -> list[str]:
     return values
 
 
-def numbered_labels(table: Table, task: Task) -> np.ndarray | None:
+def numbered_labels(table: Table, task: GlueTask) -> np.ndarray | None:
     """Labels [N] as int64, of a regression as float32; None for a table without labels.
 
     A label is a name, or its number. Raises BadRequest with the rows whose label the task does not know.
@@ -330,7 +330,7 @@ def _are_names(labels: Sequence[str]) -> bool:
     return bool(labels) and all(any(map(str.isalpha, label)) for label in labels)
 
 
-def _label_number(text: str, task: Task) -> int | float | None:
+def _label_number(text: str, task: GlueTask) -> int | float | None:
     if task.is_regression:
         return float(text) if NUMBER.fullmatch(text) else None
     if text in task.labels:
@@ -344,7 +344,7 @@ def _label_number(text: str, task: Task) -> int | float | None:
     return number if _are_names(task.labels) and 0 <= number < len(task.labels) else None
 
 
-def taken_by_number(table: Table, task: Task) -> str | None:
+def taken_by_number(table: Table, task: GlueTask) -> str | None:
     """A line on labels that are numbers where the task's are names; None where there are none."""
     column = find_column(table, task.label_columns)
     texts = {_label_text(value) for value in table.columns.get(column, ()) if not _is_missing(value)}
@@ -355,7 +355,7 @@ def taken_by_number(table: Table, task: Task) -> str | None:
     return f"{table.source}: labels are numbers, taken as places: {', '.join(pairs)}"
 
 
-def scores(task: Task, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def scores(task: GlueTask, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Metrics of a task for logits [N, classes] (regression: [N, 1]) against labels [N].
 
     A classification also gets `majority_class`: the accuracy of always answering the commonest label.
@@ -368,7 +368,7 @@ def scores(task: Task, outputs: np.ndarray, labels: np.ndarray) -> dict[str, flo
     return result
 
 
-def server_lines(task: Task, outputs: np.ndarray) -> list[str]:
+def server_lines(task: GlueTask, outputs: np.ndarray) -> list[str]:
     """Predictions as the GLUE server reads them: a header, then index and prediction between tabs."""
     if task.is_regression:
         values = outputs.reshape(-1)
@@ -380,7 +380,7 @@ def server_lines(task: Task, outputs: np.ndarray) -> list[str]:
     return ["index\tprediction", *(f"{i}\t{prediction}" for i, prediction in enumerate(predictions))]
 
 
-def prediction_rows(task: Task, outputs: np.ndarray) -> list[dict]:
+def prediction_rows(task: GlueTask, outputs: np.ndarray) -> list[dict]:
     """Predictions by name: for each row its index, label and the probability of every label, or its value."""
     if task.is_regression:
         return [{"index": i, "value": float(value)} for i, value in enumerate(outputs.reshape(-1))]
