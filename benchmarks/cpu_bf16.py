@@ -9,6 +9,7 @@ counts little. Target: bf16 at 0.8 of the speed of fp32 or more.
 
 import argparse
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -104,9 +105,9 @@ def second_epoch(words: list[str], steps: int) -> tuple[float, list[str]]:
     with subprocess.Popen(words, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout:
             said.append(line)
-            if line.startswith("{'loss'"):
+            if step := re.match(r"step \d+/\d+  loss (\S+)", line):
                 used.append(sum(psutil.Process(process.pid).cpu_times()[:2]))
-                losses.append(line.split("'")[3])
+                losses.append(step[1])
     if process.returncode:
         sys.exit("".join(said[-20:]) + f"failed with status {process.returncode}: {' '.join(words)}")
     return used[-1] - used[steps - 1], losses[steps:]

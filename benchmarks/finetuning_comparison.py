@@ -150,7 +150,7 @@ def timed(words: list[str], threads: int) -> list[float]:
     with subprocess.Popen(words, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout:
             said.append(line)
-            if line.startswith("{'loss'"):
+            if line.startswith(("step ", "{'loss'")):  # ours, the peer's
                 arrivals.append(time.perf_counter() - begin)
     if process.returncode:
         sys.exit("".join(said[-20:]) + f"failed with status {process.returncode}: {' '.join(words)}")

@@ -3,13 +3,17 @@
 import inspect
 import json
 import os
+from dataclasses import fields
+from functools import partial
 
 import pytest
 from transformers import Trainer
 
-from central.finetuning import output_folder
-from central.finetuning.arguments import DataArguments, modernise, parse
-from central.finetuning.trainer import FineTuningTrainer
+from central.finetuning import output_folder, script
+from central.finetuning.arguments import DataArguments, ReferenceFlags, modernise, parse
+from central.finetuning.task import Task
+from central.finetuning.trainer import FineTuningTrainer, missing_methods
+from central.runtime import exits
 from central.runtime.exits import BadRequest
 from central.runtime.rank import Rank
 
@@ -114,6 +118,31 @@ def test_numbers_below_1_are_told_together():
 def test_a_gaudi_that_is_not_there_is_said():
     with pytest.raises((BadRequest, AssertionError)):
         understood("--use_habana")
+
+
+def test_a_method_that_transformers_lost_is_named_before_anything_starts(monkeypatch, capsys):
+    assert missing_methods(FineTuningTrainer) == []
+    for name in ("_get_grad_norm", "_get_learning_rate"):
+        monkeypatch.delattr(Trainer, name)
+    assert exits.run(partial(script.main, Task), []) == exits.BAD_REQUEST
+    error = capsys.readouterr().err
+    assert "its Trainer has no _get_grad_norm, _get_learning_rate" in error and "requirements.txt" in error
+
+
+def test_every_method_that_overrides_one_of_transformers_says_so():
+    """Else nothing would notice that the other one is gone."""
+    inherited = {name for name, method in vars(Trainer).items() if callable(method)}
+    for name in inherited & {*vars(FineTuningTrainer)} - {"__init__"}:
+        assert getattr(vars(FineTuningTrainer)[name], "__override__", False), name
+
+
+def test_help_shows_the_flags_of_the_reference(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(["-h"], DataArguments, Rank())
+    said = capsys.readouterr().out
+    assert stop.value.code == 0
+    for flag in fields(ReferenceFlags):
+        assert f"--{flag.name}" in said and flag.metadata["help"].split()[0] in said
 
 
 @pytest.mark.parametrize(

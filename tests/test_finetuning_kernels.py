@@ -15,7 +15,7 @@ from transformers import (
     RobertaForQuestionAnswering,
 )
 
-from central.finetuning.attention_cpu import AttentionWithDropout, BitDropout, exchange
+from central.finetuning.attention_cpu import AttentionWithDropout, BitDropout, replace_attention
 from central.runtime.dropout import Dropout, DropoutBits
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -92,7 +92,7 @@ def batch(model):
 def test_without_dropout_a_model_gives_what_it_gave(dtype):
     for model in models(dropout=0.0):
         other = copy.deepcopy(model)
-        exchange(other)
+        replace_attention(other)
         losses, grads = [], []
         for each in (model, other):
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -108,7 +108,7 @@ def test_without_dropout_a_model_gives_what_it_gave(dtype):
 def test_a_vanishing_dropout_is_no_dropout():
     for model in models(dropout=0.1):
         with_bits = copy.deepcopy(model)
-        exchange(with_bits)
+        replace_attention(with_bits)
         for module in (*model.modules(), *with_bits.modules()):
             if isinstance(module, torch.nn.Dropout):
                 module.p = 1e-9
@@ -120,7 +120,7 @@ def test_dropout_in_a_model_is_as_strong_as_torchs():
     """The mean and spread of the loss over masks are those of torch's own dropout."""
     (model, _) = models(dropout=0.3)
     other = copy.deepcopy(model)
-    exchange(other)
+    replace_attention(other)
     assert sum(isinstance(module, BitDropout) for module in other.modules()) == sum(
         type(module) is torch.nn.Dropout for module in model.modules()
     )
@@ -134,7 +134,7 @@ def test_dropout_in_a_model_is_as_strong_as_torchs():
 def test_evaluation_and_saved_configuration_are_untouched(tmp_path):
     for model in models(dropout=0.1):
         expected = model.eval()(**batch(model))[1]
-        exchange(model)
+        replace_attention(model)
         torch.testing.assert_close(model.eval()(**batch(model))[1], expected)
         model.save_pretrained(tmp_path)
         assert "cpu_dropout" not in (tmp_path / "config.json").read_text()
@@ -143,7 +143,7 @@ def test_evaluation_and_saved_configuration_are_untouched(tmp_path):
 def test_a_causal_model_stays_causal():
     config = GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2, attn_pdrop=0.5, resid_pdrop=0, embd_pdrop=0)
     model = GPT2ForSequenceClassification(config)
-    exchange(model)
+    replace_attention(model)
     model.train()
     hidden = []
     for last in (3, 4):
@@ -159,5 +159,5 @@ def test_a_window_of_attention_stays_one():
     model = ModernBertModel(ModernBertConfig(**sizes, **options))
     ids = torch.randint(2, 50, (2, 24), generator=torch.Generator().manual_seed(0))
     expected = model.eval()(ids, torch.ones_like(ids))[0]
-    exchange(model)
+    replace_attention(model)
     torch.testing.assert_close(model.train()(ids, torch.ones_like(ids))[0], expected, rtol=1e-3, atol=1e-4)

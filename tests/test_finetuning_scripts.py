@@ -99,6 +99,27 @@ def test_glue_trains_evaluates_and_predicts(tiny_model, pairs, tmp_path, capsys)
     assert "equivalent" in say_what_the_card_says(out, capsys)
 
 
+def test_a_run_prints_a_line_a_percent_scores_once_and_where_all_is(tiny_model, pairs, tmp_path, capsys):
+    out = tmp_path / "o"
+    words = glue_words(tiny_model, pairs, out, "--do_eval", "--do_predict", f"--test_file={pairs / 'test.tsv'}")
+    assert (
+        run("run_glue", *words, "--max_steps=250", "--logging_steps=1", "--eval_strategy=steps", "--eval_steps=100")
+        == 0
+    )
+    said = capsys.readouterr().out
+    steps = [line for line in said.splitlines() if line.startswith("step ") and "  loss " in line]
+    assert 100 <= len(steps) <= 130 and steps[0].startswith("step 1/250  loss ") and "ETA" in steps[-1]
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    assert len([entry for entry in history if "loss" in entry]) == 250
+    amid = [line for line in said.splitlines() if line.startswith("step ") and "eval accuracy" in line]
+    assert [line.split()[1] for line in amid] == ["100/250", "200/250", "250/250"] and "runtime" not in amid[0]
+    assert said.count("eval_accuracy") == 1 and said.count("train_loss") == 1 and "{'" not in said
+    assert said.splitlines()[-1] == (
+        f"in {out}: the model (model.safetensors) and its tokenizer, its card (README.md), scores (all_results.json), "
+        "predictions (predict_results_mrpc.txt, predict_results_mrpc.jsonl)"
+    )
+
+
 def test_a_fine_tuned_model_evaluates_and_predicts_alone(tiny_model, pairs, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     assert run("run_glue", *glue_words(tiny_model, pairs, first, "--do_eval", "--max_steps=10")) == 0
@@ -572,7 +593,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model, pairs, tmp_path)
     twice = ["--max_steps=3", "--pad_to_max_length", "--gradient_checkpointing"]
     assert run("run_glue", *glue_words(tiny_model, pairs, tmp_path / "twice", *twice)) == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_cpu, "exchange", lambda model: DropoutBits())  # torch's own masks
+        patch.setattr(attention_cpu, "replace_attention", lambda model: DropoutBits())  # torch's own masks
         assert run("run_glue", *glue_words(tiny_model, pairs, tmp_path / "once", *twice[:2])) == 0
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("once", "twice"))
     assert all((expected[name] == found[name]).all() for name in expected)

@@ -68,12 +68,12 @@ def test_losses_and_gradients_of_a_bert_differ_from_torchs_bf16_by_rounding_only
     """Against torch's own bf16, with dropout, whose masks are the same."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    from central.finetuning.attention_cpu import exchange
+    from central.finetuning.attention_cpu import replace_attention
 
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig(vocab_size=100, **sizes)).train()
-    bits, ids, labels = exchange(model), torch.randint(0, 100, (16, 32)), torch.randint(0, 2, (16,))
+    bits, ids, labels = replace_attention(model), torch.randint(0, 100, (16, 32)), torch.randint(0, 2, (16,))
 
     def loss_and_gradient(dtype):
         bits.reseed(1)

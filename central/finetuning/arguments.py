@@ -11,8 +11,9 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
@@ -70,23 +71,28 @@ RENAMED = {
 }
 
 
+def _flag(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass(frozen=True)
 class ReferenceFlags:
-    """Words of the reference that have no field in TrainingArguments."""
+    """Words of the reference, and one of ours, that have no field in TrainingArguments."""
 
-    no_cuda: bool = False
-    use_habana: bool = False
-    use_lazy_mode: bool = False
-    hmp: bool = False
-    use_fused_adam: bool = False
-    use_fused_clip_norm: bool = False
-    fused_sdpa: bool = False
-    use_hpu_graphs_for_inference: bool = False
-    overwrite_output_dir: bool = False
-    hmp_bf16: str = ""  # read by central.runtime.environment, before torch was imported
-    hmp_fp32: str = ""
-    logging_dir: str = ""  # transformers takes it from the environment
-    hang_timeout: float = DEFAULT_TIMEOUT  # ours: seconds
+    no_cuda: bool = _flag(False, "run on the CPU")
+    use_habana: bool = _flag(False, "run on Gaudi")
+    use_lazy_mode: bool = _flag(False, "Gaudi gathers operations into graphs, instead of running each at once")
+    hmp: bool = _flag(False, "matrix products in bfloat16, on any device")
+    use_fused_adam: bool = _flag(False, "Habana's AdamW on Gaudi")
+    use_fused_clip_norm: bool = _flag(False, "Habana's clipping of gradients on Gaudi")
+    fused_sdpa: bool = _flag(False, "Habana's fused attention on Gaudi")
+    use_hpu_graphs_for_inference: bool = _flag(False, "Gaudi replays graphs in evaluation; needs --use_lazy_mode")
+    overwrite_output_dir: bool = _flag(False, "rename a used --output_dir, and begin with an empty one")
+    # The op lists are read by central.runtime.environment, before torch is imported.
+    hmp_bf16: str = _flag("", "file of the operations that Gaudi runs in bfloat16")
+    hmp_fp32: str = _flag("", "file of the operations that Gaudi keeps in fp32")
+    logging_dir: str = _flag("", "folder of TensorBoard's files")  # transformers takes it from the environment
+    hang_timeout: float = _flag(DEFAULT_TIMEOUT, "seconds without progress after which a run of several ranks ends")
 
 
 @dataclass
@@ -165,7 +171,9 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
     except ValueError as error:
         raise BadRequest(str(error)) from None
     init_process_group(device, rank)  # transformers takes the group that it finds
-    parser = HfArgumentParser((ModelArguments, data_arguments, TrainingArguments), allow_abbrev=False)
+    classes: Any = (ModelArguments, data_arguments, TrainingArguments)
+    parser = HfArgumentParser(classes, allow_abbrev=False)
+    _add_flags(parser.add_argument_group("the reference's and this project's own"))  # for --help; taken out above
     parser.set_defaults(
         output_dir="",  # transformers would invent one
         use_cpu=device_type == "cpu",
@@ -180,7 +188,7 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
     )
     with contextlib.redirect_stderr(io.StringIO()) as said:  # the usage text of 150 options hides the one that is wrong
         try:
-            model, data, training, rest = parser.parse_args_into_dataclasses(
+            model, data, training, *_, rest = parser.parse_args_into_dataclasses(
                 words, return_remaining_strings=True, look_for_args_file=False
             )
         except SystemExit as stop:
@@ -232,11 +240,7 @@ def modernise(argv: Sequence[str]) -> tuple[list[str], ReferenceFlags, list[str]
     if dropped:
         notes.append(f"{', '.join(dropped)}: accepted, no effect here")
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name, value in ReferenceFlags().__dict__.items():
-        if isinstance(value, bool):
-            parser.add_argument(f"--{name}", nargs="?", const=True, default=False, type=_truth)
-        else:
-            parser.add_argument(f"--{name}", default=value, type=type(value))
+    _add_flags(parser)
     # `--resume_from_checkpoint` alone means the newest checkpoint of --output_dir
     words = [
         "--resume_from_checkpoint=True"
@@ -247,13 +251,26 @@ def modernise(argv: Sequence[str]) -> tuple[list[str], ReferenceFlags, list[str]
     try:
         found, words = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
-        raise BadRequest(f"--{error.argument_name.strip('-')}: {error.message}") from error
+        raise BadRequest(f"--{str(error.argument_name).strip('-')}: {error.message}") from error
     flags = ReferenceFlags(**vars(found))
     if flags.fused_sdpa and not flags.use_habana:
         notes.append("--fused_sdpa: torch's own attention, as this is not a Gaudi")
     if flags.use_hpu_graphs_for_inference and not (flags.use_habana and flags.use_lazy_mode):
         notes.append("--use_hpu_graphs_for_inference: no effect here, such graphs belong to hpu's lazy mode")
     return words, flags, notes
+
+
+def _add_flags(parser: argparse._ActionsContainer) -> None:
+    """An option for every field of ReferenceFlags."""
+    for flag in fields(ReferenceFlags):
+        name, help = f"--{flag.name}", flag.metadata["help"]
+        if isinstance(flag.default, bool):
+            parser.add_argument(
+                name, nargs="?", const=True, default=False, type=_truth, metavar="true|false", help=help
+            )
+        else:
+            kind = type(flag.default)
+            parser.add_argument(name, default=flag.default, type=kind, metavar=kind.__name__.upper(), help=help)
 
 
 def _rename(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -270,12 +287,14 @@ def _rename(words: Sequence[str]) -> tuple[list[str], list[str]]:
         value_of_dropped = False
         if name not in RENAMED:
             kept.append(word)
-        elif RENAMED[name] and "=" not in RENAMED[name]:
-            kept.append(f"--{RENAMED[name]}{equals}{value}")
+            continue
+        new = RENAMED[name]
+        if new and "=" not in new:
+            kept.append(f"--{new}{equals}{value}")
         else:
             value_of_dropped = not equals
-            if RENAMED[name]:
-                kept.append(f"--{RENAMED[name]}")
+            if new:
+                kept.append(f"--{new}")
             else:
                 dropped.append(f"--{name}")
     return kept, dropped

@@ -1,9 +1,12 @@
 """Dropout and attention with dropout at the speed a CPU has: for training Hugging Face models.
 
 On a CPU torch's dropout is slow, and attention with it falls back to torch's slowest form. Here masks are bits of a
-fast counter (dropout.py), and attention is two matrix products with the backward pass written out. `exchange(model)`
-puts both into a model; its weights, its names and, without dropout, its results stay as they are.
+fast counter (dropout.py), and attention is two matrix products with the backward pass written out.
+`replace_attention(model)` puts both into a model; its weights, its names and, without dropout, its results stay as they
+are.
 """
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,8 +20,8 @@ from central.runtime.dropout import Dropout, DropoutBits, kept_by_sign, sign_dro
 ATTENTION = "cpu_dropout"  # name under which transformers knows the attention below
 
 
-def exchange(model: PreTrainedModel) -> DropoutBits:
-    """Exchange attention and dropout modules of a model in place; returns the stream that their masks come from."""
+def replace_attention(model: PreTrainedModel) -> DropoutBits:
+    """Replace attention and dropout modules of a model in place; returns the stream that their masks come from."""
     bits = DropoutBits()
     if getattr(model.config, "_attn_implementation", None) == "sdpa":
         AttentionInterface.register(ATTENTION, Attention(bits))
@@ -37,7 +40,17 @@ class Attention:
     def __init__(self, bits: DropoutBits):
         self.bits = bits
 
-    def __call__(self, module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    def __call__(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
         one_mask = kwargs.get("position_bias") is None and kwargs.get("sliding_window") is None  # for all queries
         is_plain = query.shape == key.shape and not module.is_causal and one_mask
         if not dropout or not is_plain:  # without dropout torch's own kernel is the fastest
@@ -53,7 +66,7 @@ class BitDropout(nn.Dropout):
         super().__init__(p)
         self.bits = bits
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return Dropout.apply(self.bits, x, self.p) if self.training and 0 < self.p < 1 else super().forward(x)
 
 
@@ -61,7 +74,16 @@ class AttentionWithDropout(Function):
     """softmax(scaling Q K^T) V with dropout on the probabilities. Q, K, V: [B, heads, S, d]; gives [B, S, heads, d]."""
 
     @staticmethod
-    def forward(ctx, bits, query, key, value, mask, p, scaling):
+    def forward(
+        ctx: Any,
+        bits: DropoutBits,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        p: float,
+        scaling: float,
+    ) -> torch.Tensor:
         batch, heads, length, size = query.shape
         q, k, v = (x.reshape(batch * heads, length, size) for x in (query * scaling, key, value))
         scores = torch.bmm(q, k.transpose(1, 2))
@@ -77,7 +99,7 @@ class AttentionWithDropout(Function):
         return out.view(batch, heads, length, size).transpose(1, 2).contiguous()
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, signed = ctx.saved_tensors
         shape = (len(q) // ctx.heads, ctx.heads, -1, q.shape[-1])
         g = (g * (1 / (1 - ctx.p))).transpose(1, 2).reshape(v.shape[0], -1, v.shape[-1])

@@ -4,15 +4,17 @@ host to choose between two graphs, which costs a synchronisation a step and a co
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 ATTENTION = "static"  # name under which transformers knows it
 
 
-def exchange(model: PreTrainedModel, fused: Callable[..., torch.Tensor] | None = None) -> None:
+def replace_attention(model: PreTrainedModel, fused: Callable[..., torch.Tensor] | None = None) -> None:
     """Let a bidirectional model attend in the static form; `fused` is Habana's kernel where asked for."""
     AttentionInterface.register(ATTENTION, partial(attention, fused=fused))
     AttentionMaskInterface.register(ATTENTION, partial(additive_mask, whole=fused is not None))
@@ -25,7 +27,7 @@ def additive_mask(
     attention_mask: torch.Tensor | None,
     dtype: torch.dtype,
     whole: bool = False,
-    **kwargs,
+    **kwargs: Any,
 ) -> torch.Tensor | None:
     """[B, 1, 1, S], or `whole` [B, 1, S, S]: 0 at tokens, the lowest number at padding, in the type of the scores.
 
@@ -43,7 +45,15 @@ def additive_mask(
 
 
 def attention(
-    module, query, key, value, attention_mask, dropout=0.0, scaling=None, fused=None, **kwargs
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    fused: Callable[..., torch.Tensor] | None = None,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """softmax(scaling Q K^T + mask) V; Q, K, V: [B, heads, S, d], result [B, S, heads, d]."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling

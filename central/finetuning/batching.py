@@ -66,7 +66,7 @@ def cheapest_parts(
 
     The cheapest parts of the rows before `end` are those of the rows before some `begin`, and the others as one part.
     """
-    cheapest = [(0, [])]  # cost and parts of the rows before each one
+    cheapest: list[tuple[int, list[slice]]] = [(0, [])]  # cost and parts of the rows before each one
     for end, longest in enumerate(lengths, start=1):
         total, begin = min(
             (cheapest[begin][0] + (end - begin) * padded(end - begin, longest) + cost, begin) for begin in range(end)

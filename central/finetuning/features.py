@@ -12,9 +12,11 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from central.runtime.exits import BadRequest
 
@@ -33,7 +35,7 @@ class Ragged:
     offsets: np.ndarray  # int64[rows + 1]
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]], dtype=np.int32) -> "Ragged":
+    def of(cls, rows: Sequence[Any], dtype: type[np.generic] = np.int32) -> "Ragged":
         """Rows may be lists of integers, or of pairs of integers."""
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
@@ -53,7 +55,9 @@ class Features(torch.utils.data.Dataset):
     def __init__(self, inputs: dict[str, Ragged | np.ndarray], extras: dict[str, Ragged | np.ndarray] | None = None):
         self.inputs = inputs
         self.extras = extras or {}
-        self.lengths = np.diff(inputs["input_ids"].offsets)
+        ids = inputs["input_ids"]
+        assert isinstance(ids, Ragged)
+        self.lengths = np.diff(ids.offsets)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -63,7 +67,7 @@ class Features(torch.utils.data.Dataset):
 
     def save(self, path: Path) -> None:
         """Written beside and renamed: a cached file is complete or absent."""
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for part, columns in (("inputs", self.inputs), ("extras", self.extras)):
             for name, column in columns.items():
                 if isinstance(column, Ragged):
@@ -88,7 +92,7 @@ class Features(torch.utils.data.Dataset):
         return cls(parts["inputs"], parts["extras"])
 
 
-def cache_file(cache_dir: str | None, **key) -> Path:
+def cache_file(cache_dir: str | None, **key: Any) -> Path:
     """Where the features of this data, tokenizer and settings lie: `key` holds all that decides them."""
     text = json.dumps({"format": FORMAT, **key}, sort_keys=True)
     if cache_dir is None:
@@ -98,9 +102,9 @@ def cache_file(cache_dir: str | None, **key) -> Path:
     return Path(cache_dir) / "bert_features" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
 
 
-def tokenizer_key(tokenizer) -> str:
+def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of everything a tokenizer does to a text: its settings, however they were made, but not where it lies."""
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend = json.loads(cast(Any, tokenizer).backend_tokenizer.to_str())
     for passing in ("truncation", "padding"):  # set anew by every call
         backend.pop(passing, None)
     given = {name: value for name, value in tokenizer.init_kwargs.items() if not PLACE.search(name)}
@@ -110,7 +114,7 @@ def tokenizer_key(tokenizer) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def room_for_text(tokenizer, max_length: int, is_pair: bool) -> list[str]:
+def room_for_text(tokenizer: PreTrainedTokenizerBase, max_length: int, is_pair: bool) -> list[str]:
     """What to say of a sequence length that leaves hardly any text; raises BadRequest where it leaves none."""
     marks = tokenizer.num_special_tokens_to_add(pair=is_pair)
     least = marks + 1 + is_pair
@@ -124,7 +128,7 @@ def room_for_text(tokenizer, max_length: int, is_pair: bool) -> list[str]:
     return [f"warning: --max_seq_length {max_length}: only {max_length - marks} tokens of a text fit, the rest is cut"]
 
 
-def cut_to_fit(tokenizer, texts: Sequence[list[str]], max_length: int) -> list[list[str]]:
+def cut_to_fit(tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[str]], max_length: int) -> list[list[str]]:
     """Texts (one list, or two of pairs) without what can never fit into `max_length` tokens, for speed alone.
 
     Truncation gives the same tokens as of the whole texts. Of a pair the longer text is truncated more, so both stay
@@ -142,7 +146,7 @@ def cut_to_fit(tokenizer, texts: Sequence[list[str]], max_length: int) -> list[l
     return cut
 
 
-def shortened(tokenizer, text: str, tokens: int, from_left: bool = False) -> str:
+def shortened(tokenizer: PreTrainedTokenizerBase, text: str, tokens: int, from_left: bool = False) -> str:
     """A part of a text with the same first `tokens` tokens, or last ones where the left of it is cut."""
     size = tokens * CHARACTERS_A_TOKEN
     while size < len(text):
@@ -160,7 +164,7 @@ def shortened(tokenizer, text: str, tokens: int, from_left: bool = False) -> str
     return text
 
 
-def _count(tokenizer, text: str) -> int:
+def _count(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
     return len(tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"])
 
 

@@ -71,7 +71,7 @@ def _table(heads: tuple[str, str], rows: dict) -> str:
     return "\n".join([*lines, *(f"| {key} | {_text(value)} |" for key, value in rows.items())])
 
 
-def _text(value) -> str:
+def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e4 else str(value)
 
 

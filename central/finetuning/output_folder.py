@@ -55,8 +55,8 @@ def checkpoint_to_resume(resume: str | None, output_dir: Path) -> Path | None:
         return None
     if resume.lower() == "true":
         return newest_trainer_checkpoint(output_dir)
-    checkpoint = Path(resume)
-    checkpoint = checkpoint if checkpoint.name.startswith("checkpoint-") else newest_trainer_checkpoint(checkpoint)
+    named = Path(resume)
+    checkpoint = named if named.name.startswith("checkpoint-") else newest_trainer_checkpoint(named)
     if checkpoint is None or not _is_complete(checkpoint):
         raise BadRequest(f"--resume_from_checkpoint {resume}: not a complete checkpoint, nor a folder with one")
     return checkpoint

@@ -7,6 +7,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -148,11 +149,11 @@ def _tells_capitals(tokenizer: PreTrainedTokenizerBase) -> bool:
     return sum(word != word.lower() for word in words) > CASED_SHARE * len(words)
 
 
-def is_uncased(tokenizer) -> bool:
+def is_uncased(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.tokenize("ABC") == tokenizer.tokenize("abc")
 
 
-def load_config(args: ModelArguments, name: str, max_seq_length: int = 0, **changes):
+def load_config(args: ModelArguments, name: str, max_seq_length: int = 0, **changes: Any) -> Any:
     """The configuration, checked for the sequence length asked for."""
     source = args.config_name or name
     try:
@@ -169,7 +170,7 @@ def load_config(args: ModelArguments, name: str, max_seq_length: int = 0, **chan
     return config
 
 
-def _check_config(config, source: str) -> None:
+def _check_config(config: Any, source: str) -> None:
     """Raise BadRequest for numbers that no model can have, and for what transformers would pass over in silence."""
     problems = []
     for name, most in COUNTS.items():
@@ -200,7 +201,12 @@ def _check_config(config, source: str) -> None:
 
 
 def load_model(
-    auto_class, args: ModelArguments, name: str, config, tokenizer, say: Callable[[str], None]
+    auto_class: Any,
+    args: ModelArguments,
+    name: str,
+    config: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    say: Callable[[str], None],
 ) -> PreTrainedModel:
     """The model with its head, in fp32 whatever type its file has. What was not in the checkpoint is listed; an encoder
     that does not fit is refused."""
@@ -244,7 +250,7 @@ def load_model(
     return model
 
 
-def _check_size(auto_class, config, name: str) -> None:
+def _check_size(auto_class: Any, config: Any, name: str) -> None:
     """Refuse a configuration that cannot be built, or whose weights do not fit into memory, before either is tried."""
     try:
         with torch.device("meta"):
@@ -304,7 +310,11 @@ def refuse_unused(unexpected: Sequence[str], prefix: str, encoder: set[str], nam
 
 
 def check_text(
-    tokenizer, texts: Sequence[str], where: Callable[[int], str], bound: float, say: Callable[[str], None]
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    where: Callable[[int], str],
+    bound: float,
+    say: Callable[[str], None],
 ) -> None:
     """Refuse a tokenizer that turns more than a share `bound` of the words with letters into [UNK], or most of all.
 

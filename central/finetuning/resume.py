@@ -8,6 +8,7 @@ import hashlib
 import json
 import time
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from transformers import TrainerCallback, TrainerState, TrainingArguments
@@ -52,7 +53,7 @@ class Record(TrainerCallback, ExportableState):
         self.seconds_before = known.get("seconds", 0.0)
         self.began_at = [*known.get("began_at", []), state.global_step]
         self._began = time.time()
-        state.stateful_callbacks.setdefault(type(self).__name__, {})
+        cast(dict, state.stateful_callbacks).setdefault(type(self).__name__, {})
 
     def state(self) -> dict:
         """What `trainer_state.json` holds of this."""
@@ -102,7 +103,7 @@ def refuse_another_run(checkpoint: Path, settings: dict) -> None:
         )
 
 
-def _attributes(callbacks) -> dict:
+def _attributes(callbacks: object) -> dict:
     """The record in the callbacks' part of a state, empty where there is none."""
     found = callbacks.get(Record.__name__) if isinstance(callbacks, dict) else None
     kept = found.get("attributes") if isinstance(found, dict) else None

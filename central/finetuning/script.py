@@ -3,8 +3,9 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalPrediction
 
@@ -13,7 +14,7 @@ from central.finetuning.arguments import Request, parse
 from central.finetuning.features import Features
 from central.finetuning.model_card import write_model_card
 from central.finetuning.task import Results, Run, Task
-from central.finetuning.trainer import FineTuningTrainer
+from central.finetuning.trainer import FineTuningTrainer, refuse_another_trainer
 from central.runtime import rank
 from central.runtime.exits import DONE
 from central.runtime.rank import StopRequest, watch_parent
@@ -21,6 +22,8 @@ from central.runtime.rank import StopRequest, watch_parent
 
 def main(task_class: type[Task], argv: list[str]) -> int:
     """Run a task as its command line says; the exit status."""
+    refuse_another_trainer()
+    transformers.logging.disable_progress_bar()  # of files written, which a log file keeps; training shows its own
     request = parse(argv, task_class.arguments, rank.from_environment())
     training, data = request.training, request.data
     run = begin(request)
@@ -51,6 +54,7 @@ def main(task_class: type[Task], argv: list[str]) -> int:
         predict(run, trainer, scorer)
     if trainer.is_world_process_zero():
         write_model_card(run, task, model, metrics, trainer.record.began_at[1:])
+        run.say(where_all_is(run, scorer.written))
     trainer.end()
     return DONE
 
@@ -105,6 +109,7 @@ class Scorer:
         self.task, self.features = task, features
         self.split = "validation"  # the one at hand
         self.results: Results | None = None
+        self.written: list[str] = []  # names of the files of results
 
     def __call__(self, found: EvalPrediction) -> dict[str, float]:
         features = self.features[self.split]
@@ -116,7 +121,7 @@ def train(run: Run, trainer: FineTuningTrainer) -> dict[str, float]:
     """Train, save model, tokenizer and state; returns the training metrics."""
     run.stop.kept = run.checkpoint.name if run.checkpoint else ""
     result = trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
-    metrics = {**result.metrics, "train_samples": len(trainer.train_dataset)}
+    metrics = {**result.metrics, "train_samples": len(cast(Features, trainer.train_dataset))}
     trainer.save_model()
     report(trainer, "train", metrics)
     trainer.save_state()
@@ -129,9 +134,9 @@ def evaluate(run: Run, trainer: FineTuningTrainer, scorer: Scorer) -> dict[str, 
     for split in _splits(scorer, "validation"):
         scorer.split = split
         features = scorer.features[split]
-        found = {**trainer.evaluate(features), "eval_samples": scorer.task.samples(split, features)}
+        found = {**trainer.evaluate(cast(Any, features)), "eval_samples": scorer.task.samples(split, features)}
         metrics |= _named(found, split)
-        write_files(run, trainer, scorer.results)
+        write_files(run, trainer, scorer)
     report(trainer, "eval", metrics)
     if warning := scorer.task.warning(metrics):
         run.say(f"warning: {warning}")
@@ -145,11 +150,12 @@ def predict(run: Run, trainer: FineTuningTrainer, scorer: Scorer) -> None:
         scorer.split, scorer.results = split, None
         features = scorer.features[split]
         output = trainer.predict(features, metric_key_prefix="predict")
-        results = scorer.results or scorer.task.results(split, features, output.predictions, None)
-        scores = {f"predict_{name}": value for name, value in results.scores.items()}
-        found = {**scores, **output.metrics, "predict_samples": scorer.task.samples(split, features)}
+        if scorer.results is None:
+            scorer.results = scorer.task.results(split, features, output.predictions, None)
+        scores = {f"predict_{name}": value for name, value in scorer.results.scores.items()}
+        found = {**scores, **(output.metrics or {}), "predict_samples": scorer.task.samples(split, features)}
         metrics |= _named(found, split)
-        write_files(run, trainer, results)
+        write_files(run, trainer, scorer)
     report(trainer, "predict", metrics)
 
 
@@ -168,11 +174,20 @@ def report(trainer: FineTuningTrainer, split: str, metrics: dict[str, float]) ->
     trainer.save_metrics(split, metrics)
 
 
-def write_files(run: Run, trainer: FineTuningTrainer, results: Results | None) -> None:
-    """The files of a split, from rank 0."""
-    if results and trainer.is_world_process_zero():
-        for name, content in results.files.items():
+def write_files(run: Run, trainer: FineTuningTrainer, scorer: Scorer) -> None:
+    """The files of the last results, from rank 0."""
+    if scorer.results and trainer.is_world_process_zero():
+        for name, content in scorer.results.files.items():
             write(run.output_dir / name, content)
+            scorer.written.append(name)
+
+
+def where_all_is(run: Run, predictions: list[str]) -> str:
+    """The line that ends a run: what lies where."""
+    parts = ["the model (model.safetensors) and its tokenizer"] * run.request.training.do_train
+    parts += ["its card (README.md)", "scores (all_results.json)"]
+    parts += [f"predictions ({', '.join(predictions)})"] * bool(predictions)
+    return f"in {run.output_dir}: {', '.join(parts)}"
 
 
 def write(file: Path, content: Any) -> None:

@@ -66,7 +66,7 @@ def summarise(runs: dict[int, dict[str, float] | None]) -> list[Summary]:
     summaries = []
     for name in sorted({name for scores in done.values() for name in scores}):
         values = {seed: scores[name] for seed, scores in done.items() if name in scores}
-        best = (min if "loss" in name else max)(values, key=values.get)
+        best = (min if "loss" in name else max)(values, key=lambda seed: values[seed])
         deviation = statistics.stdev(values.values()) if len(values) > 1 else None
         summaries.append(Summary(name, statistics.fmean(values.values()), deviation, values[best], best))
     return summaries

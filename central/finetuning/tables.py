@@ -14,6 +14,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ class Table:
 
     def without_header(self, name: str) -> "Table":
         """The table of a file of one column whose first line is a row; the column gets a name."""
-        (values,), (first,) = self.columns.values(), self.first_line
-        return replace(self, columns={name: [first, *values]}, lines=[1, *self.lines], first_line=None)
+        (values,), (first,) = self.columns.values(), self.first_line or ()
+        return replace(self, columns={name: [first, *values]}, lines=[1, *(self.lines or ())], first_line=None)
 
     def head(self, count: int | None) -> "Table":
         """The first `count` rows; all of them for None."""
@@ -157,7 +158,7 @@ def _delimited(
         raise BadRequest(f"{path}, line 1: is empty: needs a line of column names, or a row")
     first = numbered[begin][1] if begin < len(numbered) else []
     has_names = not header or bool({*header} & {name.strip() for name in first})
-    names = first if has_names else list(header)  # the file begins with a row, as GLUE's CoLA does
+    names = first if has_names else list(header or ())  # the file begins with a row, as GLUE's CoLA does
     named = _named(f"{path}, line 1", names, [[] for _ in names])
     numbered = numbered[begin + has_names :]
     if len(names) == 1:
@@ -280,14 +281,15 @@ def load_splits(
     `dataset_name` is a key of HUB_DATASETS, a Hub id, or a local folder: GLUE's files, parquet, or `save_to_disk`.
     Raises BadRequest with every problem found.
     """
-    files = {split: path for split, path in files.items() if path}
-    tables, problems = {}, []
-    named = {} if files else _open_named(dataset_name, config_name, cache_dir, headers or {}, skip_broken_rows)
+    given = {split: path for split, path in files.items() if path}
+    tables: dict[str, Table] = {}
+    problems: list[str] = []
+    named = {} if given else _open_named(dataset_name, config_name, cache_dir, headers or {}, skip_broken_rows)
     for split in wanted:
         try:
-            if files:
-                if split in files:
-                    tables[split] = _read_split(split, files[split], headers or {}, skip_broken_rows)
+            if given:
+                if split in given:
+                    tables[split] = _read_split(split, given[split], headers or {}, skip_broken_rows)
                 elif not split.endswith("_mismatched"):
                     flag = f"--do_{ {'train': 'train', 'validation': 'eval', 'test': 'predict'}[split] }"
                     problems.append(f"{flag} needs --{split}_file beside the other local files")
@@ -316,7 +318,7 @@ def split_files(folder: Path) -> dict[str, Path]:
     found: dict[str, list[Path]] = {split: [] for split in SPLIT_NAMES}
     for path in sorted(folder.iterdir()):
         stem = path.name.lower().removesuffix(".gz")
-        kind = next((each for each in FORMATS if stem.endswith(each)), None)
+        kind = next((each for each in FORMATS if stem.endswith(each)), "")
         for split, names in SPLIT_NAMES.items() if kind else ():
             stem = stem.removesuffix(kind)
             if any(stem == name or (stem.startswith(name) and VERSION.fullmatch(stem[len(name) :])) for name in names):
@@ -325,8 +327,8 @@ def split_files(folder: Path) -> dict[str, Path]:
     for split, paths in found.items():
         found[split] = [path for path in paths if not path.name.startswith(ORIGINALS)] or paths
         if len(found[split]) > 1:
-            names = ", ".join(path.name for path in found[split])
-            problems.append(f"{folder}: several files of the {split} split ({names}): name one with --{split}_file")
+            several = ", ".join(path.name for path in found[split])
+            problems.append(f"{folder}: several files of the {split} split ({several}): name one with --{split}_file")
         problems += [f"{path}: is no regular file" for path in found[split] if not path.is_file()]
     if problems:
         raise BadRequest(problems)
@@ -343,7 +345,7 @@ def _open_named(
     if folder.is_dir() and not (folder / "dataset_dict.json").exists():
         found = split_files(folder)
         if found:
-            return {s: lambda s=s: _read_split(s, found[s], headers, skip_broken_rows) for s in found}
+            return {s: partial(_read_split, s, found[s], headers, skip_broken_rows) for s in found}
     import datasets
 
     datasets.disable_progress_bars()
@@ -360,7 +362,7 @@ def _open_named(
             "the network, or give local files with --train_file / --validation_file / --test_file"
         ) from None
     names = {split: next((n for n in SPLIT_NAMES[split] if n in splits), None) for split in SPLIT_NAMES}
-    return {s: lambda n=n: _from_arrow(splits[n], f"{name} {n}") for s, n in names.items() if n}
+    return {s: partial(_from_arrow, splits[n], f"{name} {n}") for s, n in names.items() if n}
 
 
 def _from_arrow_folder(folder: Path) -> Table:
@@ -375,7 +377,7 @@ def _from_arrow_folder(folder: Path) -> Table:
     return _from_arrow(split, str(folder))
 
 
-def _from_arrow(split, source: str) -> Table:
+def _from_arrow(split: Any, source: str) -> Table:
     """Class labels become their names, so that they read the same as those of a local file."""
     import datasets
 

@@ -99,6 +99,8 @@ class Task(ABC):
     name: str  # in the model card and in names of files
     tables: dict[str, Table]  # by split
 
+    data: Any  # of the type `arguments`
+
     def __init__(self, run: Run, model_name: str):
         self.run, self.data = run, run.request.data
 

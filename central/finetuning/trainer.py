@@ -1,6 +1,7 @@
-"""The Trainer of both fine-tuning scripts: Hugging Face's, with batches in parts, Gaudi's kernels and exact stops.
+"""The Trainer of the fine-tuning scripts: Hugging Face's, with batches in parts, Gaudi's kernels and exact stops.
 
-Private methods of transformers 5.23's Trainer are overridden here and nowhere else; tests check their signatures.
+Private methods of transformers' Trainer are overridden here and nowhere else. One that a release does not have would
+never be called, and what it does would be lost in silence: `missing_methods` finds it before anything starts.
 """
 
 import collections
@@ -8,32 +9,59 @@ import contextlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import transformers
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerCallback
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import nested_gather
-from transformers.trainer_utils import EvalPrediction
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
+from typing_extensions import override
 
 from central.finetuning import attention_cpu, attention_hpu
 from central.finetuning.arguments import ReferenceFlags
 from central.finetuning.batching import Collator, LengthBatches, PartsCollator, layout
 from central.finetuning.features import Features
 from central.finetuning.output_folder import unreadable
+from central.finetuning.progress import ProgressBar, ProgressLines
 from central.finetuning.resume import Record, deciding
 from central.finetuning.task import Task
 from central.runtime import hpu, rank, tensor_files
 from central.runtime.device import configure_compile, open_store
 from central.runtime.dropout import DropoutBits, fold
-from central.runtime.exits import Diverged, Preempted
+from central.runtime.exits import BadRequest, Diverged, Preempted
 from central.runtime.rank import StopRequest
 from central.runtime.watchdog import BUSY, Watchdog
 
+CALLED = (
+    "_determine_best_metric",
+    "_evaluate",
+    "_get_learning_rate",
+)  # private methods that are called and not overridden
 SHAPES_COMPILED = 32  # four lengths of whole and of last batches, in training and in evaluation, and room beside
+
+
+def missing_methods(ours: type[Trainer], theirs: type[Trainer] = Trainer) -> list[str]:
+    """Methods that `ours` overrides or calls and `theirs` does not have."""
+    overridden = [name for name, method in vars(ours).items() if getattr(method, "__override__", False)]
+    return [name for name in (*overridden, *CALLED) if not hasattr(theirs, name)]
+
+
+def refuse_another_trainer() -> None:
+    """Raise BadRequest where the transformers installed has another Trainer than this one is made for."""
+    missing = missing_methods(FineTuningTrainer)
+    if missing:
+        raise BadRequest(
+            f"transformers {transformers.__version__}: its Trainer has no {', '.join(missing)}, which fine-tuning here "
+            "builds on: pip install -r requirements.txt brings a release that has"
+        )
 
 
 class FineTuningTrainer(Trainer):
@@ -74,22 +102,26 @@ class FineTuningTrainer(Trainer):
         kwargs["callbacks"] = [*kwargs.get("callbacks", ()), self._stopping, self.record]
         if self.on_hpu:
             kwargs["callbacks"].append(MarkSteps())
-            attention_hpu.exchange(kwargs["model"], hpu.fused_sdpa() if flags.fused_sdpa else None)
+            attention_hpu.replace_attention(kwargs["model"], hpu.fused_sdpa() if flags.fused_sdpa else None)
         # What is computed twice needs the same masks twice, which checkpointing does for torch's own only.
         plain = training.device.type != "cpu" or training.torch_compile or training.gradient_checkpointing
-        kwargs["callbacks"].append(ReseedDropout(None if plain else attention_cpu.exchange(kwargs["model"])))
+        kwargs["callbacks"].append(ReseedDropout(None if plain else attention_cpu.replace_attention(kwargs["model"])))
         super().__init__(*args, **kwargs)
+        for shown_by_default in (PrinterCallback, ProgressCallback):
+            self.remove_callback(shown_by_default)
+        self.add_callback(ProgressLines() if training.disable_tqdm else ProgressBar())
         # BERT's loss is a mean over its own batch: it takes **kwargs and passes over `num_items_in_batch`.
         self.model_accepts_loss_kwargs = False
-        self._share = 1.0  # of the part at hand in its batch
-        self._clipper = None
-        self._last_norm = None  # of the gradient, or the first that was not finite; on the device
-        self._good_steps = None  # before that one
-        self._unread = collections.deque()  # logs whose numbers are on their way from the card
+        self._share: Any = 1.0  # of the part at hand in its batch
+        self._clipper: Any = None
+        self._last_norm: torch.Tensor | None = None  # of the gradient, or the first not finite; on the device
+        self._good_steps = torch.zeros(())  # before that one
+        self._unread: collections.deque[Unread] = collections.deque()  # whose numbers are on their way from the card
         self._replays = False  # evaluation replays graphs
-        self._saved_step = None  # of the newest checkpoint of this process
+        self._saved_step: int | None = None  # of the newest checkpoint of this process
         self._tr_loss = torch.zeros((), device=training.device)
-        self._step_at_hand = self._loss_before_step = None
+        self._step_at_hand: int | None = None
+        self._loss_before_step = torch.zeros(())
 
     # ---- batches
 
@@ -97,47 +129,53 @@ class FineTuningTrainer(Trainer):
         """What examples cost: with --pad_to_max_length all the same."""
         return dataset.lengths if self.by_length else np.zeros(len(dataset), np.int64)
 
-    def _get_train_sampler(self, train_dataset: Features | None = None):
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+    @override
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthBatches:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         ranks = self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         batch_size = self.args.train_batch_size * ranks
         self._train_order = LengthBatches(self._lengths(dataset), batch_size, seed, ranks, fill=self.on_hpu)
         return self._train_order
 
-    def get_train_dataloader(self):
+    @override
+    def get_train_dataloader(self) -> DataLoader:
         whole, self.data_collator = self.data_collator, self._training_collator
         try:
             return super().get_train_dataloader()
         finally:
             self.data_collator = whole
 
-    def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
+    @override
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
         """--dataloader_drop_last is about training: an evaluation counts every example."""
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and is_training
         try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+            return super()._get_dataloader(*args, **kwargs | {"is_training": is_training})
         finally:
             self.args.dataloader_drop_last = drop_last
 
-    def _run_epoch(self, *args, epoch: int, **kwargs):
+    @override
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Amid an epoch that several ranks resume, the sampler is too deep in wrappers for the epoch to reach it."""
-        self._train_order.set_epoch(epoch)
+        self._train_order.set_epoch(kwargs["epoch"])
         self._evaluate_what_was_cut_short(kwargs["trial"], kwargs["ignore_keys_for_eval"])
-        return super()._run_epoch(*args, epoch=epoch, **kwargs)
+        return super()._run_epoch(*args, **kwargs)
 
-    def _evaluation_order(self, dataset: Features) -> np.ndarray:
+    def _evaluation_order(self, dataset: Any) -> np.ndarray:
         """Longest first: the batch that needs most memory comes when a failure costs least."""
         return np.argsort(-self._lengths(dataset), kind="stable")
 
-    def _get_eval_sampler(self, eval_dataset: Features):
+    @override
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         order = self._evaluation_order(eval_dataset)
         # On hpu the last batch is completed; its copies count a little in the loss, and nowhere else.
         missing = -len(order) % (self.args.eval_batch_size * self.args.world_size) if self.on_hpu else 0
         return np.concatenate([order, np.resize(order[::-1], missing)]).tolist()
 
-    def evaluation_loop(self, dataloader, *args, **kwargs):
+    @override
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Metrics and predictions come in the order of the data set, whatever the order of evaluation."""
         if self.on_hpu and self.flags.use_hpu_graphs_for_inference and self.flags.use_lazy_mode:
             self._replay_graphs()
@@ -156,11 +194,15 @@ class FineTuningTrainer(Trainer):
 
     # ---- loss
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    @override
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         """Forward and backward of a batch, part by part; returns the batch's mean loss."""
         if self._step_at_hand != self.state.global_step:
             self._step_at_hand, self._loss_before_step = self.state.global_step, self._tr_loss.clone()
-        parts, loss = inputs["parts"], 0.0
+        parts: list[dict[str, torch.Tensor]] = inputs["parts"]
+        loss: Any = 0.0
         weights = [self.task.weight(part) for part in parts]
         with self._weights_cast_once():
             for number, part in enumerate(parts, 1):
@@ -173,15 +215,23 @@ class FineTuningTrainer(Trainer):
         self._share = 1.0
         return loss
 
-    def _weights_cast_once(self):
+    def _weights_cast_once(self) -> contextlib.AbstractContextManager:
         """A context that the autocast of every part lies in: what torch has cast is kept until the outermost ends."""
         on_cpu = self.args.device.type == "cpu"
         return torch.autocast("cpu", enabled=False) if on_cpu else contextlib.nullcontext()
 
-    def floating_point_ops(self, inputs):
+    @override
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return sum(super(FineTuningTrainer, self).floating_point_ops(part) for part in inputs["parts"])
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    @override
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
         """The task's loss, times the share of the part at hand in its batch."""
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss = self.task.loss(loss, outputs, inputs) * self._share
@@ -189,7 +239,8 @@ class FineTuningTrainer(Trainer):
 
     # ---- Gaudi
 
-    def _build_accelerator_args(self, **kwargs):
+    @override
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         accelerator_args = super()._build_accelerator_args(**kwargs)
         (ddp,) = accelerator_args["kwargs_handlers"]
         # DDP sorts its buckets anew after the first step of a process, unless parameters may be unused. A ring of three
@@ -205,14 +256,16 @@ class FineTuningTrainer(Trainer):
             accelerator_args["dataloader_config"].non_blocking = True
         return accelerator_args
 
-    def create_optimizer(self, model=None):
+    @override
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Its state_dict is on the host, so that a checkpoint written on a card loads anywhere."""
         optimizer = super().create_optimizer(model)
         if self.on_hpu:
             optimizer.register_state_dict_post_hook(_on_host)
         return optimizer
 
-    def prediction_step(self, *args, **kwargs):
+    @override
+    def prediction_step(self, *args: Any, **kwargs: Any) -> tuple:
         outputs = super().prediction_step(*args, **kwargs)
         if self.on_hpu:
             hpu.mark_step()
@@ -222,9 +275,10 @@ class FineTuningTrainer(Trainer):
         """Evaluate by graphs from here on. Amid a training not: a forward pass that is replayed has no gradients."""
         if not (self.is_in_train or self._replays):
             self._replays = True
-            hpu.wrap_in_graphs(self.model)
+            hpu.wrap_in_graphs(cast(nn.Module, self.model))
 
-    def _clip_grad_norm(self, model):
+    @override
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
         if not (self.on_hpu and self.flags.use_fused_clip_norm):
             return super()._clip_grad_norm(model)
         if self._clipper is None:
@@ -233,27 +287,32 @@ class FineTuningTrainer(Trainer):
 
     # ---- checkpoints
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+    @override
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise unreadable(Path(resume_from_checkpoint), error) from error
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
+    @override
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Read by a reader of ours, which takes the files of every mode, Habana's lazy one included."""
         if checkpoint is None:
             return
-        for name, part in ((OPTIMIZER_NAME, self.optimizer), (SCHEDULER_NAME, self.lr_scheduler)):
+        parts: tuple[tuple[str, Any], ...] = ((OPTIMIZER_NAME, self.optimizer), (SCHEDULER_NAME, self.lr_scheduler))
+        for name, part in parts:
             try:
                 saved = tensor_files.load(Path(checkpoint) / name)
             except Exception as error:  # pickle and torch raise many kinds for a file cut short
                 raise unreadable(Path(checkpoint) / name, error) from error
             part.load_state_dict(saved)
 
-    def _load_rng_state(self, checkpoint):
+    @override
+    def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing of a training depends on stored random states: `ReseedDropout` seeds every step."""
 
-    def _save_checkpoint(self, model, trial):
+    @override
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """All ranks call it together. A stop amid a step may find the last one saved, or none to save."""
         step, amid_step = self.state.global_step, self._stopping.amid_step
         if not (amid_step and step in (0, self._initial_global_step, self._saved_step)):
@@ -266,23 +325,27 @@ class FineTuningTrainer(Trainer):
             self._stopping.stop.kept = f"checkpoint-{step}"
         self.watchdog.mark(f"step {step}, saved")
 
-    def train(self, *args, **kwargs):
+    @override
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         try:
             return super().train(*args, **kwargs)
         finally:  # an error says itself what ended the training, however long it takes from here
             self.watchdog.mark(BUSY)
 
-    def end(self):
+    @override
+    def end(self) -> None:
         """The run is over."""
         self.watchdog.close()
         super().end()
 
-    def _save_rng_state(self, output_dir):
+    @override
+    def _save_rng_state(self, output_dir: str) -> None:
         """`trainer_state.json`, which rank 0 writes next, means that the state of every rank is there."""
         super()._save_rng_state(output_dir)
         self._stopping.meet()
 
-    def _save(self, output_dir=None, state_dict=None):
+    @override
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """The arguments are stored beside the model, which people publish: without the token of the Hub.
 
         The weights get the mode of the other files: safetensors leaves them to their owner alone.
@@ -296,30 +359,38 @@ class FineTuningTrainer(Trainer):
             self.args.hub_token = token
         if not self.args.should_save:  # the rank that does may be at it
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
         for weights in folder.glob("*.safetensors"):
             weights.chmod((folder / "training_args.bin").stat().st_mode)
 
+    @override
     def _init_training_state(
-        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-    ):
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
         """Whether the run that is resumed was stopped amid an evaluation stands in its state: it was still wanted."""
         begin = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
         self.record.take_up(self.state)
-        control = self.state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+        callbacks = cast(dict, self.state.stateful_callbacks)
+        control = callbacks.get("TrainerControl", {}).get("args", {})
         is_owed = control.get("should_evaluate") and self.args.eval_strategy != "no"
         self._cut_short_at = resume_from_checkpoint if is_owed else None
         return begin
 
-    def _evaluate_what_was_cut_short(self, trial, ignore_keys=None) -> None:
+    def _evaluate_what_was_cut_short(self, trial: Any, ignore_keys: list[str] | None = None) -> None:
         """So that the best checkpoint of a resumed run is that of a run without interruption."""
         checkpoint, self._cut_short_at = self._cut_short_at, None
         if checkpoint and self._determine_best_metric(metrics=self._evaluate(trial, ignore_keys), trial=trial):
             self.state.best_model_checkpoint = checkpoint
 
-    def _finalize_training(self, trial, num_train_samples, start_time):
+    @override
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
         """Loss and time are those of the whole run, not of what was left of it for this process."""
         self._log_what_is_there(wait=True)
         self._evaluate_what_was_cut_short(trial)
@@ -329,7 +400,8 @@ class FineTuningTrainer(Trainer):
 
     # ---- divergence
 
-    def _get_grad_norm(self, model, grad_norm=None):
+    @override
+    def _get_grad_norm(self, model: nn.Module, grad_norm: float | None = None) -> Any:
         """The norm is the same on all ranks, and not finite when any loss or gradient was not."""
         norm = super()._get_grad_norm(model, grad_norm)
         last = torch.as_tensor(norm).detach().reshape(()).float()
@@ -342,9 +414,18 @@ class FineTuningTrainer(Trainer):
             self._refuse_divergence()
         return norm
 
+    @override
     def _maybe_log_save_evaluate(
-        self, tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate=None
-    ):
+        self,
+        tr_loss: torch.Tensor,
+        grad_norm: Any,
+        model: nn.Module,
+        trial: Any,
+        epoch: float,
+        ignore_keys_for_eval: list[str] | None,
+        start_time: float,
+        learning_rate: float | None = None,
+    ) -> None:
         control = self.control
         if self.on_hpu:
             if control.should_log and self.state.global_step > self._globalstep_last_logged:
@@ -361,7 +442,7 @@ class FineTuningTrainer(Trainer):
             self._stopping.stopped = self.control.should_training_stop = True
             self._save_checkpoint(model, trial)
 
-    def _note(self, tr_loss, grad_norm, start_time, learning_rate) -> None:
+    def _note(self, tr_loss: torch.Tensor, grad_norm: Any, start_time: float, learning_rate: float | None) -> None:
         """Let the numbers of a log come to the host while the training goes on."""
         loss = nested_gather(tr_loss, self.args.parallel_mode).mean()
         norm = torch.as_tensor(grad_norm, device=loss.device)
@@ -425,49 +506,61 @@ class StopBetweenSteps(TrainerCallback):
         self.watchdog = watchdog
         self.stopped = False
         self.amid_step = False
-        self._group = None
+        self._group: dist.ProcessGroup | None = None
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._mark(state, "begun")
 
-    def on_substep_end(self, args, state, control, **kwargs):
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._mark(state, "micro-step done")
         if self._agreed():
             self.amid_step = self.stopped = control.should_training_stop = True
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.watchdog.step()
         self._mark(state, "waiting for all ranks")
         if not float(state.epoch).is_integer():  # else the end of the epoch comes next
             self._stop_training(state, control)
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.stopped:  # amid the epoch: nothing of its end is due
             control.should_evaluate = False
             control.should_save = self.amid_step
         else:
             self._stop_training(state, control)
 
-    def on_evaluate(self, args, state, control, **kwargs):
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.watchdog.mark(BUSY)
 
-    def on_predict(self, args, state, control, **kwargs):
+    def on_predict(  # type: ignore[override]  # the metrics are among the keywords
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.watchdog.mark(BUSY)
 
-    def _mark(self, state, what: str) -> None:
+    def _mark(self, state: TrainerState, what: str) -> None:
         self.watchdog.mark(f"step {state.global_step + 1}, {what}")
 
-    def _stop_training(self, state, control) -> None:
+    def _stop_training(self, state: TrainerState, control: TrainerControl) -> None:
         if state.global_step < state.max_steps and self._agreed():
             self.stopped = control.should_save = control.should_training_stop = True
 
-    def on_prediction_step(self, args, state, control, **kwargs):
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """An evaluation amid a training is made up for by the run that resumes it."""
         self.watchdog.mark("evaluation")
         if self._agreed():
             raise Preempted("stopped during evaluation; the checkpoints of the training before it are complete")
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.watchdog.mark(BUSY)
         if self.stopped:
             self.meet()
@@ -487,7 +580,7 @@ class StopBetweenSteps(TrainerCallback):
         dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._hosts())
         return bool(asked)
 
-    def _hosts(self):
+    def _hosts(self) -> dist.ProcessGroup:
         """The ranks' group on their hosts, made at its first use, which is the same step of all ranks."""
         if self._group is None:
             self._group = dist.new_group(backend="gloo")
@@ -497,7 +590,7 @@ class StopBetweenSteps(TrainerCallback):
 class MarkSteps(TrainerCallback):
     """On hpu the optimizer step and the zeroing of gradients are one graph of their own."""
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         hpu.mark_step()
 
 
@@ -510,26 +603,28 @@ class ReseedDropout(TrainerCallback):
     def __init__(self, bits: DropoutBits | None):
         self.bits = bits
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         integers = (args.seed, state.global_step, args.process_index)
         torch.manual_seed(fold(integers))
         if self.bits is not None:
             self.bits.reseed(*integers)
 
 
-def weights_on_host(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def weights_on_host(model: nn.Module) -> dict[str, torch.Tensor]:
     """A model's state_dict on the host; what was one tensor under two names is one there, too.
 
     A lazy card may name a stale address for a tensor, by which `save_pretrained` would tell which are one.
     """
-    copies = {}
+    copies: dict[int, torch.Tensor] = {}
     return {
         name: copies.setdefault(id(tensor), tensor.detach().cpu())
         for name, tensor in model.state_dict(keep_vars=True).items()
     }
 
 
-def _on_host(optimizer, state_dict: dict) -> dict:
+def _on_host(optimizer: torch.optim.Optimizer, state_dict: dict) -> dict:
     """The same state with its tensors on the host."""
     moments = {
         number: {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
@@ -538,7 +633,7 @@ def _on_host(optimizer, state_dict: dict) -> dict:
     return {**state_dict, "state": moments}
 
 
-def _reorder(arrays, order: np.ndarray):
+def _reorder(arrays: Any, order: np.ndarray) -> Any:
     """Rows of one array, or of each of several, in another order; None stays None."""
     if isinstance(arrays, tuple | list):
         return type(arrays)(_reorder(array, order) for array in arrays)

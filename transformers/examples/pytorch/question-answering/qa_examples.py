@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from central.finetuning.features import Features, Ragged, shortened
 from central.finetuning.tables import Table, listed, parse_json
@@ -80,7 +81,7 @@ def _question(row: dict, where: str) -> Question:
     )
 
 
-def _truth(value) -> bool:
+def _truth(value: object) -> bool:
     """A yes or no as JSON has it, or as text in a table; none is no. Raises ValueError for anything else."""
     text = str(value).strip().lower()
     if text in ("true", "1"):
@@ -92,11 +93,10 @@ def _truth(value) -> bool:
 
 def _answers(answers: str | dict | list) -> list[tuple[str, int]]:
     """Text and first character of each answer."""
-    if isinstance(answers, str):
-        answers = parse_json(answers)
-    if isinstance(answers, dict):
-        return [(text, _place(start)) for text, start in zip(answers["text"], answers["answer_start"], strict=True)]
-    return [(answer["text"], _place(answer["answer_start"])) for answer in answers]
+    found = parse_json(answers) if isinstance(answers, str) else answers
+    if isinstance(found, dict):
+        return [(text, _place(start)) for text, start in zip(found["text"], found["answer_start"], strict=True)]
+    return [(answer["text"], _place(answer["answer_start"])) for answer in found]
 
 
 def _place(start: int | float | str) -> int:
@@ -144,7 +144,11 @@ def refuse_unanswerable(questions: Sequence[Question]) -> None:
 
 
 def windows(
-    questions: Sequence[Question], tokenizer, max_seq_length: int, doc_stride: int, with_answers: bool
+    questions: Sequence[Question],
+    tokenizer: PreTrainedTokenizerBase,
+    max_seq_length: int,
+    doc_stride: int,
+    with_answers: bool,
 ) -> tuple[Features, int]:
     """Windows of `max_seq_length` tokens over each context, neighbours sharing `doc_stride`; and questions cut short.
 
@@ -164,8 +168,8 @@ def windows(
             f"question: {remedy}"
         )
     longest = longest_question(tokenizer, max_seq_length)
-    inputs = {name: [] for name in tokenizer.model_input_names if name != "attention_mask"}
-    extras = {"question": [], "context_start": [], "offsets": [], "no_answer": []}
+    inputs: dict[str, list[np.ndarray]] = {name: [] for name in tokenizer.model_input_names if name != "attention_mask"}
+    extras: dict[str, list] = {"question": [], "context_start": [], "offsets": [], "no_answer": []}
     spans, cut = [], 0
     for first in range(0, len(questions), CHUNK):
         chunk = questions[first : first + CHUNK]
@@ -213,7 +217,7 @@ def windows(
     ), cut
 
 
-def longest_question(tokenizer, max_seq_length: int) -> int:
+def longest_question(tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> int:
     """Tokens that a question may have: half of a window."""
     return max(SHORTEST_QUESTION, (max_seq_length - tokenizer.num_special_tokens_to_add(pair=True)) // 2)
 
@@ -225,7 +229,9 @@ def lost_answers(questions: Sequence[Question], windows: Features) -> list[str]:
     return _names([q for number, q in enumerate(questions) if q.answers and number not in held])
 
 
-def _shortened(texts: Sequence[str], tokenizer, longest: int) -> tuple[list[str], list[int], int]:
+def _shortened(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, longest: int
+) -> tuple[list[str], list[int], int]:
     """Questions of at most `longest` tokens, their lengths, and how many had more."""
     kept = [shortened(tokenizer, text, longest) for text in texts]
     encoded = tokenizer(kept, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)

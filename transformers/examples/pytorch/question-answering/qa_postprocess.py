@@ -8,8 +8,9 @@ reference has words left.
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from qa_examples import Question
@@ -54,7 +55,7 @@ def answers_of(
 ) -> Answers:
     """Answers from logits [windows, S]; a question's windows compete. With `version_2` the answer may be none."""
     belonging = defaultdict(list)
-    for window, question in enumerate(windows.extras["question"]):
+    for window, question in enumerate(cast(np.ndarray, windows.extras["question"])):
         belonging[int(question)].append(window)
     found = Answers({}, {}, {})
     for number, question in enumerate(questions):
@@ -129,7 +130,9 @@ def f1(prediction: str, reference: str) -> float:
     return 2 * shared / (len(said) + len(true)) if shared else 0.0
 
 
-def best_match(score, prediction: str, references: Sequence[str], version_2: bool = False) -> float:
+def best_match(
+    score: Callable[[str, str], float], prediction: str, references: Sequence[str], version_2: bool = False
+) -> float:
     """The best score over the references; in 2.0 over those with words, and without any silence is the answer."""
     if version_2:
         references = [reference for reference in references if normalised(reference)]

@@ -58,6 +58,7 @@ class QuestionAnswering(Task):
     """`questions` are those of each split that are used."""
 
     arguments = QuestionArguments
+    data: QuestionArguments
     auto_class = AutoModelForQuestionAnswering
     pipeline = "question-answering"
 

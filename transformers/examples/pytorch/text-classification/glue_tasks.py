@@ -171,7 +171,7 @@ def _find_texts(table: Table, label_column: str) -> tuple[str, ...]:
     return (texts[0],)
 
 
-def _is_text(value) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip()) and not NUMBER.fullmatch(value.strip())
 
 
@@ -233,12 +233,12 @@ def order_taken(labels: Sequence[str], known: Sequence[str]) -> str | None:
     return f"the model's names of labels are not those of the data: taken in their order, {pairs}"
 
 
-def _is_missing(value) -> bool:
+def _is_missing(value: object) -> bool:
     """Whether a cell holds no label; a number that is none is not itself."""
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
-def _label_text(value) -> str:
+def _label_text(value: object) -> str:
     """A label as text; 1.0 of a column of floats is the whole number that it was before a row lacked one."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
@@ -255,9 +255,9 @@ def _class_names(values: Sequence[str]) -> tuple[str, ...]:
 
 def refuse_several_labels(table: Table, column: str | None) -> None:
     """Raise BadRequest for rows whose label is a list, or the text of one."""
-    lists = {}
+    lists: dict[str, bool] = {}
     bad = []
-    for row, value in enumerate(table.columns.get(column, ())):
+    for row, value in enumerate(table.columns.get(column or "", ())):
         if isinstance(value, str):
             is_list = lists.setdefault(value, _reads_as_list(value))
         else:
@@ -347,11 +347,11 @@ def _label_number(text: str, task: GlueTask) -> int | float | None:
 def taken_by_number(table: Table, task: GlueTask) -> str | None:
     """A line on labels that are numbers where the task's are names; None where there are none."""
     column = find_column(table, task.label_columns)
-    texts = {_label_text(value) for value in table.columns.get(column, ()) if not _is_missing(value)}
-    texts = [text for text in sorted(texts) if text not in task.labels and WHOLE.fullmatch(text)]
-    if task.is_regression or not texts:
+    texts = {_label_text(value) for value in table.columns.get(column or "", ()) if not _is_missing(value)}
+    numbers = [text for text in sorted(texts) if text not in task.labels and WHOLE.fullmatch(text)]
+    if task.is_regression or not numbers:
         return None
-    pairs = (f"{text} = {task.labels[_label_number(text, task)]}" for text in texts)
+    pairs = (f"{text} = {task.labels[int(_label_number(text, task) or 0)]}" for text in numbers)
     return f"{table.source}: labels are numbers, taken as places: {', '.join(pairs)}"
 
 

@@ -45,6 +45,7 @@ class TextClassification(Task):
     """`kind` is the GLUE task or one like it, which numbers `labels`; `order` has the model's numbers of them."""
 
     arguments = ClassificationArguments
+    data: ClassificationArguments
     auto_class = AutoModelForSequenceClassification
     pipeline = "text-classification"
 
@@ -52,7 +53,7 @@ class TextClassification(Task):
         super().__init__(run, model_name)
         complete_names(self.data)
         self.name = self.data.task_name or self.pipeline
-        kind = TASKS.get(self.data.task_name)
+        kind = TASKS.get(self.data.task_name or "")
         header = kind.header if kind else None
         tables = run.load_tables(
             headers={"train": header, "validation": header}, skip_broken_rows=bool(kind and kind.skip_broken_rows)
@@ -143,7 +144,8 @@ class TextClassification(Task):
 
     def results(self, split: str, features: Features, outputs: np.ndarray, targets: np.ndarray | None) -> Results:
         """Metrics of the task; of a test split the file of the GLUE server, and .jsonl with names and probabilities."""
-        kind, scores, files = self.kind, {}, {}
+        kind, files = self.kind, dict[str, Any]()
+        scores: dict[str, float] = {}
         if not kind.is_regression:
             outputs = outputs[:, self.order]
             targets = None if targets is None else np.argsort(self.order)[targets]

@@ -37,6 +37,7 @@ class TokenClassification(Task):
     """`words` and `tags` are those of each split; `labels` are in the order of the model's outputs."""
 
     arguments = TokenArguments
+    data: TokenArguments
     auto_class = AutoModelForTokenClassification
     pipeline = "token-classification"
     padding = {"labels": IGNORED}
