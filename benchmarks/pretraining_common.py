@@ -17,8 +17,8 @@ from central.runtime.device import Device, open_device
 from central.runtime.rank import Rank
 from pretraining.batches import Rows, flat_micro_batches
 from pretraining.dataset import Limits, ShardReader, open_shards
+from pretraining.kernels.choice import open_kernels
 from pretraining.kernels.cpu import CpuKernels
-from pretraining.kernels.cuda import CudaKernels
 from pretraining.lamb import Lamb, global_norm
 from pretraining.modeling import BertConfig, BertForPreTraining, decays, initialise
 
@@ -102,7 +102,7 @@ class Ours(Side):
 
     def __init__(self, config: BertConfig, rows: Rows, micro_batch_size: int, micro_steps: int, device: Device):
         super().__init__(rows, micro_batch_size, micro_steps, device)
-        self.kernels = CpuKernels(device.dtype) if device.type == "cpu" else CudaKernels(device.autocast)
+        self.kernels = open_kernels(device)
         self.model = BertForPreTraining(config, self.kernels)
         initialise(self.model, 1)
         self.model.to(device.device)
@@ -112,7 +112,7 @@ class Ours(Side):
 
     def micro_batches(self, rows: Rows, size: int) -> list:
         batches = flat_micro_batches(rows, size, self.device.tile)
-        return [batch.pinned() if self.device.type == "cuda" else batch for batch in batches]
+        return [batch.pinned() if self.device.pins_batches else batch for batch in batches]
 
     def forward_backward(self, rows: Rows, micro_batches: list) -> torch.Tensor:
         self.kernels.reseed(42, self.done, 0)

@@ -11,7 +11,7 @@ import sys
 import torch
 from pretraining_common import HuggingFace, Ours, config_of, load_rows, machine
 
-from central.runtime.device import Device, keep_freed_memory
+from central.runtime.device import Cpu, keep_freed_memory
 from pretraining.model_stats import BYTES_PER_PARAMETER, count_parameters
 
 SIDES = {"ours": Ours, "peer": HuggingFace}
@@ -26,7 +26,7 @@ def measure(args) -> None:
     torch.mm(torch.ones(512, 512, dtype=torch.bfloat16), torch.ones(512, 512, dtype=torch.bfloat16))
     if args.side == "ours":
         keep_freed_memory()
-    device = Device("cpu", torch.device("cpu"), "eager", args.data_type, "gloo")
+    device = Cpu(torch.device("cpu"), "eager", args.data_type)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     side = SIDES[args.side](config, rows, args.micro_batch, 2, device)
     for _ in range(3):

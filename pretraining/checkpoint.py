@@ -53,7 +53,7 @@ def copy_moments(optimizer, model: BertForPreTraining) -> dict:
 
 def _host_copy(tensor):
     tensor = tensor.detach()
-    return tensor.clone(memory_format=torch.contiguous_format) if tensor.device.type == "cpu" else tensor.cpu()
+    return tensor.clone(memory_format=torch.contiguous_format) if tensor.is_cpu else tensor.cpu()
 
 
 def _number(value):

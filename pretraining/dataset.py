@@ -425,7 +425,7 @@ def steps(
     share: Share,
     rows_read: int,
     global_step: int,
-    static_shapes: bool,
+    pads_rows: bool,
     masking: Masking | None,
     tile: int = 1,
     pinned: bool = False,
@@ -434,7 +434,7 @@ def steps(
 
     `tile` is of the flat layout. `pinned` puts them into memory from which a card copies while it computes.
     """
-    make = static_micro_batches if static_shapes else partial(flat_micro_batches, tile=tile)
+    make = static_micro_batches if pads_rows else partial(flat_micro_batches, tile=tile)
     while True:
         global_step += 1
         first = rows_read + share.rank * share.rows_per_step

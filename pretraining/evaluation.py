@@ -86,13 +86,13 @@ def evaluate(
     `mark` is told how far it is.
     """
     rows = held_out.rows
-    make = static_micro_batch if device.static_shapes else partial(flat_micro_batch, tile=device.tile)
+    make = static_micro_batch if device.pads_rows else partial(flat_micro_batch, tile=device.tile)
     sums = torch.zeros(4, device=device.device)
     model.eval()
     for start in range(0, len(rows), micro_batch_size):
         mark(f"evaluation, row {start}")
         part = rows.take(np.arange(start, min(start + micro_batch_size, len(rows))))
-        if device.static_shapes and len(part) < micro_batch_size:
+        if device.compiles and len(part) < micro_batch_size:
             part = _filled(part, micro_batch_size)
         sums += model(make(part).to(device.device))
         device.mark_step()

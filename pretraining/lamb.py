@@ -9,7 +9,6 @@ from torch.optim import Optimizer
 
 CHUNK = 1 << 18  # elements that fit a cache
 ROW = 1 << 10  # elements; a long fp32 sum of squares would be wrong in its third digit
-NO_CORRECTION = 1e9  # a step count at which Adam's bias corrections are 1
 
 
 def square_sum(x):
@@ -18,7 +17,7 @@ def square_sum(x):
     A function of the values alone, wherever they lie in memory: `torch.dot` gives other bits at another alignment, and
     DDP lays gradients elsewhere after the first step of a process.
     """
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return torch.linalg.vector_norm(x).square()
     x = x.reshape(-1)
     rest = x.numel() % ROW
@@ -38,13 +37,13 @@ def trust_ratio(weight_square, update_square):
     return torch.where((weight_square > 0) & (update_square > 0), ratio, torch.ones_like(ratio)).float()
 
 
-def lamb_update(p, grad, exp_avg, exp_avg_sq, *, step, lr, betas, eps, weight_decay, clip, finite):
+def lamb_update(p, grad, exp_avg, exp_avg_sq, *, step, lr, betas, eps, weight_decay, clip, finite, fused):
     """One step of one tensor, in place; uses `grad` up.
 
     `step`, `lr`, `clip` (the number gradients are divided by) and `finite` (1.0 or 0.0) are 0-dim fp32 tensors.
     """
     options = {"step": step, "betas": betas, "eps": eps, "weight_decay": weight_decay, "clip": clip, "finite": finite}
-    direction = _plain_direction if p.device.type == "hpu" else _fused_direction
+    direction = _fused_direction if fused else _plain_direction
     minus_update, *squares = direction(p, grad, exp_avg, exp_avg_sq, **options)
     scale = lr * trust_ratio(*squares) if weight_decay else lr
     p.addcmul_(minus_update, torch.where(finite > 0, scale, torch.zeros_like(scale)))
@@ -66,7 +65,7 @@ def _fused_direction(p, grad, exp_avg, exp_avg_sq, *, step, betas, eps, weight_d
 
     The result takes the place of `grad`. A CPU goes through a tensor in chunks that stay in its cache.
     """
-    chunk = min(p.numel(), CHUNK) if p.device.type == "cpu" else p.numel()
+    chunk = min(p.numel(), CHUNK) if p.is_cpu else p.numel()
     scale, skip, squares, clipped = 1 / clip, 1 - finite, [], torch.empty(chunk, dtype=p.dtype, device=p.device)
     for w, s, m, v in zip(*(tensor.view(-1).split(chunk) for tensor in (p, grad, exp_avg, exp_avg_sq))):
         g = torch.mul(s, scale, out=clipped[: len(s)])
@@ -80,15 +79,17 @@ def _fused_direction(p, grad, exp_avg, exp_avg_sq, *, step, betas, eps, weight_d
 
 
 class Lamb(Optimizer):
-    """Walks the groups. `step(norm)` takes the global gradient norm that the caller has computed for its report."""
+    """Walks the groups. `step(norm)` takes the global gradient norm that the caller has computed for its report.
 
-    def __init__(
-        self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, bias_correction=True, max_grad_norm=1.0
-    ):
-        defaults = {"lr": lr, "bias_correction": bias_correction, "betas": betas, "eps": eps}
+    `fused`: the device has torch's fused AdamW, which makes several passes over memory one.
+    """
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, max_grad_norm=1.0, fused=True):
+        defaults = {"lr": lr, "bias_correction": True, "betas": betas, "eps": eps}  # with FusedLamb's names
         super().__init__(
             params, {**defaults, "weight_decay": weight_decay, "grad_averaging": True, "max_grad_norm": max_grad_norm}
         )
+        self._fused = fused
 
     @torch.no_grad()
     def step(self, norm=None):
@@ -113,5 +114,6 @@ class Lamb(Optimizer):
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
                 options = {name: group[name] for name in ("betas", "eps", "weight_decay")}
                 moments = state["exp_avg"], state["exp_avg_sq"]
-                lamb_update(p, p.grad, *moments, step=step, lr=lr, clip=clip, finite=finite, **options)
+                numbers = {"step": step, "lr": lr, "clip": clip, "finite": finite}
+                lamb_update(p, p.grad, *moments, fused=self._fused, **numbers, **options)
         return finite

@@ -1,8 +1,8 @@
 """What a model costs: floating-point operations of its sequences and memory of a training process."""
 
-from central.runtime import cpu_bf16
 from central.runtime.device import Device
 from central.runtime.exits import BadRequest
+from pretraining.kernels.choice import KERNELS
 from pretraining.modeling import BertConfig
 
 BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments
@@ -43,19 +43,15 @@ def training_bytes(config: BertConfig, device: Device, micro_batch_size: int, se
     """Estimated peak of one training process, for rows without padding and `masked` positions a row."""
     h, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
     width = 2 if device.data_type == "bf16" else 4
-    # The flat layout on cuda runs attention in kernels that keep no probabilities.
-    scores = heads * seq_len if device.type == "cpu" or device.static_shapes else 0  # per token
-    if device.type == "cpu" and not device.static_shapes:
-        token = width * (10 * h + config.intermediate_size + scores)  # kept per token and layer
-    else:
-        token = width * (17 * h + 2 * config.intermediate_size) + 5 * scores * width // 2
+    kernels = KERNELS[device.kernels]
+    scores = heads * seq_len if kernels.keeps_scores else 0  # per token
+    token = kernels.bytes_kept(width, h, config.intermediate_size, scores)
     tokens = micro_batch_size * seq_len
     logits = micro_batch_size * masked * config.padded_vocab_size * (width + 2)
-    copy = cpu_bf16.arithmetic(device.dtype) if device.type == "cpu" else device.dtype
-    copies = copy.itemsize * count_parameters(config) if device.data_type == "bf16" else 0
+    copies = device.operand_type.itemsize * count_parameters(config) if device.data_type == "bf16" else 0
     widest = tokens * width * (3 * config.intermediate_size + 2 * scores)  # temporaries of one layer
     gradient = 4 * config.padded_vocab_size * h  # of the word embedding, on its way into the sum
-    saving = BYTES_TO_SAVE * count_parameters(config) if device.type == "cpu" else 0
+    saving = BYTES_TO_SAVE * count_parameters(config) if device.uses_host_memory else 0
     fixed = BYTES_PER_PARAMETER * count_parameters(config) + copies + gradient + saving
     return fixed + layers * tokens * token + widest + logits
 
@@ -67,7 +63,7 @@ def check_memory(
 
     `ranks` is the number of processes that share the device's memory, `data_bytes` what each keeps of the shards.
     """
-    beside, running = (data_bytes, PROCESS_BYTES) if device.type == "cpu" else (0, 0)
+    beside, running = (data_bytes, PROCESS_BYTES) if device.uses_host_memory else (0, 0)
     needed = training_bytes(config, device, micro_batch_size, seq_len, masked) + beside
     available = device.available_memory()
     if available is None or needed <= available // ranks:

@@ -72,7 +72,7 @@ def check_request(settings: Settings, start: Start, device: Device, rank: Rank) 
         settings.micro_batch_size,
         shards[0].seq_len,
         shards[0].num_predictions,
-        rank.local_world_size if device.type == "cpu" else 1,
+        rank.local_world_size if device.uses_host_memory else 1,
         reader.kept_bytes,
     )
     if rank.is_main:

@@ -17,8 +17,9 @@ if __name__ == "__main__":
     environment.apply_or_exit()  # before torch, which reads these variables once
 
 from central.runtime import rank as ranks
-from central.runtime.device import init_process_group, open_device
+from central.runtime.device import open_device
 from central.runtime.exits import DONE, BadRequest, run
+from central.runtime.process_group import init_process_group
 from pretraining.preflight import check_request
 from pretraining.resume import find_start, lacks_evaluation, of_the_run
 from pretraining.settings import parse

@@ -5,9 +5,10 @@ import time
 
 import torch.distributed as dist
 
-from central.runtime import hpu, reports
-from central.runtime.device import Device, configure_compile, open_store
+from central.runtime import reports
+from central.runtime.device import Device, configure_compile
 from central.runtime.exits import BadRequest, Diverged
+from central.runtime.process_group import open_store
 from central.runtime.rank import Rank
 from central.runtime.watchdog import BUSY, Watchdog
 from pretraining import checkpoint, model_stats
@@ -16,9 +17,7 @@ from pretraining.convert import read_foreign
 from pretraining.dataset import Prefetch, steps
 from pretraining.distributed import open_exchange
 from pretraining.evaluation import HeldOut, evaluate, load_held_out, training_counts
-from pretraining.kernels.cpu import CpuKernels
-from pretraining.kernels.cuda import CudaKernels
-from pretraining.kernels.plain import PlainKernels
+from pretraining.kernels.choice import open_kernels
 from pretraining.lamb import Lamb
 from pretraining.metrics import Watch
 from pretraining.modeling import BertForPreTraining, decays, initialise
@@ -45,7 +44,8 @@ class Run:
                 f"this rank would start at step {start.step} over {request.reader.rows_per_epoch} rows an epoch, other "
                 "ranks elsewhere: --output_dir and --input_dir must hold the same on every host (a shared folder)"
             )
-        self.kernels = self._open_kernels()
+        in_place = rank.world_size == 1 or settings.flat_exchange  # DDP must see every gradient
+        self.kernels = open_kernels(device, in_place, settings.fused_sdpa)
         self._raw_model = BertForPreTraining(request.config, self.kernels, settings.checkpoint_activations)
         notes = self._load(start)
         self.parameters = list(self._raw_model.parameters())
@@ -62,10 +62,10 @@ class Run:
                 self.share,
                 rows_read,
                 start.global_step,
-                device.static_shapes,
+                device.pads_rows,
                 self._masking(),
                 tile=device.tile,
-                pinned=device.type == "cuda",
+                pinned=device.pins_batches,
             )
         )
         self._peak, self._passed_peak = device.matrix_peak(), False
@@ -82,19 +82,7 @@ class Run:
                 for line in checkpoint.set_aside(settings.output_dir, start.global_step):
                     self._console.say(line)
         stop.kept = start.path.name if start.path is not None else ""
-        self.watchdog = Watchdog(rank, settings.hang_timeout, stop, open_store(rank), compiles=device.static_shapes)
-
-    def _open_kernels(self):
-        settings, device = self.settings, self.device
-        if device.type == "cpu" and not device.static_shapes:
-            return CpuKernels(device.dtype, in_place=self.rank.world_size == 1 or settings.flat_exchange)
-        if device.type == "cuda" and not device.static_shapes:
-            return CudaKernels(device.autocast)
-        try:
-            fused_sdpa = hpu.fused_sdpa() if settings.fused_sdpa and device.type == "hpu" else None
-        except ValueError as error:
-            raise BadRequest(str(error)) from error
-        return PlainKernels(device.autocast, fused_sdpa, device.dtype)
+        self.watchdog = Watchdog(rank, settings.hang_timeout, stop, open_store(rank), compiles=device.compiles)
 
     def _load(self, start: Start) -> list[str]:
         """Weights and optimizer as `start` says; returns lines to say."""
@@ -122,10 +110,10 @@ class Run:
             {"params": [p for name, p in named if decays(name)], "weight_decay": 0.01},
             {"params": [p for name, p in named if not decays(name)], "weight_decay": 0.0},
         ]
-        if self.settings.fused_lamb and self.device.type == "hpu":
-            optimizer = hpu.fused_lamb()(groups, lr=self.settings.lr)
+        if self.settings.fused_lamb and (fused_lamb := self.device.fused_lamb()):
+            optimizer = fused_lamb(groups, lr=self.settings.lr)
             return optimizer, lambda norm: optimizer.step()  # clips by itself
-        optimizer = Lamb(groups, lr=self.settings.lr)
+        optimizer = Lamb(groups, lr=self.settings.lr, fused=self.device.has_fused_adamw)
         return optimizer, optimizer.step
 
     def _masking(self) -> Masking | None:
@@ -189,9 +177,7 @@ class Run:
                 raise BadRequest(str(error)) from error
         if self.request.vocabulary is None:
             notes.append("no vocab.txt beside the shards and no --vocab_file: checkpoints get no tokenizer")
-        if settings.bf16_exchange and rank.world_size > 1 and self.device.type == "hpu":
-            notes.append("gradients are exchanged in bf16, as asked")
-        notes += self.device.remarks()
+        notes += self.device.remarks(bf16_exchange=settings.bf16_exchange and rank.world_size > 1)
         self._record("PARAMETER", {"settings": settings.to_json(), "world_size": rank.world_size})
         self._record("PARAMETER", {"SEED": settings.seed, "batch_size_per_pu": settings.micro_batch_size})
         if self._peak is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from central import meeting
-from central.runtime import device
+from central.runtime import process_group
 from central.runtime import rank as ranks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +20,8 @@ import os, re, sys
 sys.path.insert(0, sys.argv[1])
 import torch, torch.distributed as dist
 from central.runtime import rank as ranks
-from central.runtime.device import init_process_group, open_device
+from central.runtime.device import open_device
+from central.runtime.process_group import init_process_group
 rank = ranks.from_environment()
 init_process_group(open_device("cpu", "eager", "fp32", rank), rank)
 total = torch.ones(1)
@@ -115,9 +116,9 @@ def test_a_port_that_is_taken_is_named(port):
 def test_the_network_of_the_other_hosts_is_taken_where_a_host_has_several(monkeypatch, others, interface):
     """On hosta, which calls itself 127.0.1.1: hostb is reached by ib0, all else by eth0; docker0 is first in order."""
     own = {"127.0.0.1": "lo", "10.0.0.1": "eth0", "192.0.2.1": "ib0", "172.17.0.1": "docker0"}
-    routes = {"hosta": "127.0.0.1", "hostb": "192.0.2.1", device.ANY_OTHER_HOST: "10.0.0.1"}
-    monkeypatch.setattr(device, "_own_addresses", lambda: own)
-    monkeypatch.setattr(device, "_source_address", lambda name: routes.get(name, ""))
-    assert device.network_interface("hosta", *others) == interface
-    assert device.network_interface("hostb", *others) == "ib0"
-    assert device.network_interface("localhost", *others) == "lo"
+    routes = {"hosta": "127.0.0.1", "hostb": "192.0.2.1", process_group.ANY_OTHER_HOST: "10.0.0.1"}
+    monkeypatch.setattr(process_group, "_own_addresses", lambda: own)
+    monkeypatch.setattr(process_group, "_source_address", lambda name: routes.get(name, ""))
+    assert process_group.network_interface("hosta", *others) == interface
+    assert process_group.network_interface("hostb", *others) == "ib0"
+    assert process_group.network_interface("localhost", *others) == "lo"

@@ -174,7 +174,8 @@ import os, sys
 sys.path.insert(0, sys.argv[1])
 import torch, torch.distributed as dist
 from central.runtime import rank as ranks
-from central.runtime.device import init_process_group, open_device
+from central.runtime.device import open_device
+from central.runtime.process_group import init_process_group
 rank = ranks.from_environment()
 init_process_group(open_device("cpu", "eager", "fp32", rank), rank)
 total = torch.ones(1)

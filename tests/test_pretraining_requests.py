@@ -28,7 +28,7 @@ from pretraining_helpers import (
 )
 
 from central.runtime.checkpoints import is_complete
-from central.runtime.device import Device, open_device
+from central.runtime.device import Cpu, Device, open_device
 from central.runtime.exits import BadRequest
 from central.runtime.rank import Rank
 from central.runtime.reports import Console
@@ -349,7 +349,7 @@ def test_an_unwritable_folder_is_named(corpora, tmp_path):
 
 def test_too_large_a_micro_batch_names_the_one_that_fits(corpora, tmp_path, monkeypatch):
     shards = 2 * 24 * 16 * 6  # bytes: the corpus stays in memory
-    monkeypatch.setattr(Device, "available_memory", lambda self: (4 << 20) + shards)
+    monkeypatch.setattr(Cpu, "available_memory", lambda self: (4 << 20) + shards)
     words = script_argv(corpora[0], corpora[2], tmp_path, train_batch_size=4096)
     (problem,) = refused(words)
     assert "a micro-batch of 2048 rows of 16 tokens needs about" in problem
@@ -361,7 +361,7 @@ def test_too_large_a_micro_batch_names_the_one_that_fits(corpora, tmp_path, monk
 
 
 def test_a_model_too_large_altogether_is_not_told_to_take_smaller_batches(corpora, tmp_path, monkeypatch):
-    monkeypatch.setattr(Device, "available_memory", lambda self: 1 << 19)
+    monkeypatch.setattr(Cpu, "available_memory", lambda self: 1 << 19)
     (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path))
     assert "not even a micro-batch of 1 fits: choose a smaller model" in problem
     assert "--gradient_accumulation_steps" not in problem
@@ -369,7 +369,7 @@ def test_a_model_too_large_altogether_is_not_told_to_take_smaller_batches(corpor
 
 def test_shards_larger_than_memory_are_to_be_smaller(monkeypatch):
     config, device = BertConfig(VOCAB_SIZE, 32, 2, 2, 64), open_device("cpu", "eager", "fp32", Rank())
-    monkeypatch.setattr(Device, "available_memory", lambda self: 1 << 30)
+    monkeypatch.setattr(Cpu, "available_memory", lambda self: 1 << 30)
     with pytest.raises(BadRequest) as error:
         model_stats.check_memory(config, device, 4, 16, 3, ranks=1, data_bytes=3 << 30)
     assert "3.0 GiB of it are shards kept in memory: make smaller ones" in str(error.value)

@@ -21,8 +21,9 @@ from transformers import HfArgumentParser, TrainingArguments
 from central.files import is_special
 from central.habana_flags import translate
 from central.runtime import cpu_bf16, hpu
-from central.runtime.device import init_process_group, keep_few_kernels, open_device
+from central.runtime.device import keep_few_kernels, open_device
 from central.runtime.exits import BadRequest
+from central.runtime.process_group import init_process_group
 from central.runtime.rank import Rank
 from central.runtime.watchdog import DEFAULT_TIMEOUT
 

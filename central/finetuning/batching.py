@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from central.runtime.device import token_tile
+from central.runtime.device import cpu_tile
 
 CPU_PART = 128  # tokens: as much as a part costs beside its tokens (Python, small kernels, gradients added up)
 HPU_ROWS = 8  # of a part in hpu's eager mode: one shape for each bucket
@@ -98,7 +98,7 @@ def layout(
         padded = partial(to_bucket, buckets=buckets_of(max_seq_length))
         return padded, parts_of_rows if mode == "eager" else one_part
     if device_type == "cpu":
-        padded = partial(to_tiles, tile=token_tile(device_type, bf16), limit=max_seq_length)
+        padded = partial(to_tiles, tile=cpu_tile(bf16), limit=max_seq_length)
         return padded, partial(cheapest_parts, padded=padded)
     return partial(to_multiple, multiple=8, limit=max_seq_length), one_part  # tensor cores take multiples of 8
 

@@ -34,9 +34,10 @@ from central.finetuning.progress import ProgressBar, ProgressLines
 from central.finetuning.resume import Record, deciding
 from central.finetuning.task import Task
 from central.runtime import hpu, rank, tensor_files
-from central.runtime.device import configure_compile, open_store
+from central.runtime.device import configure_compile
 from central.runtime.dropout import DropoutBits, fold
 from central.runtime.exits import BadRequest, Diverged, Preempted
+from central.runtime.process_group import open_store
 from central.runtime.rank import StopRequest
 from central.runtime.watchdog import BUSY, Watchdog
 

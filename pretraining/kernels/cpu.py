@@ -10,6 +10,7 @@ out, because on a CPU the time that is not matrix products is memory traffic and
 
 import contextlib
 import math
+from typing import Self
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from central.runtime import cpu_bf16
+from central.runtime.device import Device
 from central.runtime.dropout import Dropout, DropoutBits, kept_by_sign, sign_dropped, zeroed
 
 LOSS_ROWS = 512  # rows of logits computed at a time
@@ -29,6 +31,8 @@ class CpuKernels:
     `in_place` lets gradients grow in `.grad`.
     """
 
+    keeps_scores = True
+
     def __init__(self, dtype: torch.dtype = torch.float32, in_place: bool = True):
         self.dtype = dtype
         self.arithmetic = cpu_bf16.arithmetic(dtype)
@@ -36,6 +40,14 @@ class CpuKernels:
         self.bits = DropoutBits()
         self.autocast = contextlib.nullcontext
         self._copies = {}
+
+    @classmethod
+    def on(cls, device: Device, in_place: bool, fused_sdpa: object) -> Self:
+        return cls(device.dtype, in_place)
+
+    @staticmethod
+    def bytes_kept(width: int, hidden_size: int, intermediate_size: int, scores: int) -> int:
+        return width * (10 * hidden_size + intermediate_size + scores)
 
     def reseed(self, *integers: int) -> None:
         """Make dropout from here on a function of `integers` (seed, global step, rank)."""

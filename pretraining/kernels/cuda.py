@@ -13,6 +13,8 @@ from pretraining.kernels.plain import PlainKernels
 class CudaKernels(PlainKernels):
     """PlainKernels for flat batches, with few launches: the host must stay ahead of the card."""
 
+    keeps_scores = False
+
     def joint_linear(self, x, denses):
         weight, bias = (torch.cat([getattr(dense, name) for dense in denses]) for name in ("weight", "bias"))
         return F.linear(x, weight, bias)

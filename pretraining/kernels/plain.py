@@ -6,12 +6,14 @@ and flat tokens of `batch.lengths` with no padding at all.
 
 import contextlib
 from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from central.runtime.device import Device
 from central.runtime.dropout import fold
 
 
@@ -21,10 +23,22 @@ class PlainKernels:
     `fused_sdpa` is Habana's kernel where asked for.
     """
 
+    keeps_scores = True  # of attention, for the backward pass
+
     def __init__(self, autocast=contextlib.nullcontext, fused_sdpa=None, dtype: torch.dtype = torch.float32):
         self.autocast = autocast
         self.dtype = dtype
         self.fused_sdpa = fused_sdpa
+
+    @classmethod
+    def on(cls, device: Device, in_place: bool, fused_sdpa) -> Self:
+        """The kernels for a device; `in_place` lets gradients grow in `.grad` where they can."""
+        return cls(device.autocast, fused_sdpa, device.dtype)
+
+    @staticmethod
+    def bytes_kept(width: int, hidden_size: int, intermediate_size: int, scores: int) -> int:
+        """Bytes kept per token and layer for the backward pass; `width` of a number, `scores` in number of a token."""
+        return width * (17 * hidden_size + 2 * intermediate_size) + 5 * scores * width // 2
 
     def reseed(self, *integers: int) -> None:
         """Make dropout from here on a function of `integers` (seed, global step, rank)."""
