@@ -20,10 +20,10 @@ from central.runtime import tensor_files
 from central.runtime.checkpoints import checkpoint_step, checksum, list_checkpoints, read_state, remedy, sealed
 from central.runtime.exits import BadRequest, Diverged
 from pretraining.modeling import PADDED_ROW_BIAS, BertConfig, BertForPreTraining
+from pretraining.optimizer import Optimizer
 
 WEIGHTS, MOMENTS, STATE = "model.safetensors", "optimizer.pt", "state.json"
 PADDED = ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")
-MOMENT_NAMES = ("exp_avg", "exp_avg_sq")
 TEMPORARY = ".writing_"  # before a checkpoint is whole
 DISCARDED = ".discarded_"  # after it was decided to delete it
 
@@ -38,13 +38,13 @@ def copy_weights(model: BertForPreTraining) -> dict[str, torch.Tensor]:
     return {name: _host_copy(tensor) for name, tensor in parts.items()}
 
 
-def copy_moments(optimizer, model: BertForPreTraining) -> dict:
-    """The optimizer's state_dict on the host: parameters by their number, as FusedLamb and `Lamb` both read it."""
+def copy_moments(optimizer: Optimizer, model: BertForPreTraining) -> dict:
+    """The optimizer's state_dict on the host, parameters by their number."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     state = optimizer.state_dict()
     moments = {
-        index: {name: _host_copy(unpadded(order[index], values[name], model.config)) for name in MOMENT_NAMES}
+        index: {name: _host_copy(unpadded(order[index], values[name], model.config)) for name in optimizer.moments}
         for index, values in state["state"].items()
     }
     groups = [{key: _number(value) for key, value in group.items()} for group in state["param_groups"]]
@@ -84,15 +84,15 @@ def _first(problems: list[str]) -> str:
     return f"{problems[0]}{more}"
 
 
-def check_moments(saved, model: BertForPreTraining, folder: Path) -> None:
-    """Raise BadRequest where what a checkpoint holds is no optimizer state of this model."""
-    if problems := _moment_problems(saved, model):
+def check_moments(saved, optimizer: Optimizer, model: BertForPreTraining, folder: Path) -> None:
+    """Raise BadRequest where what a checkpoint holds is no state of this optimizer and model."""
+    if problems := _moment_problems(saved, optimizer.moments, model):
         raise BadRequest(
             f"{folder / MOMENTS}: {_first(problems)}: not the optimizer state of this model: {remedy(folder)}"
         )
 
 
-def _moment_problems(saved, model: BertForPreTraining) -> list[str]:
+def _moment_problems(saved, moment_names: tuple[str, ...], model: BertForPreTraining) -> list[str]:
     parts = ("state", "names", "param_groups")
     if not isinstance(saved, dict) or any(not isinstance(saved.get(part), dict | list) for part in parts):
         return [f"holds no {', '.join(parts)}"]
@@ -105,7 +105,7 @@ def _moment_problems(saved, model: BertForPreTraining) -> list[str]:
     problems = [f"no moments of {name}" for name in wanted if name not in found]
     problems += [f"moments of {name}, which the model does not have" for name in found if name not in wanted]
     for name in wanted.keys() & found.keys():
-        for moment in MOMENT_NAMES:
+        for moment in moment_names:
             tensor = found[name].get(moment)
             shape = list(tensor.shape) if isinstance(tensor, torch.Tensor) else None
             if shape != list(wanted[name]):
@@ -114,21 +114,21 @@ def _moment_problems(saved, model: BertForPreTraining) -> list[str]:
 
 
 @torch.no_grad()
-def load_moments(optimizer, model: BertForPreTraining, saved: dict) -> None:
+def load_moments(optimizer: Optimizer, model: BertForPreTraining, saved: dict) -> None:
     """Put moments, by name, and the optimizer's own step count into it, on the device of its parameters."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     by_name = {saved["names"][index]: moments for index, moments in saved["state"].items()}
     step = max((group.get("step", 0) for group in saved["param_groups"]), default=0)
     for group in optimizer.param_groups:
-        group["step"] = step
         for parameter in group["params"]:
             moments = by_name.get(names[parameter])
             if moments is None:
                 continue
-            for key in MOMENT_NAMES:
+            for key in optimizer.moments:
                 full = torch.zeros_like(parameter)
                 unpadded(names[parameter], full, model.config).copy_(moments[key])
                 optimizer.state[parameter][key] = full
+    optimizer.resume_at(step)
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from central.files import refuse_inflated
 from central.runtime import tensor_files
 from central.runtime.exits import BadRequest
-from pretraining.checkpoint import MOMENT_NAMES, PADDED, first_line
+from pretraining.checkpoint import PADDED, first_line
+from pretraining.lamb import Lamb
 from pretraining.modeling import BertConfig, BertForPreTraining, decays
 
 # Older names -> today's. "decoder" is the word embedding itself.
@@ -124,12 +125,12 @@ def _moments(saved, model: BertForPreTraining) -> dict | None:
     for index, moments in saved["state"].items():
         if not isinstance(index, int) or index >= len(order) or not isinstance(moments, dict):
             return None
-        tensors = [moments.get(key) for key in MOMENT_NAMES]
+        tensors = [moments.get(key) for key in Lamb.moments]
         fits = [isinstance(t, torch.Tensor) and t.shape[1:] == shapes[order[index]][1:] for t in tensors]
         if not all(fits):
             return None
         trimmed = [_trimmed(order[index], tensor.float(), model.config) for tensor in tensors]
-        state[index] = dict(zip(MOMENT_NAMES, trimmed))
+        state[index] = dict(zip(Lamb.moments, trimmed))
     steps = [group.get("step", 0) for group in saved.get("param_groups", []) if isinstance(group, dict)]
     steps += [moments.get("step", 0) for moments in saved["state"].values()]
     whole = [int(step) for step in steps if isinstance(step, int | float | torch.Tensor)]

@@ -84,12 +84,19 @@ class Lamb(Optimizer):
     `fused`: the device has torch's fused AdamW, which makes several passes over memory one.
     """
 
+    moments = ("exp_avg", "exp_avg_sq")
+
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, max_grad_norm=1.0, fused=True):
         defaults = {"lr": lr, "bias_correction": True, "betas": betas, "eps": eps}  # with FusedLamb's names
         super().__init__(
             params, {**defaults, "weight_decay": weight_decay, "grad_averaging": True, "max_grad_norm": max_grad_norm}
         )
         self._fused = fused
+
+    def resume_at(self, step: int) -> None:
+        """Count on from so many updates."""
+        for group in self.param_groups:
+            group["step"] = step
 
     @torch.no_grad()
     def step(self, norm=None):

@@ -60,6 +60,10 @@ class Settings:
         return self.train_batch_size // self.grad_accum_steps
 
     @property
+    def optimizer(self) -> str:
+        return "fused_lamb" if self.fused_lamb else "lamb"
+
+    @property
     def stop_step(self) -> int:
         return min(self.max_steps, self.steps_this_run) if self.steps_this_run > 0 else self.max_steps
 

@@ -18,9 +18,9 @@ from pretraining.dataset import Prefetch, steps
 from pretraining.distributed import open_exchange
 from pretraining.evaluation import HeldOut, evaluate, load_held_out, training_counts
 from pretraining.kernels.choice import open_kernels
-from pretraining.lamb import Lamb
 from pretraining.metrics import Watch
-from pretraining.modeling import BertForPreTraining, decays, initialise
+from pretraining.modeling import BertForPreTraining, initialise
+from pretraining.optimizer import build
 from pretraining.preflight import Request
 from pretraining.resume import Start
 from pretraining.settings import Settings
@@ -91,30 +91,16 @@ class Run:
         if start.path is not None and (start.path / "state.json").is_file():
             checkpoint.load_weights(model, checkpoint.read_weights(start.path), start.path)
             moments = checkpoint.read_moments(start.path)
-            if moments is not None:
-                checkpoint.check_moments(moments, model, start.path)
         elif start.path is not None:
             foreign = read_foreign(start.path, model)
             checkpoint.load_weights(model, foreign.weights, start.path)
             moments, notes = foreign.moments, list(foreign.notes)
         model.to(self.device.device)
-        self.optimizer, self.update = self._open_optimizer()
+        self.optimizer = build(self.settings.optimizer, model, self.settings.lr, self.device)
         if moments is not None:
+            checkpoint.check_moments(moments, self.optimizer, model, start.path)
             checkpoint.load_moments(self.optimizer, model, moments)
         return notes
-
-    def _open_optimizer(self):
-        """The optimizer, and a function of the global gradient norm that applies one update."""
-        named = list(self._raw_model.named_parameters())
-        groups = [
-            {"params": [p for name, p in named if decays(name)], "weight_decay": 0.01},
-            {"params": [p for name, p in named if not decays(name)], "weight_decay": 0.0},
-        ]
-        if self.settings.fused_lamb and (fused_lamb := self.device.fused_lamb()):
-            optimizer = fused_lamb(groups, lr=self.settings.lr)
-            return optimizer, lambda norm: optimizer.step()  # clips by itself
-        optimizer = Lamb(groups, lr=self.settings.lr, fused=self.device.has_fused_adamw)
-        return optimizer, optimizer.step
 
     def _masking(self) -> Masking | None:
         if not self.settings.dynamic_masking:
