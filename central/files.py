@@ -63,12 +63,13 @@ def why_no_file(path: str | os.PathLike) -> str:
     if os.path.isfile(path):
         return ""
     if os.path.islink(path) and not os.path.exists(path):
-        return f"a link to {os.readlink(path)}, which is not there: mount what it lies on, or take the link away"
+        target = os.readlink(os.fspath(path))
+        return f"a link to {target}, which is not there: mount what it lies on, or take the link away"
     what = "a folder" if os.path.isdir(path) else "a pipe, socket or device" if os.path.exists(path) else "not there"
     return f"{what} where a file is due: give it another name, or move it elsewhere"
 
 
-def hold(path) -> bool:
+def hold(path: str) -> bool:
     """Hold the file until this process ends; whether nobody else does. A file system without locks refuses nobody."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
@@ -83,7 +84,7 @@ def hold(path) -> bool:
     return True
 
 
-def take_folder(path, folder) -> None:
+def take_folder(path: str, folder: str) -> None:
     """Hold the lock file of a folder: two runs would write over each other's results. Raises BadRequest."""
     if not hold(path):
         with open(path) as file:
@@ -95,7 +96,7 @@ def take_folder(path, folder) -> None:
 
 def missing_folders(path: str) -> list[str]:
     """The folders that os.makedirs would make, the outermost first."""
-    path, missing = os.path.abspath(path), []
+    path, missing = os.path.abspath(path), list[str]()
     while not os.path.exists(path):
         missing.insert(0, path)
         path = os.path.dirname(path)

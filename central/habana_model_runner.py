@@ -8,6 +8,7 @@ the YAML files of Habana's release 1.1.1.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -18,7 +19,7 @@ from central.launch import cli, run_record
 from central.options import split_script_args
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Read the file and run what it asks for; the status to exit with."""
     # Without abbreviations, or --mode would be taken for --model.
     parser = argparse.ArgumentParser(
@@ -38,7 +39,7 @@ def main(argv=None) -> int:
     return cli.main(words, request.variables, request.notes)
 
 
-def load(path):
+def load(path: str) -> object:
     """What a YAML file holds, numbers as the text they are written in: each option reads its own, and 010 is no 8.
 
     Raises BadRequest for a file that is no YAML, and for a key given twice, of which YAML takes the last.
@@ -46,7 +47,7 @@ def load(path):
     import yaml
 
     class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node, deep=False):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
             keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
             for key in keys:
                 if any(other.value == key.value for other in keys[: keys.index(key)]):

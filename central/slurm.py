@@ -7,9 +7,9 @@ from central.errors import BadRequest
 MOST_NODES = 100_000  # in one range
 
 
-def expand_nodelist(text) -> tuple[str, ...]:
+def expand_nodelist(text: str) -> tuple[str, ...]:
     """Hosts of a SLURM node list: `gaudi[01-03,7],login` is gaudi01 gaudi02 gaudi03 gaudi7 login."""
-    hosts = []
+    hosts: list[str] = []
     if text.count("[") != text.count("]"):
         raise BadRequest(f"SLURM_JOB_NODELIST={text} has brackets that do not match: was it cut short?")
     for entry in re.findall(r"[^,\[]+(?:\[[^\]]*\][^,\[]*)*", text):
@@ -17,7 +17,7 @@ def expand_nodelist(text) -> tuple[str, ...]:
     return tuple(hosts)
 
 
-def _expand_entry(entry):
+def _expand_entry(entry: str) -> list[str]:
     head, bracket, rest = entry.partition("[")
     if not bracket:
         return [entry] if entry else []

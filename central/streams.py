@@ -6,6 +6,10 @@ import select
 import sys
 from contextlib import suppress
 
+TYPE_CHECKING = False  # typing is slow to import
+if TYPE_CHECKING:
+    from typing import Any
+
 
 def protect() -> None:
     """Make this process's standard streams safe to write to, whatever becomes of their other end.
@@ -41,10 +45,15 @@ def write_all(descriptor: int, data: bytes) -> bool:
     return True
 
 
+def say(text: str) -> None:
+    """A line of the launcher's, on standard error: standard output is the children's, and a dry run's commands'."""
+    print(f"demo_bert: {text}", file=sys.stderr, flush=True)
+
+
 class _Raw(io.FileIO):
     """A descriptor that takes everything and passes on what it can."""
 
-    def write(self, data) -> int:
+    def write(self, data: "Any") -> int:
         write_all(self.fileno(), bytes(data))
         return len(data)
 

@@ -11,7 +11,7 @@ import pytest
 from launch_project import checkpoints, copy_project, left_running, run, words
 
 from central.launch import child_environment, cli, machine, options, preflight, pretraining, remote
-from central.launch.commands import Place
+from central.launch.commands import Target
 from central.launch.hosts import Layout
 from central.launch.machine import Devices, MeetingPoint, Topology
 from central.launch.mpi import Mpi
@@ -161,8 +161,8 @@ def test_a_file_with_a_token_for_other_hosts_is_its_owners_alone(tmp_path):
 
 
 def test_a_port_of_sshd_that_is_none_is_told_once():
-    place = place_of(Layout(2, 1, ("a", "b"), by_ssh=True), environ={"DOCKER_SSHD_PORT": "ssh"})
-    assert remote.host_problems(place, None) == ["DOCKER_SSHD_PORT=ssh is no port; unset it for 3022"]
+    target = target_of(Layout(2, 1, ("a", "b"), by_ssh=True), environ={"DOCKER_SSHD_PORT": "ssh"})
+    assert remote.host_problems(target, None) == ["DOCKER_SSHD_PORT=ssh is no port; unset it for 3022"]
 
 
 def test_a_folder_of_data_that_is_not_there_is_told_with_the_way_out(capsys, tmp_path):
@@ -198,12 +198,12 @@ def test_a_port_of_the_caller_must_be_free_and_one(project, port):
     assert status == 2 and f"error: MASTER_PORT={given} {complaint}; unset it" in err
 
 
-def place_of(layout, environ=None, **changes):
+def target_of(layout, environ=None, **changes):
     given = {
         **{"python": "/py", "root": "/project", "environ": environ or {}, "devices": Devices("cpu"), "layout": layout},
         **{"topology": Topology(1, 2), "mpirun": Mpi(5), "meeting_point": MeetingPoint()},
     }
-    return Place(**{**given, **changes})
+    return Target(**{**given, **changes})
 
 
 @pytest.mark.parametrize(
@@ -278,10 +278,10 @@ def test_the_disk_is_asked_for_the_vocabulary_of_the_data(project, monkeypatch):
     monkeypatch.setattr(preflight, "disk_problems", lambda folder, config: asked.append(config["vocab_size"]) or [])
     parser = options.settings_parser(pretraining, "demo")
     settings = options.parse(pretraining, [*words(project)[3:-7], "--phase=1"], parser)
-    place = place_of(Layout(1, 1), root=str(project))
-    preflight.pretraining_problems(settings, place, None)
+    target = target_of(Layout(1, 1), root=str(project))
+    preflight.pretraining_problems(settings, target, None)
     (project.parent / "phase 1" / "vocab.txt").write_text("token\n" * 2000)
-    preflight.pretraining_problems(settings, place, None)
+    preflight.pretraining_problems(settings, target, None)
     assert asked == [30522, 2000]
 
 
@@ -382,10 +382,12 @@ def test_numbers_of_cards_that_habana_does_not_support_are_said(visible, ranks, 
     ],
 )
 def test_modules_that_are_not_there_are_told_before_the_start(visible, problem):
-    place = place_of(Layout(1, 1), {"HABANA_VISIBLE_MODULES": visible}, devices=Devices("hpu", 4, modules=(4, 5, 6, 7)))
-    found = child_environment.module_problems(place.environ, place.devices)
+    target = target_of(
+        Layout(1, 1), {"HABANA_VISIBLE_MODULES": visible}, devices=Devices("hpu", 4, modules=(4, 5, 6, 7))
+    )
+    found = child_environment.module_problems(target.environ, target.devices)
     assert [text[: len(problem)] for text in found] == [problem] if problem else found == []
-    assert child_environment.module_problems(place.environ, Devices("cpu")) == []
+    assert child_environment.module_problems(target.environ, Devices("cpu")) == []
 
 
 def test_an_absent_device_says_what_was_found(monkeypatch):
@@ -419,7 +421,7 @@ HERE = {"host": "hosta", "python": "3.11.7", "torch": "2.13.0", "project": "abc"
 )
 def test_what_an_answer_of_a_host_means(status, stdout, stderr, expected):
     found = remote.faults(
-        "hostb", Captured(status, stdout, stderr), HERE, "3022", place_of(Layout(2, 1, ("a", "b"), "x", True))
+        "hostb", Captured(status, stdout, stderr), HERE, "3022", target_of(Layout(2, 1, ("a", "b"), "x", True))
     )
     assert found == expected if expected is not None else len(found) == 1
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from launch_project import checkpoints, copy_project, descendants, left_running, run, start, wait_until, words
 
-from central.launch import supervise
+from central.launch import options, pretraining, supervise
 from central.launch.commands import Command, Plan
 from central.launch.mpi import parse_version
 
@@ -218,18 +218,22 @@ def test_a_second_signal_cuts_the_grace_short(project):
 
 
 @pytest.mark.parametrize(
-    ("argv", "again"),
+    ("words", "again"),
     [
-        (["s"], ["s", "--resume_from_checkpoint"]),
-        (["s", "--resume_from_checkpoint", "--resume_step", "7", "--x"], ["s", "--resume_from_checkpoint", "--x"]),
+        ([], ["--resume_from_checkpoint"]),
+        (["--resume_step", "7", "None"], ["--resume_from_checkpoint"]),
         (
-            ["s", "--resume_from_checkpoint", "--init_checkpoint=m.pt", "--resume_step", "7"],
-            ["s", "--resume_from_checkpoint", "--init_checkpoint=m.pt", "--resume_step", "7"],
+            ["--init_checkpoint", "m.pt", "None", "--resume_step", "7", "None"],
+            ["--resume_from_checkpoint", "--init_checkpoint=m.pt", "--resume_step", "7"],
         ),
     ],
 )
-def test_a_restart_goes_on_from_the_newest_checkpoint(argv, again):
-    assert supervise.from_newest_checkpoint(argv) == tuple(again)
+def test_a_restart_goes_on_from_the_newest_checkpoint(words, again):
+    request = "--model_name_or_path tiny --data_type fp32 --accumulate_gradients -p a b".split()
+    settings = options.parse(pretraining, ["--phase=1", *request, *words], options.settings_parser(pretraining, "demo"))
+    (run,) = pretraining.runs(settings, root="/r", world_size=1, device="cpu", mode="eager")
+    assert run.again[run.again.index("--steps_this_run=-1") + 1 :] == tuple(again)
+    assert set(run.words) <= {*run.again, "--resume_step", "7"}
 
 
 @pytest.mark.parametrize("restarts", [0, 1])
@@ -302,7 +306,8 @@ def test_two_runs_that_start_together_meet_at_ports_of_their_own(tmp_path, monke
 def test_runs_of_other_seeds_go_on_after_a_failure_but_not_after_a_refusal(tmp_path, status, expected):
     program = "import pathlib, sys; pathlib.Path(sys.argv[1]).touch(); sys.exit(int(sys.argv[2]))"
     argv = [(sys.executable, "-c", program, str(tmp_path / name), str(status)) for name in ("one", "two")]
-    plan = Plan(tuple(Command(words, (), "seed") for words in argv), keep_going=True)
+    last = Command((sys.executable, "-c", ""), (), "summary")
+    plan = Plan(tuple(Command(words, (), "seed") for words in argv), summary=last)
     assert supervise.run(plan) == status
     assert sorted(path.name for path in tmp_path.iterdir()) == expected
 
@@ -310,10 +315,13 @@ def test_runs_of_other_seeds_go_on_after_a_failure_but_not_after_a_refusal(tmp_p
 def test_the_summary_of_several_seeds_is_told_which_failed(tmp_path):
     program = "import sys; sys.exit(int(sys.argv[1]))"
     summary = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(' '.join(sys.argv[2:]))"
-    commands = [Command((sys.executable, "-c", program, str(code)), (), f"seed {7 + code}") for code in (0, 1, 3)]
+    commands = tuple(
+        Command((sys.executable, "-c", program, str(code)), (), "any name", if_failed=(f"--failed={7 + code}",))
+        for code in (0, 1, 3)
+    )
     told = tmp_path / "told"
     last = Command((sys.executable, "-c", summary, str(told)), (), "summary")
-    assert supervise.run(Plan((*commands, last), keep_going=True)) == 1
-    assert told.read_text() == "--failed 8 10"
-    assert supervise.run(Plan((commands[0], last), keep_going=True)) == 0
+    assert supervise.run(Plan(commands, summary=last)) == 1
+    assert told.read_text() == "--failed=8 --failed=10"
+    assert supervise.run(Plan(commands[:1], summary=last)) == 0
     assert told.read_text() == ""

@@ -109,9 +109,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--seeds", type=int, nargs="+", metavar="N", default=[], help="runs to sum up; unset: all that are there"
     )
-    parser.add_argument(
-        "--failed", type=int, nargs="+", metavar="N", default=[], help="those of --seeds that left earlier scores only"
-    )
+    help = "those of --seeds that left earlier scores only; may be given again"
+    parser.add_argument("--failed", type=int, nargs="+", action="extend", metavar="N", default=[], help=help)
     arguments = parser.parse_args(argv)
     folder = arguments.output_dir
     runs = read_runs(folder, arguments.seeds, arguments.failed)

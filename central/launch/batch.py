@@ -13,14 +13,14 @@ class Batch:
     micro_batch_size: int
     grad_accum_steps: int
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"{self.global_batch_size} sequences a step = {ranks(self.world_size)}"
             f" x {self.grad_accum_steps} micro-steps x {self.micro_batch_size} sequences"
         )
 
 
-def split(global_batch_size, world_size, micro_batch_size, accumulate) -> Batch:
+def split(global_batch_size: int, world_size: int, micro_batch_size: int, accumulate: bool) -> Batch:
     """Divide a step among ranks and micro-steps; ValueError with the nearest exact sizes where it does not divide.
 
     Without `accumulate` a rank's share is one micro-batch and must be `micro_batch_size`: a silent other size would
@@ -43,11 +43,11 @@ def split(global_batch_size, world_size, micro_batch_size, accumulate) -> Batch:
     return Batch(global_batch_size, world_size, per_rank, micro_batch_size, grad_accum_steps)
 
 
-def nearest_multiples(value, unit) -> list[int]:
+def nearest_multiples(value: int, unit: int) -> list[int]:
     """The multiples of `unit` just below and above a value, from 1 x unit on."""
     below = value // unit * unit
     return [multiple for multiple in (below, below + unit) if multiple]
 
 
-def ranks(count) -> str:
+def ranks(count: int) -> str:
     return "1 rank" if count == 1 else f"{count} ranks"

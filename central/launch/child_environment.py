@@ -1,9 +1,10 @@
 """The environment of the children. The caller's own is never changed."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from central.launch.machine import Devices, can_bind, cores_per_rank
+from central.launch.hosts import Layout
+from central.launch.machine import Devices, MeetingPoint, Topology, can_bind, cores_per_rank
 from central.meeting import TOLD
 
 # Handed to other hosts where the caller has set them: what Habana's images set, which a session of sshd does not have,
@@ -46,7 +47,17 @@ SLURM_STEP = re.compile(
 NO_HOSTFILE = dict.fromkeys(("OMPI_MCA_orte_default_hostfile", "PRTE_MCA_prte_default_hostfile"), "none")
 
 
-def child_variables(*, environ, root, devices, mode, op_lists, meeting_point, threads, loopback) -> dict[str, str]:
+def child_variables(
+    *,
+    environ: Mapping[str, str],
+    root: str,
+    devices: Devices,
+    mode: str,
+    op_lists: Sequence[str] | None,
+    meeting_point: MeetingPoint,
+    threads: int,
+    loopback: bool,
+) -> dict[str, str]:
     """Variables a child gets beside the caller's: where ranks meet, where our code is, what its device needs.
 
     `op_lists` are the two files of bf16 on hpu, or None; `threads` is for the cpu; `loopback`: ranks of one server.
@@ -99,7 +110,9 @@ def module_notes(environ: Mapping[str, str], devices: Devices, ranks_per_node: i
             yield f"{number} {of_what}: Habana supports 1, 2, 4 and 8 cards of a server; others may fail to start"
 
 
-def run_variables(*, run_id, layout, started_by, slots, daemon) -> dict[str, str]:
+def run_variables(
+    *, run_id: str, layout: Layout, started_by: str, slots: int, daemon: Mapping[str, str]
+) -> dict[str, str]:
     """What a run tells its ranks and its mpirun, and a dry run leaves out: whose ranks they are, and how many."""
     hosts = ",".join(layout.hosts)
     told = dict(zip(TOLD, (started_by, str(layout.world_size), str(layout.ranks_per_node), run_id, hosts)))
@@ -109,13 +122,13 @@ def run_variables(*, run_id, layout, started_by, slots, daemon) -> dict[str, str
     return {**told, **NO_HOSTFILE, **({**per_node, **daemon} if layout.in_slurm else {})}
 
 
-def foreign_variables(environ, keep_slurm) -> tuple[str, ...]:
+def foreign_variables(environ: Mapping[str, str], keep_slurm: bool) -> tuple[str, ...]:
     """Variables of the caller's that its children must not see, as they tell of another run."""
     allocation = SLURM_STEP if keep_slurm else ALLOCATION
     return tuple(name for name in environ if any(kind.fullmatch(name) for kind in (FOREIGN, PLACING, allocation)))
 
 
-def contradictions(environ, layout) -> list[str]:
+def contradictions(environ: Mapping[str, str], layout: Layout) -> list[str]:
     """Assignments of the caller's that would make another run of this one."""
     expected = ("0", str(layout.world_size))
     found = [name for name in RANK_NAMES if environ.get(name, "0") not in expected]
@@ -123,7 +136,9 @@ def contradictions(environ, layout) -> list[str]:
     return [f"{name}={environ[name]}" for name in found]
 
 
-def forwarded_variables(environ, variables, master_address) -> tuple[tuple[str, str], ...]:
+def forwarded_variables(
+    environ: Mapping[str, str], variables: Mapping[str, str], master_address: str
+) -> tuple[tuple[str, str], ...]:
     """What other hosts get with -x: the names above as far as they are set, and the first host as meeting point."""
     merged = {**environ, **variables}
     names = sorted(name for name, value in merged.items() if _is_for_others(name) and not _is_secret(name, value))
@@ -148,7 +163,7 @@ def _is_secret(name: str, value: str) -> bool:
     return bool(SECRETS.fullmatch(name) or PASSWORD_IN_URL.search(value))
 
 
-def threads_per_rank(topology, ranks_per_node, bound) -> int:
+def threads_per_rank(topology: Topology, ranks_per_node: int, bound: bool) -> int:
     """Threads of a cpu rank: the cores it is bound to, else its share of the node."""
     if bound and can_bind(topology, ranks_per_node):
         return cores_per_rank(topology, ranks_per_node)

@@ -2,12 +2,18 @@
 
 import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
 
 from central import streams
 from central.errors import BAD_REQUEST, DONE, BadRequest
 from central.files import ROOT
-from central.launch.messages import say
 from central.launch.subcommands import subcommand_of
+from central.streams import say
+
+TYPE_CHECKING = False  # the overview of the help needs none of these
+if TYPE_CHECKING:
+    from central.launch.commands import Pairs, Plan, Target
+    from central.launch.options import Common
 
 PROG = "python demo_bert.py"
 USAGE = f"""usage: {PROG} pretraining|finetuning|check [options]
@@ -22,7 +28,7 @@ Train BERT on Intel Gaudi, NVIDIA GPU or CPU: one card, one server or many.
 """
 
 
-def main(words, file_variables=None, notes=()) -> int:
+def main(words: Sequence[str], file_variables: Mapping[str, str] | None = None, notes: Sequence[str] = ()) -> int:
     """Run demo_bert.py with these words; the status to exit with.
 
     Of a settings file: `file_variables` are its variables, which count where the caller has not set them, and `notes`
@@ -41,7 +47,7 @@ def main(words, file_variables=None, notes=()) -> int:
         return 130
 
 
-def _main(words, environ, file_variables, notes):
+def _main(words: list[str], environ: dict[str, str], file_variables: "Pairs", notes: Sequence[str]) -> int:
     checking = words[:1] == ["check"]
     if not words or words[int(checking) :][:1] in (["-h"], ["--help"]):
         print(USAGE, end="")
@@ -66,30 +72,30 @@ def _main(words, environ, file_variables, notes):
     from central.launch.commands import shell_line
     from central.launch.plan import prepare
 
-    place, plan = prepare(subcommand, settings, environ, file_variables, notes)
+    target, plan = prepare(subcommand, settings, environ, file_variables, notes)
     for note in plan.notes:
         say(note)
     if settings.dry_run:
-        for command in plan.commands:
+        for command in plan.all_commands:
             print(shell_line(command))
         return DONE
-    return DONE if checking else _run(name, settings, place, plan)
+    return DONE if checking else _run(name, settings, target, plan)
 
 
-def _print_report(environ):
+def _print_report(environ: Mapping[str, str]) -> None:
     from central.launch import processes
 
     print("\n".join(report(environ, processes.capture)))
 
 
-def _run(name, settings, place, plan):
+def _run(name: str, settings: "Common", target: "Target", plan: "Plan") -> int:
     """Leave a record, and run the commands. A run that was refused before it began leaves nothing."""
     import time
 
     from central import files
     from central.launch import hcl, remote, run_record, supervise
 
-    made = run_record.run_record(name, settings, plan, place.environ, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    made = run_record.run_record(name, settings, plan, target.environ, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     folders = files.missing_folders(settings.results_dir)
     lock = os.path.join(settings.results_dir, settings.lock_name)
     try:
@@ -98,8 +104,8 @@ def _run(name, settings, place, plan):
         earlier = run_record.write(made, settings.results_dir)
     except OSError as error:
         raise BadRequest(f"--output_dir {settings.output_dir}: {error.strerror}") from None
-    hcl.write_where_asked(place.layout, place.device, place.environ)
-    watch = remote.HostWatch(place.layout.hosts if place.layout.by_ssh else (), remote.ssh_port(place))
+    hcl.write_where_asked(target.layout, target.device, target.environ)
+    watch = remote.HostWatch(target.layout.hosts if target.layout.by_ssh else (), remote.ssh_port(target))
     status = supervise.run(
         plan, log_path=settings.log_path, max_restarts=settings.restarts, lost_host=lambda: watch.lost
     )
@@ -117,7 +123,7 @@ PACKAGES = (
 )
 
 
-def report(environ, capture) -> list[str]:
+def report(environ: Mapping[str, str], capture: Callable) -> list[str]:
     """Lines `name: value` of everything a run depends on."""
     import platform
 

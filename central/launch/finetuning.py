@@ -5,6 +5,7 @@ import os
 
 from central.files import ROOT
 from central.launch.options import BATCHES, DATA, DEVICE, MODEL, SAVING, SCHEDULE, Common
+from central.launch.subcommands import Run
 from central.models import MODELS
 from central.options import (
     BATCH_SIZE,
@@ -96,8 +97,14 @@ def sources_of_flags() -> list[str]:
 
     spec = importlib.util.find_spec("transformers")  # the package, of which our folder of that name is no part
     installed = [os.path.join(os.path.dirname(spec.origin), "training_args.py")] if spec and spec.origin else []
-    ours = ("central/finetuning/arguments.py", GLUE_SCRIPT, QA_SCRIPT)
-    return [*(os.path.join(ROOT, name) for name in ours), *installed]
+    ours = [
+        os.path.join(where, name)
+        for folder in ("central/finetuning", "transformers/examples")
+        for where, _, names in os.walk(os.path.join(ROOT, folder))
+        for name in names
+        if name.endswith(".py")
+    ]
+    return [*ours, *installed]
 
 
 def problems(settings: Settings, world_size: int) -> list[str]:
@@ -122,14 +129,17 @@ def notes(settings: Settings, world_size: int) -> list[str]:
     return [f"{world_size} ranks x {settings.batch_size} = {world_size * settings.batch_size} examples a step"]
 
 
-def script_words(
-    settings: Settings, *, root: str, world_size: int, device: str, mode: str
-) -> list[tuple[str, list[str]]]:
-    """(name, words) of each run: the script and its arguments; several where there are several seeds."""
+def runs(settings: Settings, *, root: str, world_size: int, device: str, mode: str) -> list[Run]:
+    """Each run of the script, with its arguments; several where there are several seeds."""
+
+    def words(seed: int, folder: str) -> tuple[str, ...]:
+        return tuple(_run_words(settings, root, device, mode, seed, folder))
+
     if settings.seeds == 1:
-        return [(settings.task_name, _run_words(settings, root, device, mode, settings.seed, settings.task_dir))]
+        return [Run(settings.task_name, words(settings.seed, settings.task_dir))]
     return [
-        (f"seed {seed}", _run_words(settings, root, device, mode, seed, f"{settings.task_dir}/seed_{seed}"))
+        # An earlier request may have left scores in the folder of a seed that failed.
+        Run(f"seed {seed}", words(seed, f"{settings.task_dir}/seed_{seed}"), if_failed=(f"--failed={seed}",))
         for seed in settings.all_seeds
     ]
 

@@ -2,24 +2,26 @@
 
 import json
 import os
+from collections.abc import Mapping
 
 from central.errors import BadRequest
+from central.launch.hosts import Layout
 
 DEFAULT_PORT = 53432
 
 
-def configuration(layout, environ) -> dict:
+def configuration(layout: Layout, environ: Mapping[str, str]) -> dict[str, object]:
     """Cards of one server, or the address of each rank in order."""
-    port = environ.get("HCL_PORT") or str(DEFAULT_PORT)
-    if not port.isdigit():
-        raise BadRequest(f"HCL_PORT={port} is no port; unset it to have {DEFAULT_PORT}")
-    port = {"HCL_PORT": int(port)}
+    asked = environ.get("HCL_PORT") or str(DEFAULT_PORT)
+    if not asked.isdigit():
+        raise BadRequest(f"HCL_PORT={asked} is no port; unset it to have {DEFAULT_PORT}")
+    port: dict[str, object] = {"HCL_PORT": int(asked)}
     if not layout.hosts:
         return port | {"HCL_COUNT": layout.world_size}
     return port | {"HCL_RANKS": [host for host in layout.hosts for _ in range(layout.ranks_per_node)]}
 
 
-def write_where_asked(layout, device, environ):
+def write_where_asked(layout: Layout, device: str, environ: Mapping[str, str]) -> None:
     """Write the file that HCL_CONFIG_PATH names, unless it is there."""
     path = environ.get("HCL_CONFIG_PATH")
     if path and device == "hpu" and layout.world_size > 1 and not os.path.exists(path):

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -18,7 +19,7 @@ def facts() -> dict[str, str]:
     return {"host": socket.gethostname(), "python": python, "torch": version("torch"), "project": fingerprint()}
 
 
-def version(package) -> str:
+def version(package: str) -> str:
     """The installed version of a package, or `not installed`; without importing it."""
     try:
         return metadata.version(package)
@@ -35,7 +36,7 @@ def fingerprint() -> str:
     return digest.hexdigest()[:12]
 
 
-def _code_files():
+def _code_files() -> Iterator[str]:
     for name in os.listdir(ROOT):
         if name.endswith(SUFFIXES) and os.path.isfile(os.path.join(ROOT, name)):
             yield os.path.join(ROOT, name)

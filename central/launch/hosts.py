@@ -1,6 +1,7 @@
 """Which hosts a run uses, and how many ranks each gets."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from central.errors import BadRequest
@@ -27,7 +28,9 @@ class Layout:
         return bool(self.hosts) and not self.by_ssh
 
 
-def plan_layout(*, world_size, dist, process_per_node, hostfile, environ) -> Layout:
+def plan_layout(
+    *, world_size: int, dist: bool, process_per_node: int, hostfile: str | None, environ: Mapping[str, str]
+) -> Layout:
     """The layout: on the hosts of --hostfile, else MULTI_HLS_IPS, else the SLURM allocation, else on this server.
 
     As in the reference, MULTI_HLS_IPS counts only together with --process_per_node.
@@ -52,13 +55,13 @@ def plan_layout(*, world_size, dist, process_per_node, hostfile, environ) -> Lay
     return Layout(world_size, world_size)
 
 
-def split_addresses(text) -> tuple[str, ...]:
+def split_addresses(text: str) -> tuple[str, ...]:
     """Hosts of MULTI_HLS_IPS; what follows a hyphen behind an IPv4 address is cut, as the reference does."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     return tuple(re.sub(r"^(\d+\.\d+\.\d+\.\d+)-.*$", r"\1", name) for name in names)
 
 
-def read_hostfile(path) -> dict[str, int]:
+def read_hostfile(path: str) -> dict[str, int]:
     """Slots of each host from lines such as `host1 slots=8`; a comment starts with #."""
     if is_special(path):
         raise BadRequest(f"--hostfile {path}: a device, pipe or socket; give a file")
@@ -72,7 +75,7 @@ def read_hostfile(path) -> dict[str, int]:
     if "\0" in text:
         raise BadRequest(f"--hostfile {path}: no text; expected lines `HOST slots=N`")
     lines = [line.partition("#")[0].split() for line in text.splitlines()]
-    slots, problems = {}, []
+    slots, problems = dict[str, int](), list[str]()
     for line_number, words in enumerate(lines, start=1):
         if not words:
             continue
@@ -90,7 +93,7 @@ def read_hostfile(path) -> dict[str, int]:
     return slots
 
 
-def _spread(hosts, source, world_size, process_per_node, by_ssh=True):
+def _spread(hosts: Sequence[str], source: str, world_size: int, process_per_node: int, by_ssh: bool = True) -> Layout:
     """An equal number of ranks on each host, exactly."""
     if no_hosts := [name for name in hosts if not HOST.fullmatch(name)]:
         raise BadRequest(f"{source} names {', '.join(map(repr, no_hosts))}: expected names or addresses of hosts")
@@ -107,7 +110,7 @@ def _spread(hosts, source, world_size, process_per_node, by_ssh=True):
     return Layout(world_size, ranks_per_node, tuple(hosts), source, by_ssh)
 
 
-def _from_slots(slots, source, world_size, process_per_node):
+def _from_slots(slots: Mapping[str, int], source: str, world_size: int, process_per_node: int) -> Layout:
     """The same number of ranks on each host of a file; without --world_size all slots are used."""
     if len(set(slots.values())) > 1 and not process_per_node:
         found = ", ".join(f"{host} {count}" for host, count in slots.items())

@@ -10,6 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from central import cgroups, meeting
+from central.launch.options import Common
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
 
 
 @dataclass(frozen=True)
@@ -20,31 +25,31 @@ class Topology:
     cores_per_socket: int
 
     @classmethod
-    def parse(cls, text):
+    def parse(cls, text: str) -> "Topology":
         """From the form it prints in, such as 2x28."""
         return cls(*map(int, text.split("x")))
 
     @property
-    def cores(self):
+    def cores(self) -> int:
         return self.sockets * self.cores_per_socket
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.sockets}x{self.cores_per_socket}"
 
 
-def can_bind(topology, ranks) -> bool:
+def can_bind(topology: Topology, ranks: int) -> bool:
     """Whether every rank of a node can have a core of its own."""
     return ranks <= topology.cores
 
 
-def cores_per_rank(topology, ranks) -> int:
+def cores_per_rank(topology: Topology, ranks: int) -> int:
     """Cores of one rank: bound, those of its socket shared out; unbound, a share of the node, at least 1."""
     if not can_bind(topology, ranks):
         return 1
     return max(1, topology.cores_per_socket // -(-ranks // topology.sockets))
 
 
-def this_machine(cpu_folder="/sys/devices/system/cpu", proc=cgroups.PROC) -> Topology:
+def this_machine(cpu_folder: str = "/sys/devices/system/cpu", proc: str = cgroups.PROC) -> Topology:
     """This machine within its cgroup: the cores this process may run on, at most the quota of processor time."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = {_core(cpu_folder, cpu) for cpu in allowed}
@@ -54,7 +59,7 @@ def this_machine(cpu_folder="/sys/devices/system/cpu", proc=cgroups.PROC) -> Top
     return Topology(sockets, usable // sockets)
 
 
-def _core(cpu_folder, cpu):
+def _core(cpu_folder: str, cpu: int) -> tuple[str, str]:
     """(socket, core) of a logical processor; a core of its own where the system does not tell."""
     try:
         socket, core = (_read(f"{cpu_folder}/cpu{cpu}/topology/{name}") for name in ("physical_package_id", "core_id"))
@@ -63,7 +68,7 @@ def _core(cpu_folder, cpu):
     return socket, core
 
 
-def _read(path):
+def _read(path: str) -> str:
     with open(path) as file:
         return file.read().strip()
 
@@ -91,7 +96,7 @@ def hpu_modules(capture: Callable) -> tuple[int, ...]:
 
 def hpu_count(capture: Callable, environ: Mapping[str, str]) -> int:
     """Gaudi cards that may be used: none without habana_frameworks, else as hl-smi or the device folder counts them."""
-    return _hpu_devices(capture, environ).cards
+    return _hpu_devices(capture, environ).cards or 0
 
 
 def _hpu_devices(capture: Callable, environ: Mapping[str, str]) -> Devices:
@@ -103,7 +108,7 @@ def _hpu_devices(capture: Callable, environ: Mapping[str, str]) -> Devices:
     return Devices("hpu", min(cards, len(visible.split(","))) if visible else cards, modules=modules)
 
 
-def cuda_count(capture, environ) -> int:
+def cuda_count(capture: Callable, environ: Mapping[str, str]) -> int:
     """GPUs torch can use: none where nvidia-smi lists none, else torch is asked, in a process of its own."""
     if "GPU " not in capture(["nvidia-smi", "-L"]).stdout:
         return 0
@@ -122,7 +127,7 @@ def choose(wanted: str, capture: Callable, environ: Mapping[str, str]) -> Device
     return replace(found[wanted], missing="" if counts[wanted] else _why_missing(wanted, counts))
 
 
-def _why_missing(wanted, found):
+def _why_missing(wanted: str, found: Mapping[str, int | None]) -> str:
     reason = {
         "hpu": "no card is seen" if _is_installed("habana_frameworks") else "habana_frameworks is not installed",
         "cuda": "torch sees no GPU",
@@ -131,20 +136,20 @@ def _why_missing(wanted, found):
     return f"--device {wanted}: {reason}; found {others} and the cpu (--device cpu)"
 
 
-def _is_installed(package):
+def _is_installed(package: str) -> bool:
     import importlib.util
 
     return importlib.util.find_spec(package) is not None
 
 
-def _names(folder):
+def _names(folder: str) -> list[str]:
     return os.listdir(folder) if os.path.isdir(folder) else []
 
 
 DEFAULT_PORT = "12345"
 
 
-def node_topology(settings) -> Topology:
+def node_topology(settings: Common) -> Topology:
     """The node to compose for: --node_topology, else this machine."""
     return Topology.parse(settings.node_topology) if settings.node_topology else this_machine()
 
@@ -158,7 +163,7 @@ class MeetingPoint:
     asked: bool = False
 
 
-def port_is_free(port, address=meeting.LOOPBACK) -> bool:
+def port_is_free(port: str, address: str = meeting.LOOPBACK) -> bool:
     """Whether nothing listens at this port of an address of this machine; "" for all of them."""
     try:
         meeting.listen(int(port), address).close()
@@ -173,7 +178,7 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def open_port(port, fallback):
+def open_port(port: str, fallback: bool) -> "tuple[socket.socket | None, str]":
     """(listening socket, its port) on loopback: this port, or where it is taken any free one; (None, port) without."""
     for candidate in (int(port), 0)[: 1 + fallback]:
         try:

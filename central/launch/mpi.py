@@ -6,9 +6,12 @@ Open MPI 4 gets the words of the reference. Open MPI 5 refuses `--rank-by core`,
 
 import os
 import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from central.launch.machine import can_bind, cores_per_rank
+from central.launch.hosts import Layout
+from central.launch.machine import MeetingPoint, Topology, can_bind, cores_per_rank
+from central.launch.options import Common
 
 DEFAULT_PREFIX = "/usr/local/openmpi"
 
@@ -30,18 +33,18 @@ class Remote:
     variables: tuple[tuple[str, str], ...]
 
 
-def parse_version(text) -> int | None:
+def parse_version(text: str) -> int | None:
     """Major version from `mpirun --version`, such as "mpirun (Open MPI) 5.0.11" or "orterun (OpenRTE) 4.1.4"."""
     match = re.search(r"\((?:Open MPI|OpenRTE)\) (\d+)\.", text)
     return int(match[1]) if match else None
 
 
-def mpirun_version(capture) -> int | None:
+def mpirun_version(capture: Callable) -> int | None:
     """Major version of the Open MPI on the path; None without one."""
     return parse_version(capture(["mpirun", "--version"]).stdout)
 
 
-def mpirun(settings, environ, capture) -> Mpi:
+def mpirun(settings: Common, environ: Mapping[str, str], capture: Callable) -> Mpi:
     """The mpirun to compose for: as --mpi says, else the one found, else Open MPI 4.
 
     It is installed in MPI_ROOT, else where the one on the path is, else in the usual place; with --mpi the usual
@@ -55,20 +58,20 @@ def mpirun(settings, environ, capture) -> Mpi:
     return Mpi(major, prefix)
 
 
-def _found_prefix():
+def _found_prefix() -> str | None:
     import shutil
 
     program = shutil.which("mpirun")
     return os.path.dirname(os.path.dirname(os.path.realpath(program))) if program else None
 
 
-def one_server(mpi, layout, topology) -> list[str]:
+def one_server(mpi: Mpi, layout: Layout, topology: Topology) -> list[str]:
     """mpirun for ranks on this server."""
     binding, mapping = _placement(mpi, layout, topology)
     return ["mpirun", "-n", str(layout.world_size), *binding, *mapping, "--allow-run-as-root"]
 
 
-def many_servers(mpi, layout, topology, remote) -> list[str]:
+def many_servers(mpi: Mpi, layout: Layout, topology: Topology, remote: Remote) -> list[str]:
     """mpirun for the same number of ranks on each host."""
     variables = dict(remote.variables)
     master = [f"{name}={variables.pop(name)}" for name in ("MASTER_ADDR", "MASTER_PORT")]
@@ -87,13 +90,13 @@ def many_servers(mpi, layout, topology, remote) -> list[str]:
     ]
 
 
-def slots(layout, topology) -> int:
+def slots(layout: Layout, topology: Topology) -> int:
     """Slots of each host: its ranks, times the cores of each."""
     per_node = layout.ranks_per_node
     return per_node * (cores_per_rank(topology, per_node) if can_bind(topology, per_node) else 1)
 
 
-def daemon_out_of_reach(mpi, python) -> dict[str, str]:
+def daemon_out_of_reach(mpi: Mpi | None, python: str) -> dict[str, str]:
     """How mpirun starts its daemon on the nodes of SLURM: with the signals blocked that SLURM sends to all steps.
 
     Else the daemon would die of them, and its ranks with it. Open MPI splits these words at blanks, so that neither
@@ -109,7 +112,7 @@ def daemon_out_of_reach(mpi, python) -> dict[str, str]:
     return {name: f"{python} -c {block};{start} {program}"}
 
 
-def torchrun(python, layout, meeting_point, run_id) -> list[str]:
+def torchrun(python: str, layout: Layout, meeting_point: MeetingPoint, run_id: str) -> list[str]:
     """torchrun for ranks on this server, of the interpreter that runs us.
 
     It opens the port itself, the caller's or any free one.
@@ -125,17 +128,17 @@ def torchrun(python, layout, meeting_point, run_id) -> list[str]:
     ]
 
 
-def network_of(address) -> str:
+def network_of(address: str) -> str:
     """The network mpirun may use, from the first host: 10.10.100.101 gives 10.10.100.0/16, a name gives none."""
     match = re.fullmatch(r"(\d+\.\d+\.\d+)\.\d+", address)
     return f"{match[1]}.0/16" if match else ""
 
 
-def _exported(assignments):
+def _exported(assignments: Iterable[str]) -> list[str]:
     return [word for assignment in assignments for word in ("-x", assignment)]
 
 
-def _placement(mpi, layout, topology):
+def _placement(mpi: Mpi, layout: Layout, topology: Topology) -> tuple[list[str], list[str]]:
     """Ranks to cores, cards in rank order: the words for binding, and those for mapping.
 
     Where there are fewer cores than ranks nothing is bound.

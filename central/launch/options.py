@@ -23,6 +23,7 @@ class Common:
     """What pre-training and fine-tuning share."""
 
     script_args: tuple[str, ...] = ()  # after a bare `--`
+    model_name_or_path: str
     data_type: str = option(choice("fp32", "bf16"), "fp32, or bf16 mixed precision", group=MODEL)
     cache_dir: str | None = option(path, "folder for what fine-tuning downloads", None, group=DATA)
     output_dir: str = option(path, "folder for everything a run leaves behind", "/tmp", "-o", group=SAVING)
@@ -50,6 +51,11 @@ class Common:
     @property
     def results_dir(self) -> str:
         return os.path.join(self.output_dir, "results")
+
+    @property
+    def lock_name(self) -> str:
+        """The file in results_dir that one run at a time holds."""
+        return ".lock"
 
     @property
     def log_path(self) -> str | None:

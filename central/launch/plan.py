@@ -2,43 +2,60 @@
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 
 from central import meeting
 from central.errors import BadRequest
 from central.files import ROOT
 from central.launch import commands, machine, mpi
-from central.launch.commands import Plan
+from central.launch.commands import Pairs, Plan, Target
 from central.launch.hosts import Layout, plan_layout
-from central.launch.messages import say
+from central.launch.options import Common
+from central.streams import say
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from central.launch.processes import Captured
 
 # What only a run sets: lines come as they are written.
 RUN_VARIABLES = (("PYTHONUNBUFFERED", "1"),)
 
 
-def prepare(subcommand, settings, environ, file_variables, notes=()) -> tuple[commands.Place, Plan]:
+def prepare(
+    subcommand: ModuleType,
+    settings: Common,
+    environ: Mapping[str, str],
+    file_variables: Pairs,
+    notes: Sequence[str] = (),
+) -> tuple[Target, Plan]:
     """Where a request will run and its commands; BadRequest with everything that would stop it.
 
     `notes` are said behind the device, whether it can run or not.
     """
-    problems = []
+    problems: list[str] = []
     layout = _layout(settings, environ, problems)
-    place = look_around(settings, layout, environ, file_variables, problems)
+    target = look_around(settings, layout, environ, file_variables, problems)
     for note in notes:
         say(note)
     problems += subcommand.problems(settings, layout.world_size)
     if not settings.dry_run:
         from central.launch import preflight, processes
 
-        problems += preflight.problems(settings, subcommand, place, processes.capture_all)
+        problems += preflight.problems(settings, subcommand, target, processes.capture_all)
     if problems:
         raise BadRequest(problems)
-    return place, commands.compose(settings, subcommand, place)
+    return target, commands.compose(settings, subcommand, target)
 
 
-def look_around(settings, layout, environ, file_variables, problems) -> commands.Place:
+def look_around(
+    settings: Common, layout: Layout, environ: Mapping[str, str], file_variables: Pairs, problems: list[str]
+) -> Target:
     """This machine, and what of it the run uses. A dry run asks for nothing but the version of mpirun."""
     run_id = "" if settings.dry_run else os.urandom(8).hex()
-    return commands.Place(
+    return Target(
         python=sys.executable,
         root=ROOT,
         environ=environ,
@@ -52,7 +69,7 @@ def look_around(settings, layout, environ, file_variables, problems) -> commands
     )
 
 
-def _layout(settings, environ, problems):
+def _layout(settings: Common, environ: Mapping[str, str], problems: list[str]) -> Layout:
     """The ranks and their hosts; where that is a problem, as many ranks on this server, to find the other problems."""
     try:
         layout = plan_layout(
@@ -70,11 +87,11 @@ def _layout(settings, environ, problems):
     return layout
 
 
-def _needs_mpirun(settings, layout):
+def _needs_mpirun(settings: Common, layout: Layout) -> bool:
     return bool(layout.hosts) or layout.world_size > 1 and not settings.no_mpirun
 
 
-def _devices(settings, environ):
+def _devices(settings: Common, environ: Mapping[str, str]) -> machine.Devices:
     if not settings.dry_run:
         found = machine.choose(settings.device, _capture, environ)
         if not found.missing:
@@ -86,7 +103,9 @@ def _devices(settings, environ):
     return machine.Devices(settings.device)
 
 
-def _meeting_point(settings, environ, layout, run_id, problems) -> machine.MeetingPoint:
+def _meeting_point(
+    settings: Common, environ: Mapping[str, str], layout: Layout, run_id: str, problems: list[str]
+) -> machine.MeetingPoint:
     """Where the ranks of one server meet: at the caller's address if it is this machine's, else on localhost.
 
     The port is the caller's, else the usual one, else any free one. On one server we open it ourselves, and the rank
@@ -116,7 +135,7 @@ def _meeting_point(settings, environ, layout, run_id, problems) -> machine.Meeti
     return machine.MeetingPoint(address, port, bool(asked))
 
 
-def _capture(argv, **how):
+def _capture(argv: Sequence[str], **how: "Any") -> "Captured":
     """processes.capture, loaded when there is something to ask."""
     from central.launch import processes
 

@@ -7,15 +7,19 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 
 from central import files
 from central.launch import finetuning, pretraining
 from central.launch.child_environment import module_problems
+from central.launch.commands import Target
 from central.launch.hostcheck import version
 from central.launch.hosts import Layout
-from central.launch.mpi import parse_version
-from central.launch.remote import host_problems
+from central.launch.machine import Devices, Topology
+from central.launch.mpi import Mpi, parse_version
+from central.launch.options import Common
+from central.launch.remote import CaptureAll, host_problems
 from central.models import LARGEST_SIZE
 
 BYTES_PER_PARAMETER = 12  # of a checkpoint: weight and two moments, fp32
@@ -32,25 +36,31 @@ PACKAGES = {
 }
 
 
-def problems(settings, subcommand, place, capture_all) -> list[str]:
+def problems(settings: Common, subcommand: ModuleType, target: Target, capture_all: CaptureAll) -> list[str]:
     """Everything at once."""
-    look_at_data = pretraining_problems if subcommand is pretraining else finetuning_problems
     return [
-        *nesting_problems(place.environ),
+        *nesting_problems(target.environ),
         *package_problems(PACKAGES[subcommand]),
-        *card_problems(place.layout, place.devices),
-        *module_problems(place.environ, place.devices),
-        *token_file_problems(place.layout, place.environ),
-        *core_problems(place.layout, place.topology),
-        *temporary_problems(place.environ),
-        *(mpirun_problems(place.mpirun, capture_all) if place.mpirun else []),
-        *look_at_data(settings, place, capture_all),
+        *card_problems(target.layout, target.devices),
+        *module_problems(target.environ, target.devices),
+        *token_file_problems(target.layout, target.environ),
+        *core_problems(target.layout, target.topology),
+        *temporary_problems(target.environ),
+        *(mpirun_problems(target.mpirun, capture_all) if target.mpirun else []),
+        *data_problems(settings, target, capture_all),
         *output_problems(settings.output_dir),
-        *host_problems(place, capture_all),
+        *host_problems(target, capture_all),
     ]
 
 
-def nesting_problems(environ):
+def data_problems(settings: Common, target: Target, capture_all: CaptureAll) -> list[str]:
+    if isinstance(settings, pretraining.Settings):
+        return pretraining_problems(settings, target, capture_all)
+    assert isinstance(settings, finetuning.Settings)
+    return finetuning_problems(settings)
+
+
+def nesting_problems(environ: Mapping[str, str]) -> list[str]:
     """Started as one of several ranks, the launcher would start all ranks several times.
 
     WORLD_SIZE alone tells nothing: a notebook's or a Kubernetes job's stays set for what has nothing to do with it.
@@ -64,12 +74,12 @@ def nesting_problems(environ):
     ]
 
 
-def package_problems(names):
+def package_problems(names: Sequence[str]) -> list[str]:
     missing = [name for name in names if version(name) == "not installed"]
     return [f"not installed: {', '.join(missing)}; see requirements.txt"] if missing else []
 
 
-def card_problems(layout, found):
+def card_problems(layout: Layout, found: Devices) -> list[str]:
     if found.missing:
         return [found.missing]
     if found.cards is None or layout.hosts or layout.ranks_per_node <= found.cards:
@@ -85,7 +95,7 @@ def token_file_problems(layout: Layout, environ: Mapping[str, str]) -> list[str]
     return [f"HF_TOKEN_PATH={path}: others can read it: chmod 600 {path}"]
 
 
-def core_problems(layout, topology):
+def core_problems(layout: Layout, topology: Topology) -> list[str]:
     limit = MAX_RANKS_PER_CORE * topology.cores
     if layout.hosts or layout.ranks_per_node <= limit:
         return []
@@ -109,7 +119,7 @@ def temporary_problems(environ: Mapping[str, str]) -> list[str]:
     return []
 
 
-def mpirun_problems(mpirun, capture_all):
+def mpirun_problems(mpirun: Mpi, capture_all: CaptureAll) -> list[str]:
     (answer,) = capture_all([["mpirun", "--version"]])
     found = parse_version(answer.stdout)
     if found is None and answer.status != 127:  # it is there, and says itself why it does not start
@@ -123,8 +133,8 @@ def mpirun_problems(mpirun, capture_all):
     return []
 
 
-def pretraining_problems(settings, place, capture_all):
-    config_file = pretraining.config_file(settings, place.root)
+def pretraining_problems(settings: pretraining.Settings, target: Target, capture_all: CaptureAll) -> list[str]:
+    config_file = pretraining.config_file(settings, target.root)
     config, fault = read_config(config_file) if config_file else ({}, "")
     found = [f"--config_file {config_file}: {fault}"] if fault else []
     for phase in settings.phases:
@@ -133,7 +143,7 @@ def pretraining_problems(settings, place, capture_all):
         if folder:
             faults = shard_faults(folder)
             if not faults and phase != settings.phases[0]:  # the first one is looked at by the run itself, at once
-                faults = row_length_faults(folder, length, place, capture_all)
+                faults = row_length_faults(folder, length, target, capture_all)
             found += [f"--data_dir, phase {phase}: {fault}" for fault in faults]
         found += missing_files({"init_checkpoint": checkpoint})
         if length > config.get("max_position_embeddings", length):
@@ -155,7 +165,7 @@ def vocabulary_size(folder: str | None) -> int | None:
         return None
 
 
-def used_folder_problems(settings):
+def used_folder_problems(settings: pretraining.Settings) -> list[str]:
     """Checkpoints of another run, where the first phase would begin anew."""
     folder = os.path.join(settings.results_dir, "checkpoints")
     begins_anew = settings.phases[0] == 1 and not settings.resume_from_checkpoint and not settings.init_checkpoint[0]
@@ -168,7 +178,7 @@ def used_folder_problems(settings):
     ]
 
 
-def finetuning_problems(settings, _place, _capture_all):
+def finetuning_problems(settings: finetuning.Settings) -> list[str]:
     names = ("train_file", "validation_file", "test_file")
     found = missing_files({name: getattr(settings, name) for name in names})
     data_set = settings.dataset_name or ""
@@ -184,7 +194,7 @@ def finetuning_problems(settings, _place, _capture_all):
     return found
 
 
-def shard_faults(folder):
+def shard_faults(folder: str) -> list[str]:
     """What is wrong with a folder of pre-training data."""
     if not os.path.isdir(folder):
         return [f"no folder {folder}"]
@@ -194,10 +204,10 @@ def shard_faults(folder):
     return [f"{path}: {what}" for path in shards if (what := files.why_no_file(path))]
 
 
-def row_length_faults(folder, max_seq_length, place, capture_all):
+def row_length_faults(folder: str, max_seq_length: int, target: Target, capture_all: CaptureAll) -> list[str]:
     """Files that are no whole shards, or of longer rows: found now, and not when phase 2 begins after days."""
-    script = os.path.join(place.root, "pretraining", "data", "row_lengths.py")
-    (answer,) = capture_all([[place.python, script, *training_shards(folder)]], timeout=READ_SECONDS)
+    script = os.path.join(target.root, "pretraining", "data", "row_lengths.py")
+    (answer,) = capture_all([[target.python, script, *training_shards(folder)]], timeout=READ_SECONDS)
     lengths = json.loads(answer.stdout) if answer.status == 0 else {}
     found = []
     for path, length in lengths.items():
@@ -208,7 +218,7 @@ def row_length_faults(folder, max_seq_length, place, capture_all):
     return found
 
 
-def training_shards(folder) -> list[str]:
+def training_shards(folder: str) -> list[str]:
     """Paths of a folder's training shards, as pre-training itself finds them."""
     return [os.path.join(folder, name) for name in files.shards_of(os.listdir(folder), "training")]
 
@@ -220,7 +230,7 @@ def missing_files(named: dict[str, str | None]) -> list[str]:
     return missing + [f"--{name} {path}: {SPECIAL}" for name, path in given.items() if files.is_special(path)]
 
 
-def read_config(path):
+def read_config(path: str) -> tuple[dict, str]:
     """(configuration, fault) of a BERT configuration file."""
     if files.is_special(path):
         return {}, SPECIAL
@@ -228,7 +238,7 @@ def read_config(path):
         with open(path) as file:
             config = files.parse_json(file.read())
     except OSError as error:
-        return {}, error.strerror
+        return {}, error.strerror or str(error)
     except ValueError as error:
         return {}, f"no JSON: {error}"
     if not isinstance(config, dict):
@@ -241,14 +251,14 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_SIZE
 
 
-def output_problems(folder):
+def output_problems(folder: str) -> list[str]:
     parent = files.existing_parent(folder)
     if os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
         return []
     return [f"--output_dir {folder}: {parent} cannot be written to"]
 
 
-def disk_problems(folder, config):
+def disk_problems(folder: str, config: Mapping[str, int]) -> list[str]:
     """Room for two checkpoints: the newest stays until the next one is complete."""
     needed = 2 * BYTES_PER_PARAMETER * parameter_count(config)
     free = shutil.disk_usage(files.existing_parent(folder)).free
@@ -265,7 +275,7 @@ def _bytes(number: int) -> str:
     return f"{number // 1000} kB"
 
 
-def parameter_count(config) -> int:
+def parameter_count(config: Mapping[str, int]) -> int:
     """Parameters of BERT with both heads, from its configuration; 0 where that says too little."""
     try:
         hidden, inner, layers, *tables = (config[name] for name in SIZES)

@@ -7,6 +7,7 @@ import re
 from central.files import ROOT
 from central.launch import batch
 from central.launch.options import BATCHES, DATA, MODEL, RUNNING, SAVING, SCHEDULE, Common
+from central.launch.subcommands import Run
 from central.models import MODELS
 from central.options import (
     EXCHANGE_16_BITS,
@@ -87,10 +88,6 @@ class Settings(Common):
         return (self.phase,) if self.phase else (1, 2)
 
     @property
-    def lock_name(self) -> str:
-        return ".lock"
-
-    @property
     def log_path(self) -> str | None:
         return os.path.join(self.results_dir, "train.log") if self.create_logfile else None
 
@@ -135,15 +132,14 @@ def phase_batch(settings: Settings, phase: int, world_size: int) -> batch.Batch:
     )
 
 
-def script_words(
-    settings: Settings, *, root: str, world_size: int, device: str, mode: str
-) -> list[tuple[str, list[str]]]:
-    """(name, words) of each phase that runs: the script and its arguments."""
+def runs(settings: Settings, *, root: str, world_size: int, device: str, mode: str) -> list[Run]:
+    """Each phase that runs: the script and its arguments."""
     common = _common_words(settings, root, device, mode)
-    return [
-        (f"phase {phase}", [*common, *_phase_words(settings, phase, world_size), *settings.script_args])
-        for phase in settings.phases
-    ]
+
+    def words(phase: int, again: bool) -> tuple[str, ...]:
+        return (*common, *_phase_words(settings, phase, world_size, again), *settings.script_args)
+
+    return [Run(f"phase {phase}", words(phase, False), words(phase, True)) for phase in settings.phases]
 
 
 def summary_words(settings: Settings, root: str) -> None:
@@ -175,24 +171,30 @@ def _common_words(settings: Settings, root: str, device: str, mode: str) -> list
     ]
 
 
-def _phase_words(settings: Settings, phase: int, world_size: int) -> list[str]:
+def _phase_words(settings: Settings, phase: int, world_size: int, again: bool) -> list[str]:
     steps = phase_batch(settings, phase, world_size)
     return [
         f"--train_batch_size={steps.per_rank}",
         f"--max_predictions_per_seq={MAX_PREDICTIONS_PER_SEQ[phase]}",
         *([f"--gradient_accumulation_steps={steps.grad_accum_steps}"] if settings.accumulate_gradients else []),
         *handed_on(settings, phase),
-        *_start_words(settings, phase),
+        *_start_words(settings, phase, again),
         *(["--phase2"] if phase == 2 else []),
     ]
 
 
-def _start_words(settings: Settings, phase: int) -> list[str]:
-    """Where a phase starts: from a checkpoint given, from the run's own, or from nothing."""
+def _start_words(settings: Settings, phase: int, again: bool) -> list[str]:
+    """Where a phase starts: from a checkpoint given, from the run's own, or from nothing.
+
+    `again`: where it failed, so from the run's newest. A step to resume at would be gone back to; beside an initial
+    checkpoint it tells that checkpoint's step, and stays.
+    """
     checkpoint, resume_step = settings.init_checkpoint[phase - 1], settings.resume_step[phase - 1]
+    if again and not checkpoint:
+        resume_step = None
     if checkpoint and resume_step is None:
         resume_step = step_of(checkpoint)
-    resume = bool(checkpoint) or phase == 2 or settings.resume_from_checkpoint or resume_step is not None
+    resume = again or bool(checkpoint) or phase == 2 or settings.resume_from_checkpoint or resume_step is not None
     return [
         *(["--resume_from_checkpoint"] if resume else []),
         *([f"--init_checkpoint={checkpoint}"] if checkpoint else []),

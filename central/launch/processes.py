@@ -12,21 +12,33 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from central.launch.commands import Command
 from central.streams import write_all
+
+TYPE_CHECKING = False  # these are slow to import
+if TYPE_CHECKING:
+    import subprocess
+    import threading
+    from typing import Any
+
+Hurry = Callable[[], int]  # how often more speed was asked for
+Ended = Callable[[], bool]
+Hearer = Callable[[bytes], None]
 
 LAST_SECONDS = 5
 ASKED_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # of a whole run, by others than us
 
 
-def members(session) -> list[int]:
+def members(session: int) -> list[int]:
     """Processes of a session that still run."""
     return [pid for pid, state, _parent, in_session in _processes() if in_session == session and state not in "ZX"]
 
 
-def end(session, by_torchrun, grace, hurry=lambda: 0, ended=lambda: False):
+def end(session: int, by_torchrun: bool, grace: float, hurry: Hurry = lambda: 0, ended: Ended = lambda: False) -> None:
     """End a session, led by the process of its number: SIGUSR1 and `grace` seconds to save, then terminate it.
 
     `hurry()` counts calls for more speed: each ends a wait. `ended()` tells of an end that /proc does not show yet.
@@ -39,7 +51,7 @@ def end(session, by_torchrun, grace, hurry=lambda: 0, ended=lambda: False):
         terminate(session, hurry, ended)
 
 
-def terminate(session, hurry=lambda: 0, ended=lambda: False):
+def terminate(session: int, hurry: Hurry = lambda: 0, ended: Ended = lambda: False) -> None:
     """SIGKILL to the ranks of a session, a few seconds for mpirun to take it in, then SIGKILL to all of it."""
     calls = hurry()
     children = [pid for pid, _state, parent, _session in _processes() if parent == session]
@@ -51,7 +63,7 @@ def terminate(session, hurry=lambda: 0, ended=lambda: False):
         _send(pid, signal.SIGKILL)
 
 
-def end_stragglers(session, patience) -> bool:
+def end_stragglers(session: int, patience: float) -> bool:
     """Wait `patience` seconds for what a session left behind, then kill it; whether there was any for long."""
     if _gone(session, min(patience, LAST_SECONDS), lambda: False):
         return False
@@ -61,7 +73,7 @@ def end_stragglers(session, patience) -> bool:
     return True
 
 
-def _gone(session, seconds, give_up) -> bool:
+def _gone(session: int, seconds: float, give_up: Ended) -> bool:
     """Whether the session ended within these seconds."""
     deadline = time.monotonic() + seconds
     while members(session):
@@ -71,7 +83,7 @@ def _gone(session, seconds, give_up) -> bool:
     return True
 
 
-def _is_rank(pid):
+def _is_rank(pid: int) -> bool:
     """Whether a child of mpirun is no ssh or srun to another host; torchrun has ranks only."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
@@ -81,12 +93,12 @@ def _is_rank(pid):
     return any(variable.startswith((b"OMPI_COMM_WORLD_RANK=", b"RANK=")) for variable in variables)
 
 
-def _send(pid, number):
+def _send(pid: int, number: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, number)
 
 
-def _processes():
+def _processes() -> Iterator[tuple[int, str, int, int]]:
     """(pid, state, parent, session) of every process; one that ends meanwhile is left out."""
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -107,30 +119,33 @@ class Captured:
     stderr: str
 
 
-def capture(argv, *, env=None, timeout=10) -> Captured:
+def capture(argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout: float = 10) -> Captured:
     """Ask a program something and wait for the answer, `timeout` seconds at most."""
     return capture_all([argv], env=env, timeout=timeout)[0]
 
 
-def capture_all(argvs, *, env=None, timeout=10) -> list[Captured]:
+def capture_all(
+    argvs: Iterable[Sequence[str]], *, env: Mapping[str, str] | None = None, timeout: float = 10
+) -> list[Captured]:
     """Ask several programs at once; the answers in their order."""
     started = [_ask(argv, env) for argv in argvs]
     deadline = time.monotonic() + timeout
     return [_answer(process, deadline) for process in started]
 
 
-def _ask(argv, env):
+def _ask(argv: Sequence[str], env: Mapping[str, str] | None) -> "subprocess.Popen[str] | Captured":
     """The started process, or why it did not start."""
     import subprocess
 
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
+    environ = {**os.environ, **(env or {})}
     try:
-        return subprocess.Popen(argv, env={**os.environ, **(env or {})}, text=True, errors="replace", **pipes)
+        return subprocess.Popen(argv, env=environ, stdin=nothing, stdout=pipe, stderr=pipe, text=True, errors="replace")
     except OSError as error:
         return Captured(127, "", str(error))
 
 
-def _answer(process, deadline):
+def _answer(process: "subprocess.Popen[str] | Captured", deadline: float) -> Captured:
     import subprocess
 
     if isinstance(process, Captured):
@@ -180,13 +195,13 @@ def _open_log(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
 
-def child_environment(environ, command) -> dict[str, str]:
+def child_environment(environ: Mapping[str, str], command: Command) -> dict[str, str]:
     """The environment a command runs in."""
     return {**{name: value for name, value in environ.items() if name not in command.unset}, **dict(command.env)}
 
 
 @contextmanager
-def _blocked(numbers):
+def _blocked(numbers: Iterable[int]) -> Iterator[None]:
     """What is started meanwhile begins with these signals blocked, and we get them afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
@@ -198,8 +213,8 @@ def _blocked(numbers):
 class Running:
     """A command that runs in a session of its own. Should the launcher be killed, a guard ends that session."""
 
-    def __init__(self, command, *, log, listener, grace):
-        """`listener` hears what the ranks write to standard error; `log` gets all output, too."""
+    def __init__(self, command: Command, *, log: Log | None, hear: Hearer, grace: float):
+        """`hear` gets what the ranks write to standard error; `log` all output."""
         import subprocess
 
         self.by_torchrun = "torch.distributed.run" in command.argv
@@ -217,7 +232,7 @@ class Running:
             )
         self._session = self._process.pid
         self._guard = _start_guard(self._session, self.by_torchrun, grace)
-        hearers = [listener.feed, *([log.write] if log else [])]
+        hearers = [hear, *([log.write] if log else [])]
         self._threads = [
             _pass_on(self._process.stdout, sys.stdout.fileno(), [log.write] if log else []),
             _pass_on(self._process.stderr, sys.stderr.fileno(), hearers),
@@ -228,18 +243,18 @@ class Running:
         status = self._process.poll()
         return 128 - status if status is not None and status < 0 else status
 
-    def end(self, grace, hurry=lambda: 0):
+    def end(self, grace: float, hurry: Hurry = lambda: 0) -> None:
         """Let the ranks save for `grace` seconds, then end what still runs. `hurry()` counts calls for more speed."""
         end(self._session, self.by_torchrun, grace, hurry, self._has_ended)
 
-    def terminate(self):
+    def terminate(self) -> None:
         """End it without waiting for ranks to save: they could not meet any more."""
         terminate(self._session, ended=self._has_ended)
 
-    def _has_ended(self):
+    def _has_ended(self) -> bool:
         return self._process.poll() is not None
 
-    def close(self, patience) -> bool:
+    def close(self, patience: float) -> bool:
         """After the end: `patience` seconds for stragglers, then leave nothing behind. Whether there were any."""
         stragglers = end_stragglers(self._session, patience)
         self._process.wait()
@@ -250,11 +265,11 @@ class Running:
         return stragglers
 
 
-def _pass_on(source, target, hearers):
+def _pass_on(source: "Any", target: int, hearers: Sequence[Hearer]) -> "threading.Thread | None":
     """A thread that hands bytes on as they come; None where there is nothing to hand on."""
     import threading
 
-    def work():
+    def work() -> None:
         target_is_there = True
         while chunk := source.read1(65536):
             for hear in hearers:
@@ -269,7 +284,7 @@ def _pass_on(source, target, hearers):
     return thread
 
 
-def _start_guard(session, by_torchrun, grace) -> int:
+def _start_guard(session: int, by_torchrun: bool, grace: float) -> int:
     """A process that ends a session when we die without a word; returns the pipe end to write that word to."""
     read_end, write_end = os.pipe()
     guard = os.fork()

@@ -6,9 +6,14 @@ import shlex
 import socket
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 
 from central.launch import hostcheck
+from central.launch.commands import Target
 from central.launch.hosts import DEFAULT_SSH_PORT
+from central.launch.processes import Captured
+
+CaptureAll = Callable[..., list[Captured]]
 
 CONNECT_SECONDS = 5
 ANSWER_SECONDS = 30
@@ -18,30 +23,32 @@ KNOCK_TIMEOUT = 3
 MISSED_KNOCKS = 3  # make a host lost: 22 s at most
 
 
-def host_problems(place, capture_all) -> list[str]:
+def host_problems(target: Target, capture_all: CaptureAll) -> list[str]:
     """What is wrong with the hosts of a run: not to be reached, or not like this one."""
-    hosts = place.layout.hosts if place.layout.by_ssh else ()
-    port = ssh_port(place)
+    hosts = target.layout.hosts if target.layout.by_ssh else ()
+    port = ssh_port(target)
     if hosts and not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
         return [f"DOCKER_SSHD_PORT={port} is no port; unset it for {DEFAULT_SSH_PORT}"]
-    answers = capture_all([question(host, port, place) for host in hosts], timeout=ANSWER_SECONDS) if hosts else []
+    answers = capture_all([question(host, port, target) for host in hosts], timeout=ANSWER_SECONDS) if hosts else []
     here = hostcheck.facts()
-    found = [(host, fault) for host, answer in zip(hosts, answers) for fault in faults(host, answer, here, port, place)]
+    found = [
+        (host, fault) for host, answer in zip(hosts, answers) for fault in faults(host, answer, here, port, target)
+    ]
     return [f"host {host}: {fault}" for host, fault in found] + equal_names(hosts, answers)
 
 
-def ssh_port(place) -> str:
-    return place.environ.get("DOCKER_SSHD_PORT", DEFAULT_SSH_PORT)
+def ssh_port(target: Target) -> str:
+    return target.environ.get("DOCKER_SSHD_PORT", DEFAULT_SSH_PORT)
 
 
-def question(host, port, place) -> list[str]:
+def question(host: str, port: str, target: Target) -> list[str]:
     """The ssh command that asks a host for its facts. It never waits for a password."""
-    script = os.path.join(place.root, "central", "launch", "hostcheck.py")
+    script = os.path.join(target.root, "central", "launch", "hostcheck.py")
     settings = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
-    return ["ssh", "-p", port, *settings, host, shlex.join([place.python, script])]
+    return ["ssh", "-p", port, *settings, host, shlex.join([target.python, script])]
 
 
-def faults(host, answer, here, port, place) -> list[str]:
+def faults(host: str, answer: Captured, here: Mapping[str, str], port: str, target: Target) -> list[str]:
     """What an answer says is wrong with its host."""
     there = facts_of(answer)
     if there:
@@ -49,15 +56,15 @@ def faults(host, answer, here, port, place) -> list[str]:
         return [f"{name} is {there.get(name)} there, {here[name]} here; make them the same" for name in unequal]
     said = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
     if answer.status in (126, 127):
-        return [f"no {place.python} there; install the same python at the same path"]
+        return [f"no {target.python} there; install the same python at the same path"]
     if answer.status == 2:
-        return [f"no project at {place.root} there; put the same copy at the same path"]
+        return [f"no project at {target.root} there; put the same copy at the same path"]
     if "Host key verification failed" in said:
         return [f"its key is unknown: ssh-keyscan -p {port} {host} >> ~/.ssh/known_hosts"]
     return [f"ssh to port {port} failed ({said}); sshd must run there (DOCKER_SSHD_PORT) and take your key"]
 
 
-def facts_of(answer) -> dict[str, str]:
+def facts_of(answer: Captured) -> dict[str, str]:
     """The facts a host gave, in its last line: a greeting may stand before it. Empty where it gave none."""
     if answer.status != 0 or not answer.stdout.strip():
         return {}
@@ -67,9 +74,9 @@ def facts_of(answer) -> dict[str, str]:
         return {}
 
 
-def equal_names(hosts, answers) -> list[str]:
+def equal_names(hosts: Sequence[str], answers: Sequence[Captured]) -> list[str]:
     """Hosts that call themselves alike: MPI takes them for one."""
-    names = {}
+    names: dict[str, list[str]] = {}
     for host, answer in zip(hosts, answers):
         if there := facts_of(answer):
             names.setdefault(there["host"], []).append(host)
@@ -83,12 +90,12 @@ class HostWatch:
     other ways than its address, and so does not answer the first knock, is not watched.
     """
 
-    def __init__(self, hosts, port):
-        self.lost = None
+    def __init__(self, hosts: Sequence[str], port: str):
+        self.lost: str | None = None
         if hosts:
             threading.Thread(target=self._watch, args=(hosts, int(port)), daemon=True).start()
 
-    def _watch(self, hosts, port):
+    def _watch(self, hosts: Sequence[str], port: int) -> None:
         missed = {host: 0 for host in hosts if answers(host, port)}
         while missed and not self.lost:
             time.sleep(KNOCK_AGAIN_SECONDS if any(missed.values()) else KNOCK_SECONDS)
@@ -98,7 +105,7 @@ class HostWatch:
                     self.lost = host
 
 
-def answers(host, port) -> bool:
+def answers(host: str, port: int) -> bool:
     """Whether something listens on this port of a host."""
     try:
         socket.create_connection((host, port), timeout=KNOCK_TIMEOUT).close()

@@ -9,14 +9,19 @@ switches and `dataset_parameters` with the numbers of each task and data type.
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from central import files
 from central.errors import BadRequest, nearest
-from central.launch.commands import shell_line
+from central.launch.commands import Command, Plan, shell_line
+from central.launch.options import Common
 from central.launch.subcommands import SUBCOMMANDS, subcommand_of
-from central.options import options_of, path
+from central.options import options_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 NAME = "run.json"
 BESIDE_OPTIONS = ("command", "script_args", "env_variables", "record")
@@ -25,7 +30,7 @@ RECORDED = ("MULTI_HLS_IPS", "DOCKER_SSHD_PORT", "MPI_ROOT", "MASTER_ADDR", "MAS
 RECORDED_PREFIX = "PT_HPU_"
 
 
-def run_record(name, settings, plan, environ, when) -> dict:
+def run_record(name: str, settings: Common, plan: Plan, environ: Mapping[str, str], when: str) -> dict:
     """A run as a file that repeats it from any folder: paths are made absolute, options left alone are left out."""
     values = {}
     for key, option in options_of(type(settings)).items():
@@ -38,15 +43,15 @@ def run_record(name, settings, plan, environ, when) -> dict:
         **values,
         "script_args": [_argument_from_anywhere(word) for word in _without_secrets(settings.script_args)],
         "env_variables": variables,
-        "record": {"started": when, "commands": [_shell_line(command) for command in plan.commands]},
+        "record": {"started": when, "commands": [_shell_line(command) for command in plan.all_commands]},
     }
 
 
-def _shell_line(command) -> str:
+def _shell_line(command: Command) -> str:
     return shell_line(replace(command, argv=tuple(_without_secrets(command.argv))))
 
 
-def _without_secrets(words) -> list[str]:
+def _without_secrets(words: Iterable[str]) -> list[str]:
     """Words less access tokens: a record is read by many. A run repeated from it takes HF_TOKEN."""
     kept, value_follows = [], False
     for word in words:
@@ -88,9 +93,9 @@ class Request:
     notes: tuple[str, ...] = ()  # what was read in another way than it is written
 
 
-def read_request(values: object, where: str) -> Request:
+def read_request(values: "Any", where: str) -> Request:
     """A request from what a file holds; BadRequest names unknown keys. `where` is the file, for messages."""
-    notes = ()
+    notes: list[str] = []
     if isinstance(values, dict) and "parameters" in values:
         values, notes = _from_reference(values, where)
     command = values.get("command") if isinstance(values, dict) else None
@@ -153,7 +158,7 @@ def _from_reference(values: dict, where: str) -> tuple[dict, list[str]]:
 
 def _one_map(parameters: object, problems: list[str]) -> dict:
     """`parameters` as one map; a list of maps stands for one, too."""
-    whole = {}
+    whole: dict = {}
     for part in parameters if isinstance(parameters, list) else [parameters]:
         if not isinstance(part, dict):
             problems.append("parameters must be a map")
@@ -198,12 +203,12 @@ def _misshapen(values: dict, where: str) -> Iterator[str]:
         yield f"{where}: env_variables must hold lines NAME: value"
 
 
-def _variable(value) -> str:
+def _variable(value: object) -> str:
     """YAML reads `true` as a truth, and the programs that read a variable know the small letters."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _words(name, value):
+def _words(name: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [f"--{name}={str(value).lower()}"]
     if isinstance(value, list | tuple):
@@ -211,17 +216,17 @@ def _words(name, value):
     return [f"--{name}={value}"]
 
 
-def _argument_from_anywhere(word):
+def _argument_from_anywhere(word: str) -> str:
     """A word of the training script: what looks like a path and is there becomes absolute."""
     name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     is_path = ("." in value or os.sep in value) and os.path.exists(value)
     return f"{name}{equals}{os.path.abspath(value)}" if is_path else word
 
 
-def _from_anywhere(value, type_):
+def _from_anywhere(value: "Any", type_: "Any") -> "Any":
     """A path as it reads from any folder. What may be a name is a path where there is such a file or folder."""
     if isinstance(value, tuple):
         return tuple(_from_anywhere(part, type_) for part in value)
     names = getattr(type_, "names", None)
-    is_path = type_.metavar == path.metavar or names is not None and value not in names and os.path.exists(value)
+    is_path = type_.metavar == "PATH" or names is not None and value not in names and os.path.exists(value)
     return os.path.abspath(value) if value and is_path else value

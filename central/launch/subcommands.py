@@ -1,16 +1,26 @@
-"""The two subcommands that train. Each is a module: Settings, DESCRIPTION, EXAMPLES, problems(), script_words()."""
+"""The two subcommands that train. Each is a module: Settings, DESCRIPTION, EXAMPLES, problems(), runs(), ..."""
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
 
 from central.errors import BadRequest, nearest
 
 SUBCOMMANDS = ("pretraining", "finetuning")
 
 
-def subcommand_of(name):
+@dataclass(frozen=True)
+class Run:
+    """A run of a training script: its words; those to go on with where it failed; those for the summary then."""
+
+    name: str
+    words: tuple[str, ...]
+    again: tuple[str, ...] = ()
+    if_failed: tuple[str, ...] = ()
+
+
+def subcommand_of(name: str) -> ModuleType:
     """The module of a subcommand; only the one asked for is loaded."""
     if name not in SUBCOMMANDS:
         raise BadRequest(f"unknown subcommand {name}{nearest(name, (*SUBCOMMANDS, 'check'))}")
-    if name == "pretraining":
-        from central.launch import pretraining as subcommand
-    else:
-        from central.launch import finetuning as subcommand
-    return subcommand
+    return importlib.import_module(f"central.launch.{name}")

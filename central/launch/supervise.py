@@ -4,11 +4,15 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from central.errors import BAD_REQUEST, DIVERGED, DONE, HUNG, PREEMPTED
-from central.launch.messages import say
+from central.launch.commands import Command, Plan
 from central.launch.processes import Log, Running
+from central.streams import say
+
+LostHost = Callable[[], "str | None"]  # names a host of the run that does not answer any more
 
 # How ranks end because another one did: an error in the exchange, a request to stop, SIGTERM.
 CONSEQUENCES = (1, PREEMPTED, 128 + 15)
@@ -34,7 +38,7 @@ class Failure:
     host: str
     status: int
 
-    def __str__(self):
+    def __str__(self) -> str:
         host = f" on {self.host}" if self.host else ""
         killed = f" (killed by signal {self.status - 128})" if self.status > 128 else ""
         killed = " (it hung)" if self.status == HUNG else killed
@@ -47,16 +51,16 @@ class Listener:
     Open MPI 5 ends with status 0 when its daemon on another host is gone.
     """
 
-    def __init__(self):
-        self.failures = []
+    def __init__(self) -> None:
+        self.failures: list[Failure] = []
         self.rank_is_gone = False
         self.rank_hangs = False
         self.saving = False  # asked to stop, the ranks save
-        self.lost_host = None
+        self.lost_host: str | None = None
         self._text = ""
         self._unfinished = b""
 
-    def feed(self, chunk):
+    def feed(self, chunk: bytes) -> None:
         lines, newline, self._unfinished = (self._unfinished + chunk).rpartition(b"\n")
         if not newline:
             self._unfinished = self._unfinished[-_LONGEST_MESSAGE:]
@@ -72,13 +76,13 @@ class Listener:
         self._text = text[found[-1][0] if found else 0 :][-_LONGEST_MESSAGE:]
 
 
-def find_failures(text) -> list[tuple[int, Failure]]:
+def find_failures(text: str) -> list[tuple[int, Failure]]:
     """(end in the text, failure) of each failure told of, in the order of the text."""
     matches = [match for pattern in _FAILURES for match in pattern.finditer(text)]
     return [(match.end(), _failure(match.groupdict())) for match in sorted(matches, key=lambda match: match.end())]
 
 
-def first_failure(failures, status, stop_requested) -> Failure | None:
+def first_failure(failures: Sequence[Failure], status: int, stop_requested: bool) -> Failure | None:
     """The failure that caused the others: the first one that is no consequence, else the first.
 
     A killed rank says nothing itself, and mpirun names it only after its peers have complained. `status` is that of
@@ -91,7 +95,7 @@ def first_failure(failures, status, stop_requested) -> Failure | None:
     return next(iter([*causes, *consequences]), None)
 
 
-def _failure(found):
+def _failure(found: Mapping[str, str]) -> Failure:
     status = 128 + int(found["signal"]) if "signal" in found else int(found["status"])
     return Failure(int(found["rank"]), found.get("host", ""), status if status >= 0 else 128 - status)
 
@@ -101,35 +105,39 @@ AFTER_A_DEAD_RANK = 15  # seconds the other ranks may take to notice
 ONE_PRESS = 1.0  # second within which two signals may come of one press of Ctrl-C
 AFTER_A_SECOND_SIGNAL = 15  # seconds to begin to save
 STRAGGLERS = 30  # seconds a rank may outlive its mpirun
-RESUME = "--resume_from_checkpoint"
 LOST_HOST = 1  # status of a run whose host is gone
 
 
-def run(plan, *, log_path=None, max_restarts=0, grace=GRACE, lost_host=lambda: None) -> int:
-    """Run the commands of a plan; the first status that is not 0 is the plan's and, unless it keeps going, its end.
+def run(
+    plan: Plan,
+    *,
+    log_path: str | None = None,
+    max_restarts: int = 0,
+    grace: float = GRACE,
+    lost_host: LostHost = lambda: None,
+) -> int:
+    """Run the commands of a plan; the first status that is not 0 is the plan's and, without a summary, its end.
 
     What one command is refused for, those behind it would be, too: that ends every plan.
 
     `lost_host()` names a host of the run that does not answer any more.
     """
-    statuses = []
+    statuses: list[int] = []
     log = Log(log_path) if log_path else None
     with StopSignals() as stop:
         for command in plan.commands:
-            if plan.keep_going and command is plan.commands[-1]:
-                command = replace(command, argv=(*command.argv, *_failed_words(plan.commands, statuses)))
             statuses.append(_run_with_restarts(command, stop, log, max_restarts, grace, lost_host))
-            if statuses[-1] == BAD_REQUEST or statuses[-1] != DONE and (stop.count or not plan.keep_going):
+            if statuses[-1] == BAD_REQUEST or statuses[-1] != DONE and (stop.count or not plan.summary):
                 break
+        else:
+            if plan.summary:
+                failed = [command for command, status in zip(plan.commands, statuses) if status != DONE]
+                words = [word for command in failed for word in command.if_failed]
+                summary = replace(plan.summary, argv=(*plan.summary.argv, *words))
+                statuses.append(_run_with_restarts(summary, stop, log, 0, grace, lost_host))
     if log and not log.close():
         say(f"{log_path}: not all of the output could be written there")
     return next((status for status in statuses if status != DONE), DONE)
-
-
-def _failed_words(commands, statuses) -> list[str]:
-    """For the summary: the seeds whose runs failed, in whose folders an earlier request may have left scores."""
-    failed = [command.name.removeprefix("seed ") for command, status in zip(commands, statuses) if status != DONE]
-    return ["--failed", *failed] if failed else []
 
 
 class StopSignals:
@@ -139,15 +147,15 @@ class StopSignals:
     time after the signal before it is a call to hurry.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.count = 0
         self.last = 0
         self.hurries = 0
-        self.repeated_at = None  # when a second signal came
+        self.repeated_at: float | None = None  # when a second signal came
         self._last_at = 0.0
         self._shell = os.getppid() if "SLURM_JOB_ID" in os.environ else None
 
-    def __enter__(self):
+    def __enter__(self) -> "StopSignals":
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
         handlers = {number: signal.getsignal(number) for number in numbers}
         self._before = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
@@ -155,18 +163,18 @@ class StopSignals:
             signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *_error):
+    def __exit__(self, *_error: object) -> None:
         for number, handler in self._before.items():
             # Another request to stop must not change the status of a run that has just stopped.
             signal.signal(number, signal.SIG_IGN if self.count else handler)
 
-    def look_for_shell(self):
+    def look_for_shell(self) -> None:
         """Count the end of the shell of a batch job as a request: what SLURM sends to it alone, ends it alone."""
         if self._shell and os.getppid() != self._shell:
             self._shell = None
             self._note(signal.SIGTERM, None)
 
-    def _note(self, number, _frame):
+    def _note(self, number: int, _frame: object) -> None:
         now = time.monotonic()
         self.count += 1
         self.last = number
@@ -176,35 +184,27 @@ class StopSignals:
         self._last_at = now
 
 
-def _run_with_restarts(command, stop, log, max_restarts, grace, lost_host):
+def _run_with_restarts(
+    command: Command, stop: StopSignals, log: Log | None, max_restarts: int, grace: float, lost_host: LostHost
+) -> int:
     """Run a command; where it fails for no reason that would stay, run it again from its checkpoint."""
-    for restart in range(max_restarts + 1):
+    restart = 0
+    while True:
         status = _run_once(command, stop, log, grace, lost_host)
         final = status in (DONE, BAD_REQUEST, DIVERGED, PREEMPTED) or lost_host()
         if final or stop.count or restart == max_restarts:
             return status
-        say(f"{command.name}: restart {restart + 1} of {max_restarts}, from the newest checkpoint")
-        command = replace(command, argv=from_newest_checkpoint(command.argv))
+        restart += 1
+        say(f"{command.name}: restart {restart} of {max_restarts}, from the newest checkpoint")
+        command = replace(command, argv=command.again)
 
 
-def from_newest_checkpoint(argv) -> tuple[str, ...]:
-    """A phase's words for going on where it failed.
-
-    `--resume_step N` would go back to N again; beside an initial checkpoint it tells that checkpoint's step and stays.
-    """
-    words = list(argv)
-    if "--resume_step" in words and not any(word.startswith("--init_checkpoint") for word in words):
-        at = words.index("--resume_step")
-        del words[at : at + 2]
-    return (*words, *([] if RESUME in words else [RESUME]))
-
-
-def _run_once(command, stop, log, grace, lost_host):
+def _run_once(command: Command, stop: StopSignals, log: Log | None, grace: float, lost_host: LostHost) -> int:
     """Run a command to its end. The status is that of the rank that failed first."""
     if stop.count:
         return 128 + stop.last
     listener = Listener()
-    running = Running(command, log=log, listener=listener, grace=grace)
+    running = Running(command, log=log, hear=listener.feed, grace=grace)
     try:
         status = _wait(running, listener, stop, grace, lost_host)
     finally:
@@ -228,15 +228,16 @@ def _run_once(command, stop, log, grace, lost_host):
     return status
 
 
-def _hurries(stop, listener) -> int:
+def _hurries(stop: StopSignals, listener: Listener) -> int:
     """Reasons to wait for the ranks no longer. A second SIGTERM is one where they do not say that they save."""
     repeated = stop.repeated_at is not None and time.monotonic() - stop.repeated_at > AFTER_A_SECOND_SIGNAL
     return stop.hurries + (repeated and not listener.saving) + listener.rank_hangs
 
 
-def _wait(running, listener, stop, grace, lost_host):
+def _wait(running: Running, listener: Listener, stop: StopSignals, grace: float, lost_host: LostHost) -> int:
     """Wait for the end. Asked to stop, let ranks save; when a rank or a host is gone, end the others soon."""
-    gone_since, told = None, False
+    gone_since: float | None = None
+    told = False
     while (status := running.status()) is None:
         stop.look_for_shell()
         if stop.count:
