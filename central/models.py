@@ -7,7 +7,7 @@ LARGEST_SIZE = 10**7  # of anything that a configuration counts
 
 @dataclass(frozen=True)
 class Model:
-    """`pretrained`: where fine-tuning starts; `trained_as`, `config`: what pre-training makes, where it can."""
+    """`pretrained`: where fine-tuning starts; `trained_as`, `config`: name and size of what pre-training makes."""
 
     pretrained: str
     trained_as: str = ""
@@ -23,4 +23,4 @@ MODELS = {
 # Google's miniatures: layers x hidden size, one head for 64.
 for _name, _layers, _hidden in (("tiny", 2, 128), ("mini", 4, 256), ("small", 4, 512), ("medium", 8, 512)):
     _hub_name = f"google/bert_uncased_L-{_layers}_H-{_hidden}_A-{_hidden // 64}"
-    MODELS[_name] = Model(_hub_name, _hub_name, f"bert_{_name}_config.json")
+    MODELS[_name] = Model(_hub_name, _name, f"bert_{_name}_config.json")

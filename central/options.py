@@ -8,7 +8,8 @@
     settings = parse(Settings, ["--seed", "5"])
 
 A type is a function from a word to a value. It raises ValueError with what it expected, and its `metavar` stands for
-its values in the help. A default of two values asks for two values: one for each phase of pre-training.
+its values in the help. A default of two values asks for two values: one for each phase of pre-training. One value is
+enough beside a `phase`, and where it `serves_both`.
 """
 
 import argparse
@@ -215,6 +216,7 @@ class Option:
     group: str = ""
     flag: str = ""
     hand_on: str = ""
+    serves_both: bool = False
 
 
 def option(
@@ -225,9 +227,10 @@ def option(
     group: str = "",
     flag: str = "",
     hand_on: str = "",
+    serves_both: bool = False,
 ) -> "Any":
     """A field that is an option. Its flag is its name, unless it has another one."""
-    made = Option(type, help, default, short, group, flag, hand_on)
+    made = Option(type, help, default, short, group, flag, hand_on, serves_both)
     return dataclasses.field(default=default, metadata={"option": made})
 
 
@@ -300,7 +303,11 @@ def parse(
     problems = parser.problems + complain(left_over, [flag_of(*item) for item in options.items()])
     values = {name: getattr(found, name) for name in options}
     problems += [f"{flag_of(name, options[name])} is required" for name, value in values.items() if value is REQUIRED]
-    pairs = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    pairs = {
+        name: _pair(value, options[name], values.get("phase"))
+        for name, value in values.items()
+        if isinstance(value, list)
+    }
     problems += [
         f"{flag_of(name, options[name])}: expected 2 values, one for each phase, and got {len(pair)}"
         for name, pair in pairs.items()
@@ -309,6 +316,17 @@ def parse(
     if problems:
         raise BadRequest(problems)
     return settings_class(**values | pairs | others)
+
+
+def _pair(found: list, option: Option, phase: "Any") -> tuple:
+    """A value for each phase: those found, or the one found for the phase that runs, or for both."""
+    if len(found) != 1 or not (phase or option.serves_both):
+        return tuple(found)
+    if option.serves_both:
+        return (found[0], found[0])
+    default = option.default
+    assert isinstance(default, tuple)
+    return (found[0], default[1]) if phase == 1 else (default[0], found[0])
 
 
 def split_script_args(words: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -107,6 +107,52 @@ def test_resume_step_without_a_checkpoint_is_passed_on(capsys):
     assert first.endswith("--resume_from_checkpoint --resume_step 5")
 
 
+def test_a_model_goes_on_from_its_own_weights_in_the_first_phase(capsys, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    words = [word.replace("base", str(tmp_path)) for word in PRETRAINING]
+    first, second = lines(capsys, *words, "--device", "cpu")
+    assert f"--config_file={tmp_path}/config.json" in first and f"--config_file={tmp_path}/config.json" in second
+    assert f"--bert_model={tmp_path.name}" in first
+    assert f"--resume_from_checkpoint --init_checkpoint={tmp_path}" in first
+    assert "--init_checkpoint" not in second and "--phase1_end_step=7038" in second
+    (alone,) = lines(capsys, *words, "--device", "cpu", "--phase", "2")
+    assert f"--init_checkpoint={tmp_path}" in alone
+    hub = [word.replace("base", "some/bert") for word in PRETRAINING]
+    assert "--init_checkpoint=some/bert" in lines(capsys, *hub, "--device", "cpu")[0]
+
+
+def test_an_untrained_model_is_called_as_the_user_called_it(capsys):
+    words = [word.replace("base", "tiny") for word in PRETRAINING]
+    assert all("--bert_model=tiny " in line for line in lines(capsys, *words, "--device", "cpu"))
+
+
+def test_the_root_of_prepared_data_gives_each_phase_its_folder(capsys, tmp_path):
+    folders = [tmp_path / f"hdf5_seq_len_{length}_max_pred_20" / "corpus" for length in (128, 512, 1280)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "corpus_training_0.hdf5").touch()
+        (folder / "corpus_test_0.hdf5").touch()
+    words = [word for word in PRETRAINING if word not in ("/a", "/b")]
+    words.insert(words.index("--data_dir") + 1, str(tmp_path))
+    found = lines(capsys, *words, "--device", "cpu")
+    assert [f"--input_dir={folder}" in line for line, folder in zip(found, folders)] == [True, True]
+    other = tmp_path / "hdf5_seq_len_128_max_pred_20" / "other"
+    other.mkdir()
+    (other / "other_training_0.hdf5").touch()
+    err = refused(capsys, *words, "--device", "cpu")
+    assert "holds several folders of sequences of 128 tokens" in err and str(other) in err
+
+
+def test_many_servers_are_told_one_address_and_where_mpirun_lies(capsys, monkeypatch):
+    monkeypatch.setenv("MULTI_HLS_IPS", "10.0.0.1,10.0.0.2")
+    monkeypatch.delenv("MPI_ROOT", raising=False)
+    words = [*PRETRAINING, "--world_size", "16", "--process_per_node", "8", "--device", "cpu", *DRY]
+    assert cli.main(words) == 0
+    out, err = capsys.readouterr()
+    assert all(line.count("MASTER_ADDR=") == line.count("MASTER_PORT=") == 1 for line in out.splitlines())
+    assert "--prefix /usr/local/openmpi: where Open MPI is on every host; MPI_ROOT names another folder" in err
+
+
 @pytest.mark.parametrize(
     ("name", "step"),
     [

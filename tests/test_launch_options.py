@@ -166,6 +166,24 @@ def test_a_flag_of_the_training_script_goes_after_a_bare_double_hyphen():
     assert problem == "unexpected word 'word': words after -- go to the training script"
 
 
+def test_one_phase_takes_one_value_of_each_option():
+    words = "--model_name_or_path tiny --data_type fp32 --max_steps 5 --data_dir /b --init_checkpoint m".split()
+    first = parse(pretraining, *words, "--phase", "1")
+    assert first.max_steps == (5, 1563) and first.init_checkpoint == ("m", None)
+    second = parse(pretraining, *words, "--phase", "2")
+    assert second.max_steps == (7038, 5) and second.init_checkpoint == (None, "m")
+    assert first.data_dir == second.data_dir == parse(pretraining, *words[:4], "-p", "/b").data_dir == ("/b", "/b")
+    assert "expected 2 values, one for each phase, and got 1" in complaints(pretraining, *words)[0]
+
+
+def test_the_help_of_pretraining_offers_what_it_trains(capsys):
+    assert cli.main(["pretraining", "-h"]) == 0
+    assert "roberta" not in capsys.readouterr().out.lower()
+    words = [word.replace("large", "roberta-base") for word in PRETRAINING]
+    status, out, err = dry_run(capsys, "pretraining", *words)
+    assert status == 2 and "pre-training trains BERT, not RoBERTa; choose from base, large, tiny" in err
+
+
 def test_abbreviations_are_no_flags():
     assert complaints(pretraining, *PRETRAINING, "--batch", "64", "8")[0].startswith("unknown flag --batch")
 

@@ -428,4 +428,68 @@ def test_what_an_answer_of_a_host_means(status, stdout, stderr, expected):
 
 def test_hosts_with_one_name_are_told():
     same = Captured(0, json.dumps(HERE), "")
-    assert remote.equal_names(("a", "b"), [same, same]) == ["a and b both call themselves hosta"]
+    (problem,) = remote.equal_names({"a": same, "b": same})
+    assert problem.startswith("a and b both call themselves hosta: name each host once")
+
+
+def test_this_machine_is_asked_without_ssh():
+    def asked(argvs, timeout):
+        assert not argvs, "no ssh"
+
+    target = target_of(Layout(2, 2, ("localhost",), "--hostfile f", True))
+    assert remote.host_problems(target, asked) == []
+
+
+def test_other_hosts_do_not_find_this_one_as_localhost(monkeypatch):
+    asked = []
+    monkeypatch.setattr(remote.meeting, "is_this_machine", lambda host: host == "localhost")
+
+    def answer(argvs, timeout):
+        asked.extend(argvs)
+        return [Captured(0, json.dumps({**remote.hostcheck.facts(), "host": "hostb"}), "") for _ in argvs]
+
+    target = target_of(Layout(2, 1, ("localhost", "192.0.2.2"), "--hostfile f", True))
+    (problem,) = remote.host_problems(target, answer)
+    assert problem.startswith("host localhost: other hosts do not find this one under that name")
+    assert len(asked) == 1 and "192.0.2.2" in asked[0]
+
+
+# Pre-training from a model
+
+
+def test_a_model_to_go_on_from_has_the_vocabulary_of_the_data(project, monkeypatch, capsys):
+    model = project.parent / "a model"
+    request = [*words(project)[2:], "--model_name_or_path", str(model)]
+    request = [*request[: request.index("--")], "--model_name_or_path", str(model), "--dry_run"]
+
+    def complaints():
+        settings = options.parse(pretraining, request[1:], options.settings_parser(pretraining, "demo"))
+        return preflight.pretraining_problems(settings, target_of(Layout(1, 1), root=str(project)), no_rows)
+
+    def no_rows(argvs, timeout=0):
+        return [Captured(1, "", "") for _ in argvs]
+
+    assert complaints()[0].startswith(f"--model_name_or_path {model}: no folder of a model")
+    model.mkdir()
+    (model / "config.json").write_text('{"vocab_size": 2}')
+    (model / "vocab.txt").write_text("[PAD]\na\n")
+    assert complaints() == []
+    for phase in (1, 2):
+        (project.parent / f"phase {phase}" / "vocab.txt").write_text("[PAD]\nb\n")
+    assert complaints()[0].endswith(f"prepare the data with --vocab_file {model / 'vocab.txt'}")
+
+
+# What check tells
+
+
+def test_check_tells_of_commit_processor_memory_and_gpus(tmp_path):
+    (tmp_path / "cpuinfo").write_text("model name\t: A CPU\nflags\t\t: sse avx512_bf16 amx_bf16\n")
+    assert machine.processor(str(tmp_path / "cpuinfo")) == "A CPU; bf16 instructions: avx512_bf16, amx_bf16"
+    (tmp_path / "cpuinfo").write_text("model name\t: A CPU\nflags\t\t: sse\n")
+    assert machine.processor(str(tmp_path / "cpuinfo")).endswith("none, fp32 is as fast")
+    assert machine.processor(str(tmp_path / "nothing")) == "not known"
+    (tmp_path / "meminfo").write_text("MemTotal: 4194304 kB\nMemAvailable:   1048576 kB\n")
+    assert machine.memory(str(tmp_path / "meminfo")) == "4.0 GiB, of which 1.0 are free"
+    listed = "GPU 0: NVIDIA H200 (UUID: GPU-1)\nGPU 1: NVIDIA H200 (UUID: GPU-2)\n"
+    assert machine.gpu_names(lambda argv: Captured(0, listed, "")) == ["NVIDIA H200"] * 2
+    assert machine.commit(lambda argv: Captured(128, "", "no repository")).startswith("not known")

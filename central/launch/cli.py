@@ -136,13 +136,17 @@ def report(environ: Mapping[str, str], capture: Callable) -> list[str]:
         "host": facts["host"],
         "system": platform.platform(),
         "project": f"{ROOT} ({facts['project']})",
+        "commit": machine.commit(capture),
         "python": facts["python"],
         **{package: hostcheck.version(package) for package in PACKAGES},
         "mpirun": mpirun[0] if mpirun else "not found",
         "cores": f"{machine.this_machine()} (sockets x cores this process may use)",
+        "cpu": machine.processor(),
+        "memory": machine.memory(),
         "hpu cards": machine.hpu_count(capture, environ),
         "cuda cards": machine.cuda_count(capture, environ),
-        "port 12345": "free" if machine.port_is_free(machine.DEFAULT_PORT) else "in use",
+        "gpu names": ", ".join(machine.gpu_names(capture)) or "none",
+        "port 12345": "free" if machine.port_is_free(machine.DEFAULT_PORT) else "in use: a run takes another free one",
         "MULTI_HLS_IPS": " ".join(split_addresses(environ.get("MULTI_HLS_IPS", ""))) or "not set",
     }
     width = max(map(len, rows))

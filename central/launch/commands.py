@@ -85,7 +85,9 @@ def compose(settings: Common, subcommand: ModuleType, target: Target) -> Plan:
     runs = subcommand.runs(
         settings, root=target.root, world_size=target.layout.world_size, device=target.device, mode=mode
     )
-    env = tuple(variables.items())
+    # Ranks of many servers are told by mpirun's -x where they meet.
+    by_mpirun = ("MASTER_ADDR", "MASTER_PORT") if target.layout.hosts else ()
+    env = tuple((name, value) for name, value in variables.items() if name not in by_mpirun)
     unset = child_environment.foreign_variables(target.environ, keep_slurm=target.layout.in_slurm)
     commands = [
         Command((*launcher, *run.words), env, run.name, unset, (*launcher, *run.again), run.if_failed) for run in runs
@@ -163,6 +165,8 @@ def _notes(settings: Common, subcommand: ModuleType, target: Target, mode: str) 
         yield f"{layout.ranks_per_node} ranks of a node on its {topology.cores} cores: ranks are not bound to cores"
     if target.environ.get("MULTI_HLS_IPS") and layout.world_size > 1 and not layout.hosts:
         yield "MULTI_HLS_IPS counts with --process_per_node only: all ranks stay on this server"
+    if layout.hosts and target.mpirun and "MPI_ROOT" not in target.environ:
+        yield f"--prefix {target.mpirun.prefix}: where Open MPI is on every host; MPI_ROOT names another folder"
     if layout.hosts:
         for name in child_environment.withheld_variables(target.environ):
             remedy = "; HF_TOKEN_PATH, a file that only you can read, is" if name == "HF_TOKEN" else ""

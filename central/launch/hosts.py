@@ -98,7 +98,7 @@ def _spread(hosts: Sequence[str], source: str, world_size: int, process_per_node
     if no_hosts := [name for name in hosts if not HOST.fullmatch(name)]:
         raise BadRequest(f"{source} names {', '.join(map(repr, no_hosts))}: expected names or addresses of hosts")
     if twice := sorted({name for name in hosts if hosts.count(name) > 1}):
-        raise BadRequest(f"{source} names {', '.join(twice)} twice: {', '.join(hosts)}")
+        raise BadRequest(f"{source} names {', '.join(twice)} twice: {', '.join(hosts)}; name each host once")
     ranks_per_node = process_per_node or world_size // len(hosts)
     if ranks_per_node * len(hosts) != world_size:
         per_node = f"--process_per_node {process_per_node}" if process_per_node else f"{world_size} / {len(hosts)}"

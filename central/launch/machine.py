@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from central import cgroups, meeting
+from central.files import ROOT
 from central.launch.options import Common
 
 TYPE_CHECKING = False
@@ -114,6 +115,43 @@ def cuda_count(capture: Callable, environ: Mapping[str, str]) -> int:
         return 0
     answer = capture([sys.executable, "-c", "import torch; print(torch.cuda.device_count())"], timeout=120)
     return int(answer.stdout.strip() or 0) if answer.status == 0 else 0
+
+
+def gpu_names(capture: Callable) -> list[str]:
+    """What nvidia-smi calls the GPUs of this server, in order."""
+    lines = capture(["nvidia-smi", "-L"]).stdout.splitlines()
+    return [match[1] for line in lines if (match := re.match(r"GPU \d+: (.+?)(?: \(UUID.*)?$", line))]
+
+
+def commit(capture: Callable) -> str:
+    """The commit of the project, and whether files differ from it."""
+    answer = capture(["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=12"])
+    return answer.stdout.strip() or "not known: no git, or no clone"
+
+
+def processor(cpuinfo: str = "/proc/cpuinfo") -> str:
+    """Model of the processor, and its instructions that decide how fast bf16 is."""
+    try:
+        text = _read(cpuinfo)
+    except OSError:
+        return "not known"
+    found = {name: re.search(rf"^{name}\s*: (.*)", text, re.MULTILINE) for name in ("model name", "flags")}
+    model = found["model name"][1] if found["model name"] else "not known"
+    flags = found["flags"][1].split() if found["flags"] else []
+    bf16 = [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
+    return f"{model}; bf16 instructions: {', '.join(bf16) or 'none, fp32 is as fast'}"
+
+
+def memory(meminfo: str = "/proc/meminfo") -> str:
+    """Memory in all, and what is free of it for this process."""
+    try:
+        found = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(meminfo), re.MULTILINE))
+        total, free = (int(found[name]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    except (OSError, KeyError):
+        return "not known"
+    allowed = cgroups.free_memory()
+    free = free if allowed is None else min(free, allowed)
+    return f"{total / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free"
 
 
 def choose(wanted: str, capture: Callable, environ: Mapping[str, str]) -> Devices:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from central.launch.processes import Captured
 
 # What only a run sets: lines come as they are written.
+DOWNLOAD_SECONDS = 3600
 RUN_VARIABLES = (("PYTHONUNBUFFERED", "1"),)
 
 
@@ -40,6 +41,10 @@ def prepare(
     target = look_around(settings, layout, environ, file_variables, problems)
     for note in notes:
         say(note)
+    try:
+        settings = subcommand.located(settings, lambda model, names: _fetch(settings, model, names))
+    except BadRequest as error:
+        problems += error.problems
     problems += subcommand.problems(settings, layout.world_size)
     if not settings.dry_run:
         from central.launch import preflight, processes
@@ -48,6 +53,21 @@ def prepare(
     if problems:
         raise BadRequest(problems)
     return target, commands.compose(settings, subcommand, target)
+
+
+def _fetch(settings: Common, model: str, names: Sequence[str]) -> str:
+    """The folder with these files of a model of the Hub. A dry run has the id stand for it."""
+    if settings.dry_run:
+        return model
+    say(f"{model}: no folder here; asking the Hub for it")
+    program = (
+        "import sys, huggingface_hub as hub; print(hub.snapshot_download(sys.argv[1], allow_patterns=sys.argv[2:]))"
+    )
+    answer = _capture([sys.executable, "-c", program, model, *names], timeout=DOWNLOAD_SECONDS)
+    if answer.status != 0:
+        said = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
+        raise BadRequest(f"--model_name_or_path {model}: neither a folder here nor to be had from the Hub ({said})")
+    return answer.stdout.strip().splitlines()[-1]
 
 
 def look_around(

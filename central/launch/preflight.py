@@ -20,7 +20,7 @@ from central.launch.machine import Devices, Topology
 from central.launch.mpi import Mpi, parse_version
 from central.launch.options import Common
 from central.launch.remote import CaptureAll, host_problems
-from central.models import LARGEST_SIZE
+from central.models import LARGEST_SIZE, MODELS
 
 BYTES_PER_PARAMETER = 12  # of a checkpoint: weight and two moments, fp32
 MAX_RANKS_PER_CORE = 16  # a few on a core are a slow trial run; beyond this memory and patience end first
@@ -134,6 +134,10 @@ def mpirun_problems(mpirun: Mpi, capture_all: CaptureAll) -> list[str]:
 
 
 def pretraining_problems(settings: pretraining.Settings, target: Target, capture_all: CaptureAll) -> list[str]:
+    model = settings.model_name_or_path
+    if model not in MODELS and not os.path.isfile(os.path.join(model, "config.json")):
+        named = ", ".join(pretraining.TRAINABLE)
+        return [f"--model_name_or_path {model}: no folder of a model with a config.json, and no name; names: {named}"]
     config_file = pretraining.config_file(settings, target.root)
     config, fault = read_config(config_file) if config_file else ({}, "")
     found = [f"--config_file {config_file}: {fault}"] if fault else []
@@ -146,23 +150,32 @@ def pretraining_problems(settings: pretraining.Settings, target: Target, capture
                 faults = row_length_faults(folder, length, target, capture_all)
             found += [f"--data_dir, phase {phase}: {fault}" for fault in faults]
         found += missing_files({"init_checkpoint": checkpoint})
+        if model not in MODELS and folder and vocabulary(folder) and vocabulary(model) not in ([], vocabulary(folder)):
+            found.append(
+                f"--model_name_or_path {model}: its vocab.txt is not that of {folder}: prepare the data with"
+                f" --vocab_file {os.path.join(model, 'vocab.txt')}"
+            )
         if length > config.get("max_position_embeddings", length):
             found.append(f"--max_seq_length {length} is more than the positions in {config_file}")
-    if not settings.config_file and (tokens := vocabulary_size(settings.data_dir[settings.phases[0] - 1])):
-        config = config | {"vocab_size": tokens}  # the named sizes take that of the data
+    if (
+        model in MODELS
+        and not settings.config_file
+        and (tokens := vocabulary(settings.data_dir[settings.phases[0] - 1]))
+    ):
+        config = config | {"vocab_size": len(tokens)}  # the named sizes take that of the data
     return found + used_folder_problems(settings) + disk_problems(settings.output_dir, config)
 
 
-def vocabulary_size(folder: str | None) -> int | None:
-    """Tokens in the vocabulary beside a folder's shards; None where there is none."""
+def vocabulary(folder: str | None) -> list[bytes]:
+    """The tokens of the vocabulary in a folder; empty where there is none."""
     path = os.path.join(folder or "", "vocab.txt")
     if not os.path.isfile(path):
-        return None
+        return []
     try:
         with open(path, "rb") as file:
-            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+            return file.read().splitlines()
     except OSError:
-        return None
+        return []
 
 
 def used_folder_problems(settings: pretraining.Settings) -> list[str]:

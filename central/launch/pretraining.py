@@ -3,8 +3,10 @@
 import dataclasses
 import os
 import re
+from collections.abc import Callable, Sequence
 
-from central.files import ROOT
+from central.errors import BadRequest
+from central.files import ROOT, shards_of
 from central.launch import batch
 from central.launch.options import BATCHES, DATA, MODEL, RUNNING, SAVING, SCHEDULE, Common
 from central.launch.subcommands import Run
@@ -21,13 +23,13 @@ from central.options import (
     STEPS_THIS_RUN,
     WARMUP,
     Pair,
-    choice,
     count,
     count_or_zero,
     handed_on,
     maybe,
     option,
     path,
+    path_or,
     phase_number,
     switch,
     text,
@@ -37,9 +39,13 @@ SCRIPT = "pretraining/run_pretraining.py"
 MAX_PREDICTIONS_PER_SEQ = {1: 20, 2: 80}
 OP_LISTS = ("ops_bf16_bert_pt.txt", "ops_fp32_bert_pt.txt")
 TRAINABLE = tuple(name for name, model in MODELS.items() if model.config)
+# Of a model to go on from: what is fetched from the Hub.
+MODEL_FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "vocab.txt", "tokenizer_config.json")
 
 DESCRIPTION = """Pre-train BERT with LAMB in two phases: short sequences, then long ones.
-An option with two values takes one for each phase; `None` leaves a folder or checkpoint out."""
+The model is a name, which is trained from the beginning, or a folder or Hub id, from whose weights training goes on.
+An option with two values takes one for each phase, and with --phase one is enough; `None` leaves a folder or
+checkpoint out."""
 EXAMPLES = """example: a tiny model on the CPU, both phases
   python demo_bert.py pretraining --model_name_or_path tiny --data_type fp32 --device cpu \\
       --data_dir data/seq_len_128/corpus data/seq_len_512/corpus --output_dir /tmp/tiny --accumulate_gradients \\
@@ -50,11 +56,19 @@ EXAMPLES = """example: a tiny model on the CPU, both phases
 class Settings(Common):
     """Settings of a pre-training run; pairs hold a value for each phase."""
 
-    model_name_or_path: str = option(choice(*MODELS), "size of the BERT to train", group=MODEL)
+    model_name_or_path: str = option(
+        path_or(*MODELS), f"{', '.join(TRAINABLE)}; or go on from a folder or a Hub id", group=MODEL
+    )
     config_file: str | None = option(path, "BERT configuration (JSON) in place of the named size's", None, group=MODEL)
     init_checkpoint: Pair = option(maybe(path), "weights to start a phase from", (None, None), group=MODEL)
     data_dir: Pair = option(
-        maybe(path), "folders of HDF5 files (required)", (None, None), "-p", group=DATA, hand_on="input_dir"
+        maybe(path),
+        "folders of HDF5 files, or the --output_dir of prepare.py (required)",
+        (None, None),
+        "-p",
+        group=DATA,
+        hand_on="input_dir",
+        serves_both=True,
     )
     task_name: str = option(text, "name of the corpus, for the record", "bookswiki", "-t", group=DATA)
     max_seq_length: Pair = option(*MAX_SEQ_LENGTH, (128, 512), "-s", group=DATA, hand_on="max_seq_length")
@@ -101,10 +115,47 @@ def sources_of_flags() -> list[str]:
     return [os.path.join(ROOT, "pretraining", "settings.py")]
 
 
+def located(settings: Settings, fetch: Callable[[str, Sequence[str]], str]) -> Settings:
+    """The settings with the folders that they mean: of a root of data those of the phases, of a Hub id its copy here.
+
+    `fetch` downloads files of an id of the Hub, and returns their folder.
+    """
+    pairs = zip(settings.data_dir, settings.max_seq_length)
+    folders = tuple(folder and data_folder(folder, length) for folder, length in pairs)
+    model = settings.model_name_or_path
+    if model not in MODELS and not os.path.isdir(model):
+        model = fetch(model, MODEL_FILES)
+    return dataclasses.replace(settings, data_dir=folders, model_name_or_path=model)
+
+
+def data_folder(folder: str, max_seq_length: int) -> str:
+    """The folder with shards of this length below a root that prepare.py made; any other folder as it is.
+
+    Raises BadRequest where there are several.
+    """
+    found = sorted(
+        os.path.join(where, corpus)
+        for where in (os.path.join(folder, name) for name in _names(folder))
+        if re.search(rf"seq_len_{max_seq_length}(?!\d)", os.path.basename(where))
+        for corpus in _names(where)
+        if shards_of(_names(os.path.join(where, corpus)), "training")
+    )
+    if len(found) > 1:
+        raise BadRequest(
+            f"--data_dir {folder} holds several folders of sequences of {max_seq_length} tokens: name one of "
+            + ", ".join(found)
+        )
+    return found[0] if found else folder
+
+
+def _names(folder: str) -> list[str]:
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+
+
 def problems(settings: Settings, world_size: int) -> list[str]:
     """What cannot run, without looking at any file."""
     found = []
-    if settings.model_name_or_path not in TRAINABLE:
+    if settings.model_name_or_path in MODELS and settings.model_name_or_path not in TRAINABLE:
         found.append(
             f"--model_name_or_path {settings.model_name_or_path}: pre-training trains BERT, not RoBERTa;"
             f" choose from {', '.join(TRAINABLE)}"
@@ -147,18 +198,28 @@ def summary_words(settings: Settings, root: str) -> None:
 
 
 def config_file(settings: Settings, root: str) -> str | None:
-    """The BERT configuration: the one given, else that of the named size."""
+    """The BERT configuration: the one given, else that of the named size or of the model to go on from."""
+    if settings.config_file or settings.model_name_or_path not in MODELS:
+        return settings.config_file or os.path.join(settings.model_name_or_path, "config.json")
     named = MODELS[settings.model_name_or_path].config
-    return settings.config_file or (os.path.join(root, "pretraining", named) if named else None)
+    return os.path.join(root, "pretraining", named) if named else None
+
+
+def start_of(settings: Settings, phase: int) -> str | None:
+    """The weights that a phase starts from: the checkpoint given, else for the first one the model to go on from."""
+    given = settings.init_checkpoint[phase - 1]
+    model = settings.model_name_or_path
+    return given or (model if model not in MODELS and phase == settings.phases[0] else None)
 
 
 def _common_words(settings: Settings, root: str, device: str, mode: str) -> list[str]:
-    model = MODELS[settings.model_name_or_path]
+    model = settings.model_name_or_path
+    name = MODELS[model].trained_as if model in MODELS else os.path.basename(os.path.abspath(model))
     bf16, fp32 = (os.path.join(root, name) for name in OP_LISTS)
     return [
         os.path.join(root, SCRIPT),
         "--do_train",
-        f"--bert_model={model.trained_as}",
+        f"--bert_model={name}",
         *(["--hmp", f"--hmp_bf16={bf16}", f"--hmp_fp32={fp32}"] if settings.data_type == "bf16" else []),
         *(["--use_lazy_mode"] if mode == "lazy" else []),
         *(["--torch_compile"] if mode == "compile" else []),
@@ -189,7 +250,7 @@ def _start_words(settings: Settings, phase: int, again: bool) -> list[str]:
     `again`: where it failed, so from the run's newest. A step to resume at would be gone back to; beside an initial
     checkpoint it tells that checkpoint's step, and stays.
     """
-    checkpoint, resume_step = settings.init_checkpoint[phase - 1], settings.resume_step[phase - 1]
+    checkpoint, resume_step = start_of(settings, phase), settings.resume_step[phase - 1]
     if again and not checkpoint:
         resume_step = None
     if checkpoint and resume_step is None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from central import meeting
 from central.launch import hostcheck
 from central.launch.commands import Target
 from central.launch.hosts import DEFAULT_SSH_PORT
@@ -24,17 +25,24 @@ MISSED_KNOCKS = 3  # make a host lost: 22 s at most
 
 
 def host_problems(target: Target, capture_all: CaptureAll) -> list[str]:
-    """What is wrong with the hosts of a run: not to be reached, or not like this one."""
+    """What is wrong with the hosts of a run: not to be reached, or not like this one, which needs no ssh to itself."""
     hosts = target.layout.hosts if target.layout.by_ssh else ()
     port = ssh_port(target)
     if hosts and not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
         return [f"DOCKER_SSHD_PORT={port} is no port; unset it for {DEFAULT_SSH_PORT}"]
-    answers = capture_all([question(host, port, target) for host in hosts], timeout=ANSWER_SECONDS) if hosts else []
     here = hostcheck.facts()
+    answers = {host: Captured(0, json.dumps(here), "") for host in hosts if meeting.is_this_machine(host)}
+    others = [host for host in hosts if host not in answers]
+    if others:
+        told = capture_all([question(host, port, target) for host in others], timeout=ANSWER_SECONDS)
+        answers |= dict(zip(others, told))
     found = [
-        (host, fault) for host, answer in zip(hosts, answers) for fault in faults(host, answer, here, port, target)
+        (host, "other hosts do not find this one under that name; give its name in the network or its address")
+        for host in hosts
+        if others and host in meeting.LOCAL_NAMES
     ]
-    return [f"host {host}: {fault}" for host, fault in found] + equal_names(hosts, answers)
+    found += [(host, fault) for host in hosts for fault in faults(host, answers[host], here, port, target)]
+    return [f"host {host}: {fault}" for host, fault in found] + equal_names(answers)
 
 
 def ssh_port(target: Target) -> str:
@@ -74,13 +82,17 @@ def facts_of(answer: Captured) -> dict[str, str]:
         return {}
 
 
-def equal_names(hosts: Sequence[str], answers: Sequence[Captured]) -> list[str]:
+def equal_names(answers: Mapping[str, Captured]) -> list[str]:
     """Hosts that call themselves alike: MPI takes them for one."""
     names: dict[str, list[str]] = {}
-    for host, answer in zip(hosts, answers):
+    for host, answer in answers.items():
         if there := facts_of(answer):
             names.setdefault(there["host"], []).append(host)
-    return [f"{' and '.join(same)} both call themselves {name}" for name, same in names.items() if len(same) > 1]
+    return [
+        f"{' and '.join(same)} both call themselves {name}: name each host once, and give hosts different names"
+        for name, same in names.items()
+        if len(same) > 1
+    ]
 
 
 class HostWatch:
@@ -92,8 +104,9 @@ class HostWatch:
 
     def __init__(self, hosts: Sequence[str], port: str):
         self.lost: str | None = None
-        if hosts:
-            threading.Thread(target=self._watch, args=(hosts, int(port)), daemon=True).start()
+        others = [host for host in hosts if not meeting.is_this_machine(host)]
+        if others:
+            threading.Thread(target=self._watch, args=(others, int(port)), daemon=True).start()
 
     def _watch(self, hosts: Sequence[str], port: int) -> None:
         missed = {host: 0 for host in hosts if answers(host, port)}
