@@ -804,14 +804,15 @@ def test_two_ranks_are_one_run(script, tiny_model, pairs, squad_file, tmp_path, 
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("number", ["2", "3"])
-def test_ranks_resume_amid_a_later_epoch(tiny_model, pairs, tmp_path, mpirun, own_port, number):
+@pytest.mark.parametrize(("number", "more_words"), [("2", []), ("3", []), ("3", ["--gradient_checkpointing"])])
+def test_ranks_resume_amid_a_later_epoch(tiny_model, pairs, tmp_path, mpirun, own_port, number, more_words):
     """Stopped at step 6 of 8, in a later epoch: the weights are those of a run without interruption.
 
     A ring of three adds an element up in an order that goes by its place in a bucket of DDP's.
     """
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     steps = ["--max_steps=8", "--save_steps=6", "--gradient_accumulation_steps=2", "--per_device_train_batch_size=4"]
+    steps += more_words
     ranks = [mpirun, "--allow-run-as-root", "--bind-to", "none", "--oversubscribe", "-n", number]
     for out, more in ((whole, []), (parts, ["--resume_from_checkpoint"])):
         if more:
