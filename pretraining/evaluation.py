@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from central.runtime.exits import BadRequest
+from central.runtime.rank import StopRequest
 from pretraining.batches import Rows, concatenate, flat_micro_batch, static_micro_batch
 from pretraining.dataset import Limits, Shard, read_shard
 
@@ -79,18 +80,22 @@ def training_counts(folder: Path, shards: list[Shard], limits: Limits):
 
 @torch.no_grad()
 def evaluate(
-    model, held_out: HeldOut, micro_batch_size: int, device, exchange, mark: Callable[[str], None]
-) -> dict[str, float]:
+    model, held_out: HeldOut, micro_batch_size: int, device, exchange, mark: Callable[[str], None], stop: StopRequest
+) -> dict[str, float] | None:
     """The eval_* numbers of a report, over all ranks' shares. The model is left in training mode.
 
-    `mark` is told how far it is.
+    `mark` is told how far it is. Returns None where the ranks agreed to stop on the way.
     """
     rows = held_out.rows
+    shared = exchange.sum([len(rows)])[0] // exchange.world_size  # rows that every rank has: one may have one more
     make = static_micro_batch if device.pads_rows else partial(flat_micro_batch, tile=device.tile)
     sums = torch.zeros(4, device=device.device)
     model.eval()
     for start in range(0, len(rows), micro_batch_size):
         mark(f"evaluation, row {start}")
+        if start < shared and exchange.sum([stop.requested])[0]:
+            model.train()
+            return None
         part = rows.take(np.arange(start, min(start + micro_batch_size, len(rows))))
         if device.compiles and len(part) < micro_batch_size:
             part = _filled(part, micro_batch_size)

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from central.runtime.exits import Preempted
 from pretraining.lamb import global_norm
 from pretraining.schedule import poly_warmup
 
@@ -45,11 +44,7 @@ def train(run) -> None:
         masked, sequences, tokens, stop, times = run.exchange.sum(counts)  # host integers over gloo, not a device sync
         stops = StopAgreement(run.stop, run.exchange, times)
         if stop or not take_step(run, batch, masked, sequences, stops):
-            run.watchdog.busy()
-            run.save(wait=True)
-            run.exchange.barrier()
-            where = "nothing was saved" if settings.skip_checkpoint else "--resume_from_checkpoint goes on from there"
-            raise Preempted(f"stopped by a signal after step {state.step}; {where}")
+            run.end_early()
         state.step += 1
         state.global_step += 1
         state.rows_read += run.share.global_rows_per_step

@@ -2,12 +2,13 @@
 
 import contextlib
 import time
+from typing import NoReturn
 
 import torch.distributed as dist
 
 from central.runtime import reports
 from central.runtime.device import Device, configure_compile
-from central.runtime.exits import BadRequest, Diverged
+from central.runtime.exits import BadRequest, Diverged, Preempted
 from central.runtime.process_group import open_store
 from central.runtime.rank import Rank
 from central.runtime.watchdog import BUSY, Watchdog
@@ -233,7 +234,9 @@ class Run:
             return
         self._evaluated = self.state.global_step
         size = self.settings.micro_batch_size
-        numbers = evaluate(self.model, self._held_out, size, self.device, self.exchange, self.watchdog.mark)
+        numbers = evaluate(self.model, self._held_out, size, self.device, self.exchange, self.watchdog.mark, self.stop)
+        if numbers is None:
+            self.end_early()
         if self._log is None:
             return
         self._last_evaluation = numbers
@@ -243,6 +246,15 @@ class Run:
             f"accuracy {numbers['eval_mlm_accuracy']:.3f}, NSP accuracy {numbers['eval_nsp_accuracy']:.3f} "
             f"(majority {numbers['eval_nsp_majority']:.3f}), {numbers['eval_sequences']} sequences"
         )
+
+    def end_early(self) -> NoReturn:
+        """Asked to stop, all ranks save, meet and end. A resumed run makes up for an evaluation cut short."""
+        self.watchdog.busy()
+        self.save(wait=True)
+        self.exchange.barrier()
+        unsaved = self.settings.skip_checkpoint or not self.settings.do_train
+        where = "nothing was saved" if unsaved else "--resume_from_checkpoint goes on from there"
+        raise Preempted(f"stopped by a signal after step {self.state.step}; {where}")
 
     def save(self, wait: bool) -> None:
         """Save the state of now, on the main rank; returns after the copy unless `wait`."""

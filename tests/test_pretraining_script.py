@@ -588,7 +588,7 @@ def test_a_stop_amid_a_step_loses_nothing(corpora, uninterrupted, tmp_path, monk
         @property
         def requested(self):
             self.looks += 1
-            return self.looks >= 12  # one look before a step and one before each of its two micro-steps
+            return self.looks >= 14  # two in the first evaluation, then one before a step and each of its micro-steps
 
     words = script_argv(corpora[0], corpora[2], tmp_path, max_steps=STEPS, num_steps_per_checkpoint=1000)
     with monkeypatch.context() as patch:
@@ -606,6 +606,28 @@ def test_a_stop_that_may_not_save_does_not_say_it_has(corpora, tmp_path, monkeyp
     monkeypatch.setattr(script.ranks, "StopRequest", lambda: SimpleNamespace(requested=True))
     with pytest.raises(Preempted, match="after step 0; nothing was saved"):
         call(script_argv(corpora[0], corpora[2], tmp_path, skip_checkpoint=True))
+
+
+@pytest.mark.parametrize("look", [2, 13])  # in the evaluations before the first step and after the last
+def test_a_run_stopped_amid_an_evaluation_makes_up_for_it(corpora, tmp_path, monkeypatch, look):
+    import pretraining.run_pretraining as script
+
+    class Stop:
+        looks = 0
+
+        @property
+        def requested(self):
+            self.looks += 1
+            return self.looks >= look
+
+    words = script_argv(corpora[0], corpora[2], tmp_path, max_steps=3, num_steps_per_checkpoint=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(script.ranks, "StopRequest", Stop)
+        with pytest.raises(Preempted, match="after step 0" if look == 2 else "after step 3"):
+            call(words)
+    assert len(checkpoints(tmp_path)) == (look > 2)
+    assert call([*words, "--resume_from_checkpoint"]) == 0
+    assert set(logged(tmp_path)[1]) == {(1, 0), (1, 3)}
 
 
 def test_a_checkpoint_is_on_its_way_before_the_evaluation_begins(corpora, tmp_path, monkeypatch):
