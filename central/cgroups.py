@@ -36,6 +36,14 @@ def free_memory(proc: str = PROC) -> int | None:
     return min(free, default=None)
 
 
+def killed_for_memory(proc: str = PROC) -> int:
+    """Processes of this one's own control group that the kernel has killed so far because its memory ran out."""
+    for folder, version in _folders("memory", proc):
+        events = _read(folder, "memory.events" if version == 2 else "memory.oom_control")
+        return next((int(line.split()[1]) for line in events.splitlines() if line.startswith("oom_kill ")), 0)
+    return 0
+
+
 def _folders(controller: str, proc: str) -> Iterator[tuple[str, int]]:
     """(folder, version) of each group with this controller that the process is in, from its own up to the mount."""
     paths = dict(line.split(":", 2)[1:] for line in _read(proc, "cgroup").splitlines() if line.count(":") >= 2)

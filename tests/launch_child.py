@@ -23,7 +23,9 @@ STEP = 0.05  # s
 def main(argv):
     parser = argparse.ArgumentParser()
     parser.add_argument("--output_dir", required=True, type=Path)
-    parser.add_argument("--act", default="none", choices=["none", "refuse", "diverge", "crash", "die", "hang"])
+    parser.add_argument(
+        "--act", default="none", choices=["none", "refuse", "diverge", "crash", "die", "hang", "swallow"]
+    )
     parser.add_argument("--rank", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--saving", type=float, default=0.3, help="seconds")
@@ -76,6 +78,9 @@ def act(what):
         raise exits.Diverged("loss is nan")
     if what == "crash":
         raise RuntimeError("a defect")
+    if what == "swallow":
+        held = [b"x" * 2**24 for _ in range(1000)]
+        raise RuntimeError(f"{len(held)} pieces of memory without an end")
     if what in ("die", "hang"):
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from launch_project import copy_project, run, words
 
 from central import cgroups
 
@@ -126,6 +127,18 @@ print(this_machine().cores, cgroups.free_memory())
 """
 
 
+@pytest.mark.parametrize(
+    ("cgroup", "mounts", "files", "expected"),
+    [
+        (f"0::/{UNIT}\n", MOUNTS_V2, {f"{UNIT}/memory.events": "low 0\noom 3\noom_kill 2\noom_group_kill 0\n"}, 2),
+        (HYBRID, MOUNTS_V1, {f"memory/{STEP}/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"}, 1),
+        ("0::/\n", MOUNTS_V2, {}, 0),
+    ],
+)
+def test_killed_for_memory(made_up, cgroup, mounts, files, expected):
+    assert cgroups.killed_for_memory(made_up(cgroup, mounts, **files)) == expected
+
+
 @pytest.fixture
 def real_groups():
     """Groups of this machine's kernel: the limits stand in the outer ones, a process goes into the inner ones."""
@@ -160,3 +173,24 @@ def test_a_limit_of_the_kernel_above_the_group_of_a_process(real_groups):
     cores, free = done.stdout.split()
     assert cores == "1", done.stderr
     assert 0 < int(free) <= 2**30
+
+
+JOIN = """
+import os, sys
+*folders, program = sys.argv[1].split(":")
+for folder in folders:
+    open(os.path.join(folder, "cgroup.procs"), "w").write(str(os.getpid()))
+os.execv(program, sys.argv[2:])
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("options", [[], ["--world_size", "2"]])
+def test_a_rank_that_the_limit_of_memory_killed_says_so(real_groups, tmp_path, options, request):
+    if options:
+        request.getfixturevalue("mpirun")
+    argv = words(copy_project(tmp_path), *options, act="swallow", rank=len(options) // 2, steps=400)
+    joined = [sys.executable, "-c", JOIN, ":".join([*real_groups, sys.executable]), *argv]
+    status, _, err, _ = run(joined)
+    assert status == 137, err
+    assert "the memory limit of its control group was reached" in err.splitlines()[-1]

@@ -127,6 +127,35 @@ def test_asked_to_stop_every_rank_saves(project, monkeypatch, starter, number):
     assert left_running(project) == []
 
 
+def test_a_suspended_process_asked_to_stop_goes_on_and_saves(project):
+    launcher = start(words(project, steps=2000), project, 1)
+    os.kill(facts(project, 1, 0)["pid"], signal.SIGSTOP)
+    launcher.send_signal(signal.SIGTERM)
+    _, err = launcher.communicate(timeout=30)
+    assert launcher.returncode == 85, err
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("starter", SEVERAL)
+def test_an_mpirun_that_is_killed_alone_is_named(project, monkeypatch, starter):
+    options = started_by(starter, monkeypatch)
+    launcher = start(words(project, *options, steps=2000), project, 2)
+    begin = time.monotonic()
+    program = "torchrun" if starter == "torchrun" else "mpirun"
+    leader = next(pid for pid in descendants(launcher.pid) if os.getsid(pid) == pid and program_of(pid) == program)
+    os.kill(leader, signal.SIGKILL)
+    _, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 137, err
+    assert f"{program} was killed by signal 9" in err
+    assert time.monotonic() - begin < 30
+    assert left_running(project) == []
+
+
+def program_of(pid) -> str:
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    return "torchrun" if "torch.distributed.run" in words else "mpirun" if "-n" in words else ""
+
+
 # What another job, a batch system or a notebook leaves behind: each of these once changed a run, or stopped it.
 LEFT_OVER = {
     **{"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "192.0.2.77"},

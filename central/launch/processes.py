@@ -79,6 +79,8 @@ def _gone(session: int, seconds: float, give_up: Ended) -> bool:
     while members(session):
         if time.monotonic() >= deadline or give_up():
             return False
+        if (session, "T") in ((pid, state) for pid, state, _parent, _session in _processes()):
+            _send(session, signal.SIGCONT)  # suspended it would hear nothing, and save nothing
         time.sleep(0.1)
     return True
 
@@ -219,6 +221,7 @@ class Running:
 
         self.by_torchrun = "torch.distributed.run" in command.argv
         several_ranks = self.by_torchrun or command.argv[0] == "mpirun"
+        self.program = "torchrun" if self.by_torchrun else "mpirun" if several_ranks else "the training"
         # One process alone keeps our terminal, and with it its progress bar. mpirun would end of one that goes away.
         heard = bool(log) or several_ranks or not sys.stderr.isatty()
         with _blocked(ASKED_TO_STOP if several_ranks else ()):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from central import cgroups
 from central.errors import BAD_REQUEST, DIVERGED, DONE, HUNG, PREEMPTED
 from central.launch.commands import Command, Plan
 from central.launch.processes import Log, Running
@@ -105,6 +106,9 @@ AFTER_A_DEAD_RANK = 15  # seconds the other ranks may take to notice
 ONE_PRESS = 1.0  # second within which two signals may come of one press of Ctrl-C
 AFTER_A_SECOND_SIGNAL = 15  # seconds to begin to save
 STRAGGLERS = 30  # seconds a rank may outlive its mpirun
+OUT_OF_MEMORY = (
+    ": the memory limit of its control group was reached: take smaller batches or fewer ranks, or raise the limit"
+)
 LOST_HOST = 1  # status of a run whose host is gone
 
 
@@ -203,7 +207,7 @@ def _run_once(command: Command, stop: StopSignals, log: Log | None, grace: float
     """Run a command to its end. The status is that of the rank that failed first."""
     if stop.count:
         return 128 + stop.last
-    listener = Listener()
+    listener, killed_before = Listener(), cgroups.killed_for_memory()
     running = Running(command, log=log, hear=listener.feed, grace=grace)
     try:
         status = _wait(running, listener, stop, grace, lost_host)
@@ -223,9 +227,16 @@ def _run_once(command: Command, stop: StopSignals, log: Log | None, grace: float
         say(f"{command.name}: stopped before training began; there was nothing to save")
         return 128 + stop.last
     unsaved = "stopped without saving: " if stop.count and status != PREEMPTED else ""
-    end = "stopped after saving" if status == PREEMPTED else failure or f"exit status {status}"
-    say(f"{command.name}: {unsaved}{end}")
+    end = "stopped after saving" if status == PREEMPTED else failure or _own_end(running.program, status)
+    within = status == 128 + signal.SIGKILL and cgroups.killed_for_memory() > killed_before
+    say(f"{command.name}: {unsaved}{end}{OUT_OF_MEMORY if within else ''}")
     return status
+
+
+def _own_end(program: str, status: int) -> str:
+    """How a command ended that no rank explains: mpirun and torchrun may be killed, too."""
+    killed = f" ({program} was killed by signal {status - 128})" if status > 128 else ""
+    return f"exit status {status}{killed}"
 
 
 def _hurries(stop: StopSignals, listener: Listener) -> int:
