@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,9 @@ from central.runtime.checkpoints import is_complete, list_checkpoints
 from central.runtime.watchdog import BUSY, SILENT, Beat, Seen, hanging
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+PATIENCE = 300
 
 
 def seen(progress: int, silence: int = 0, doing: str = "step 3") -> Seen:
@@ -29,12 +33,13 @@ def seen(progress: int, silence: int = 0, doing: str = "step 3") -> Seen:
         ([seen(5), seen(5)], [0, 1]),
         ([seen(5), seen(4, doing=BUSY)], []),
         ([seen(5), seen(4, SILENT, doing=BUSY)], []),
+        ([seen(5), seen(4, PATIENCE, doing=BUSY)], [1]),  # it was stopped amid a save
         ([seen(5, SILENT - 1), seen(5)], [0, 1]),
         ([], []),
     ],
 )
 def test_who_hangs(ranks, named):
-    assert hanging(dict(enumerate(ranks))) == named
+    assert hanging(dict(enumerate(ranks)), PATIENCE) == named
 
 
 ALONE = """
@@ -74,6 +79,41 @@ def test_a_process_alone(timeout, seconds, how, status):
         host = os.uname().nodename
         assert f"rank 0 on {host} hangs: no progress for 2 s in step 2" in done.stderr
         assert f"rank 0 on {host}: exit status 124" in done.stderr
+
+
+SAVING = """
+import os, signal, sys, time
+from types import SimpleNamespace
+from torch.distributed import TCPStore
+from central.runtime.rank import Rank
+from central.runtime.watchdog import Watchdog
+number, port = int(sys.argv[1]), int(sys.argv[2])
+store = TCPStore("127.0.0.1", port, 2, is_master=number == 0)
+dog = Watchdog(Rank(number, number, 2, 2), 10, SimpleNamespace(requested=False), store)
+dog.busy()
+if number == 1:
+    os.kill(os.getpid(), signal.SIGSTOP)
+dog.mark("step 3, exchange of gradients")
+time.sleep(60)
+"""
+
+
+def test_a_rank_that_is_frozen_amid_a_save_is_named():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", SAVING, rank, port], env=environ, stderr=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
+    try:
+        errors = ranks[0].communicate(timeout=60)[1]
+    finally:
+        ranks[1].kill()
+        ranks[1].communicate()
+    assert ranks[0].returncode == 124, errors
+    assert f"rank 1 on {os.uname().nodename} hangs: no sign of life" in errors and f"last seen in {BUSY}" in errors
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ DEFAULT_TIMEOUT = 300  # seconds beyond the longest step so far
 COMPILING = 1800  # seconds for the first step where it compiles
 SILENT = 8  # seconds without a sign of life: more than a thread waits for a busy machine
 WHILE_STOPPING = 4  # seconds without progress after which a rank asked to stop looks at the others
-BUSY = "saving or scoring"  # a rank may take any time for it, and may not tell that it lives
+BUSY = "saving or scoring"  # a rank may take any time for it, and may long not tell that it lives
 LATER = 3  # seconds that the other ranks leave the first one to speak
 
 
@@ -42,11 +42,18 @@ class Seen:
     silence: int
 
 
-def hanging(seen: dict[int, Seen]) -> list[int]:
-    """Ranks that hang, by what all tell: the silent ones, else those furthest behind. A busy one does not."""
+def hanging(seen: dict[int, Seen], patience: float) -> list[int]:
+    """Ranks that hang, by what all tell: the silent ones, else those furthest behind.
+
+    A busy one does not, unless it gives no sign of life for `patience` seconds: it was stopped amid its work.
+    """
     if not seen:
         return []
-    silent = [rank for rank, other in seen.items() if other.silence >= SILENT and other.beat.doing != BUSY]
+    silent = [
+        rank
+        for rank, other in seen.items()
+        if other.silence >= (max(patience, SILENT) if other.beat.doing == BUSY else SILENT)
+    ]
     if silent:
         return silent
     least = min(other.beat.progress for other in seen.values())
@@ -141,13 +148,16 @@ class Watchdog:
             if not self._progress:  # what comes before training may take any time
                 continue
             if self._stop.requested and self._idle >= WHILE_STOPPING:
-                silent = [rank for rank in hanging(self._others()) if self._others()[rank].silence >= SILENT]
+                silent = [rank for rank in self._hanging() if self._others()[rank].silence >= SILENT]
                 if silent:
                     self._end(silent)
             if self._idle > max(self._timeout + self._longest, self._first_limit):
                 alone = [self._rank.rank] if self._doing != BUSY else []
-                if found := hanging(self._others()) if self._seen else alone:
+                if found := self._hanging() if self._seen else alone:
                     self._end(found)
+
+    def _hanging(self) -> list[int]:
+        return hanging(self._others(), self._timeout + self._longest)
 
     def _others(self) -> dict[int, Seen]:
         """All ranks as seen from here; where the store does not answer, its rank is silent."""
