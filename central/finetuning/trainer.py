@@ -86,6 +86,8 @@ class FineTuningTrainer(Trainer):
         mode = "compile" if training.torch_compile else "lazy" if flags.use_lazy_mode else "eager"
         padded, cut = layout(training.device.type, mode, training.bf16, max_seq_length, pad_to_max_length)
         if training.torch_compile:
+            if self.on_hpu:
+                hpu.load_compile_backend()
             configure_compile(SHAPES_COMPILED, training.gradient_checkpointing)
         kwargs["data_collator"] = Collator(tokenizer.pad_token_id, tokenizer.padding_side, padded, task.padding)
         self._training_collator = PartsCollator(kwargs["data_collator"], cut)

@@ -47,6 +47,17 @@ def initialize(rank: Rank) -> torch.device:
     return torch.device("hpu")
 
 
+def load_compile_backend() -> None:
+    """Load Habana's compiler, which torch would do at the first compilation.
+
+    Where it compiles the backward pass, too, it sets how DistributedDataParallel exchanges gradients, and that counts
+    for models wrapped later only: accelerate wraps first and then compiles.
+    """
+    from torch._dynamo.backends.registry import lookup_backend
+
+    lookup_backend(COMPILE_BACKEND)
+
+
 def restore_torchs_files() -> None:
     """Save and load as torch itself does: in lazy mode the plugin has put functions of its own there.
 
