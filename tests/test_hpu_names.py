@@ -29,7 +29,7 @@ def sources(*patterns: str) -> list[Path]:
 
 def names_used(text: str) -> set[str]:
     """Names of Habana's in a module: what it imports, and attributes of modules that it imports or torch has."""
-    found = {f"torch.hpu.{name}" for name in re.findall(r"(?:torch\.hpu|getattr\(torch, self\.type\))\.(\w+)", text)}
+    found = {f"torch.hpu.{name}" for name in re.findall(r"(?:torch\.hpu|self\._torch\(\))\.(\w+)", text)}
     for module, imported in re.findall(r"from (habana_frameworks[\w.]*) import \(?([\w, \n]+)", text):
         found |= {f"{module}.{name.split()[0]}" for name in imported.split(",") if name.strip()}
     for module, alias in re.findall(r"^\s*import (habana_frameworks[\w.]*)(?: as (\w+))?", text, re.MULTILINE):
