@@ -6,6 +6,8 @@ They are those of run_pretraining.py and run_squad.py up to release 1.23, and of
 import os
 from collections.abc import Mapping, Sequence
 
+from central.gaudi_environment import COMPILED_AUTOGRAD, LAZY_MODE
+
 # Switches that have another name here. A value of false leaves them out.
 RENAMED = {
     "autocast": "--hmp",
@@ -25,9 +27,9 @@ WITHOUT_EFFECT = {
     "use_hpu_graphs_for_training": "training takes no HPU graphs",
     "disable_tensor_cache_hpu_graphs": "training takes no HPU graphs",
     "max_hpu_graphs": "training takes no HPU graphs",
-    "no_compiled_autograd": "PT_HPU_ENABLE_COMPILED_AUTOGRAD decides",
-    "compiled_autograd": "PT_HPU_ENABLE_COMPILED_AUTOGRAD decides",
-    "use_compiled_autograd": "PT_HPU_ENABLE_COMPILED_AUTOGRAD decides",
+    "no_compiled_autograd": f"{COMPILED_AUTOGRAD} decides",
+    "compiled_autograd": f"{COMPILED_AUTOGRAD} decides",
+    "use_compiled_autograd": f"{COMPILED_AUTOGRAD} decides",
     "compile_dynamic": "compiled shapes are always static",
     "cache_size_limit": "compiled shapes are always static",
     "profile": "there is no profiler here",
@@ -74,7 +76,7 @@ def translate(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
             notes[flag] = f"{flag} has no effect here: {WITHOUT_EFFECT[name]}"
     is_later = kept != before
     names_no_mode = not any(word.startswith(("--use_lazy_mode", "--torch_compile")) for word in (*before, *kept))
-    if is_later and names_no_mode and "--use_habana" in kept and environ.get("PT_HPU_LAZY_MODE") == "1":
+    if is_later and names_no_mode and "--use_habana" in kept and environ.get(LAZY_MODE) == "1":
         kept.append("--use_lazy_mode")
-        notes["PT_HPU_LAZY_MODE"] = "PT_HPU_LAZY_MODE=1 is taken as --use_lazy_mode, as in the releases of these flags"
+        notes[LAZY_MODE] = f"{LAZY_MODE}=1 is taken as --use_lazy_mode, as in the releases of these flags"
     return kept, list(notes.values())

@@ -5,9 +5,10 @@ mpirun closes what its ranks would inherit, so the open socket goes over a Unix 
 """
 
 import os
-import socket
-import struct
-import threading
+
+TYPE_CHECKING = False  # socket is slow to import, and a dry run needs none
+if TYPE_CHECKING:
+    import socket
 
 # What the launcher tells its ranks in their environment. Where it has spoken, no other launcher's variables count.
 LAUNCHER = "BERT_LAUNCHER"  # what started this process for it: mpirun, torchrun or alone
@@ -23,13 +24,17 @@ BACKLOG = 1024  # ranks that may knock before rank 0 is up
 PATIENCE = 10  # s for the launcher's answer
 
 
-def listen(port: int, address: str = LOOPBACK) -> socket.socket:
+def listen(port: int, address: str = LOOPBACK) -> "socket.socket":
     """A socket that listens at this port, 0 for any free one. Raises OSError where it is taken."""
+    import socket
+
     return socket.create_server((address, port), backlog=BACKLOG)
 
 
 def is_this_machine(address: str) -> bool:
     """Whether an address or a name is one of this machine's own."""
+    import socket
+
     try:
         found = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -44,16 +49,21 @@ def is_this_machine(address: str) -> bool:
     return False
 
 
-def hand_over(listener: socket.socket, run_id: str) -> None:
+def hand_over(listener: "socket.socket", run_id: str) -> None:
     """Give this listening socket to each process of this user that asks for the run's, as long as we live."""
+    import socket
+    import threading
+
     door = socket.socket(socket.AF_UNIX)
     door.bind(_name(run_id))
     door.listen()
     threading.Thread(target=_answer, args=(door, listener), daemon=True).start()
 
 
-def take_over(run_id: str) -> socket.socket:
+def take_over(run_id: str) -> "socket.socket":
     """The listening socket that the launcher of this run holds. Raises OSError where there is no launcher to ask."""
+    import socket
+
     with socket.socket(socket.AF_UNIX) as door:
         door.settimeout(PATIENCE)
         door.connect(_name(run_id))
@@ -68,7 +78,10 @@ def _name(run_id: str) -> str:
     return f"\0bert-{run_id}"
 
 
-def _answer(door: socket.socket, listener: socket.socket) -> None:
+def _answer(door: "socket.socket", listener: "socket.socket") -> None:
+    import socket
+    import struct
+
     while True:
         caller, _ = door.accept()
         with caller:

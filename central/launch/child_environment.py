@@ -3,32 +3,29 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from central import gaudi_environment
+from central.gaudi_environment import VISIBLE_MODULES
 from central.launch.hosts import Layout
 from central.launch.machine import Devices, MeetingPoint, Topology, can_bind, cores_per_rank
 from central.meeting import TOLD
 
 # Handed to other hosts where the caller has set them: what Habana's images set, which a session of sshd does not have,
 # what the reference handed on (HABANA, PATH, LD_, HCCL), what the libraries below torch read, and the ways to the Hub.
-FORWARDED = re.compile(
-    r"""\w*(HABANA|HCCL|PATH)\w*
+FORWARDED = r"""(?x)\w*(HABANA|HCCL|PATH)\w*
     |(LD|PT|HCL|GC|TPC|SYN|LOG_LEVEL|ENABLE|FI|NCCL|GLOO|UCX|TCMALLOC|MALLOC|KMP|OMP|HF|TRANSFORMERS)_\w+|RDMA\w+
     |MAX_WAIT_ATTEMPTS|BUILD_ROOT_LATEST|SOCKET_NTHREADS|NSOCK_PERTHREAD
-    |(?i:https?_proxy|all_proxy|no_proxy)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|SSL_CERT_FILE|SSL_CERT_DIR""",
-    re.VERBOSE,
-)
+    |(?i:https?_proxy|all_proxy|no_proxy)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|SSL_CERT_FILE|SSL_CERT_DIR"""
 # Never handed on: what other launchers tell their own ranks, and secrets, which would stand in the lists of processes.
-OF_OTHER_LAUNCHERS = re.compile(r"(OMPI|OPAL|PMIX|PRTE|PMI|SLURM|TORCHELASTIC)_\w+")
-SECRETS = re.compile(r"(?!HF_TOKEN_PATH$)\w*(TOKEN|SECRET|PASSW|CREDENTIAL|_KEY)\w*", re.IGNORECASE)
-PASSWORD_IN_URL = re.compile(r"\w+://[^/@\s]+@")
-OP_LIST_VARIABLES = ("PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST", "PT_HPU_AUTOCAST_FP32_OPS_LIST")
-VISIBLE_MODULES = "HABANA_VISIBLE_MODULES"
+OF_OTHER_LAUNCHERS = r"(OMPI|OPAL|PMIX|PRTE|PMI|SLURM|TORCHELASTIC)_\w+"
+SECRETS = r"(?i)(?!HF_TOKEN_PATH$)\w*(TOKEN|SECRET|PASSW|CREDENTIAL|_KEY)\w*"
+PASSWORD_IN_URL = r"\w+://[^/@\s]+@"
 SUPPORTED_COUNTS = (1, 2, 4, 8)  # of cards in one job on a server
 OURS = ("OMP_NUM_THREADS", *TOLD, "PYTHONUNBUFFERED")
 
 # What launchers and batch systems tell the processes that they start, or hear from the environment. A run of ours
 # started from such a process is none of theirs.
 RANK_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-FOREIGN = re.compile(
+FOREIGN = (
     r"(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)|(GROUP|ROLE)_(WORLD_SIZE|NAME)|TORCHELASTIC_.*|PET_.*"
     r"|OMPI_(COMM_WORLD|WORLD|UNIVERSE|APP|FILE|FIRST|NUM|ARGV|COMMAND).*|PRTE_LAUNCHED|PMIX_(?!MCA_|PREFIX).*|PMI_.*"
     r"|OMPI_MCA_(ess|orte_(app|bound|ess|hnp|jobfam|launch|local_daemon|num|precondition|top_session)).*"
@@ -36,11 +33,11 @@ FOREIGN = re.compile(
     rf"|MPI_LOCAL.*|HYDRA_.*|MPLBACKEND|{'|'.join(TOLD)}"
 )
 # Settings of Open MPI that say where ranks go and how many fit there: the words of mpirun say it.
-PLACING = re.compile(r"(OMPI|PRTE|PMIX)_MCA_(\w*(hostfile|rankfile|dash_host|default_host)|ras|ras_.*|rmaps_.*)")
+PLACING = r"(OMPI|PRTE|PMIX)_MCA_(\w*(hostfile|rankfile|dash_host|default_host)|ras|ras_.*|rmaps_.*)"
 # Hosts and slots of batch systems, which mpirun takes by itself. What is of the job only stays.
-ALLOCATION = re.compile(r"SLURM_(?!CONF$|JOB_ID$|JOB_NAME$|CLUSTER_NAME$).*|PBS_.*|LSB_.*|PE_HOSTFILE")
+ALLOCATION = r"SLURM_(?!CONF$|JOB_ID$|JOB_NAME$|CLUSTER_NAME$).*|PBS_.*|LSB_.*|PE_HOSTFILE"
 # Where SLURM's hosts are used, its job is what mpirun asks, and only what would shape its own steps goes.
-SLURM_STEP = re.compile(
+SLURM_STEP = (
     r"SLURM_(STEP_.*|STEPID|STEPMGR|PROCID|LOCALID|NODEID|GTIDS|TASK_PID|NTASKS.*|NPROCS|CPUS_PER_TASK|TRES_PER_TASK"
     r"|TASKS_PER_NODE|CPU_BIND.*|DISTRIBUTION|UMASK|PRIO_PROCESS)"
 )
@@ -71,9 +68,7 @@ def child_variables(
     if device == "cpu":
         variables["OMP_NUM_THREADS"] = environ.get("OMP_NUM_THREADS", str(threads))
     if device == "hpu":
-        variables["PT_HPU_LAZY_MODE"] = "1" if mode == "lazy" else "0"
-        if op_lists:
-            variables |= zip(OP_LIST_VARIABLES, op_lists)
+        variables |= gaudi_environment.variables(mode == "lazy", op_lists or ())
         if modules := modules_to_name(environ, devices):
             variables[VISIBLE_MODULES] = ",".join(map(str, modules))
     if loopback:
@@ -125,14 +120,14 @@ def run_variables(
 def foreign_variables(environ: Mapping[str, str], keep_slurm: bool) -> tuple[str, ...]:
     """Variables of the caller's that its children must not see, as they tell of another run."""
     allocation = SLURM_STEP if keep_slurm else ALLOCATION
-    return tuple(name for name in environ if any(kind.fullmatch(name) for kind in (FOREIGN, PLACING, allocation)))
+    return tuple(name for name in environ if any(re.fullmatch(kind, name) for kind in (FOREIGN, PLACING, allocation)))
 
 
 def contradictions(environ: Mapping[str, str], layout: Layout) -> list[str]:
     """Assignments of the caller's that would make another run of this one."""
     expected = ("0", str(layout.world_size))
     found = [name for name in RANK_NAMES if environ.get(name, "0") not in expected]
-    found += [name for name in sorted(environ) if name.startswith("PET_") or PLACING.fullmatch(name)]
+    found += [name for name in sorted(environ) if name.startswith("PET_") or re.fullmatch(PLACING, name)]
     return [f"{name}={environ[name]}" for name in found]
 
 
@@ -156,11 +151,11 @@ def withheld_variables(environ: Mapping[str, str]) -> list[str]:
 
 
 def _is_for_others(name: str) -> bool:
-    return bool(FORWARDED.fullmatch(name)) and not OF_OTHER_LAUNCHERS.fullmatch(name)
+    return bool(re.fullmatch(FORWARDED, name)) and not re.fullmatch(OF_OTHER_LAUNCHERS, name)
 
 
 def _is_secret(name: str, value: str) -> bool:
-    return bool(SECRETS.fullmatch(name) or PASSWORD_IN_URL.search(value))
+    return bool(re.fullmatch(SECRETS, name) or re.search(PASSWORD_IN_URL, value))
 
 
 def threads_per_rank(topology: Topology, ranks_per_node: int, bound: bool) -> int:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
+from central import gaudi_environment
+from central.gaudi_environment import LAZY_MODE
 from central.launch import child_environment, mpi
 from central.launch.hosts import DEFAULT_SSH_PORT, Layout
 from central.launch.machine import Devices, MeetingPoint, Topology, can_bind
@@ -174,7 +176,7 @@ def _notes(settings: Common, subcommand: ModuleType, target: Target, mode: str) 
     if target.device == "hpu":
         yield from child_environment.module_notes(target.environ, target.devices, layout.ranks_per_node)
     if target.device == "hpu" and settings.data_type == "bf16":
-        for name, list_ in zip(child_environment.OP_LIST_VARIABLES, _op_lists(settings, subcommand, target)):
+        for name, list_ in zip(gaudi_environment.OP_LISTS, _op_lists(settings, subcommand, target)):
             if target.environ.get(name, list_) != list_:
                 yield f"{name}={target.environ[name]} is set, but this run takes {list_}; words after -- name others"
     if foreign := child_environment.contradictions(target.environ, layout):
@@ -183,5 +185,5 @@ def _notes(settings: Common, subcommand: ModuleType, target: Target, mode: str) 
     if caller and layout.world_size > 1 and caller != met:
         yield f"MASTER_ADDR={caller} is set, but the ranks of this run meet on {met}"
     lazy = "1" if mode == "lazy" else "0"
-    if target.device == "hpu" and target.environ.get("PT_HPU_LAZY_MODE", lazy) != lazy:
-        yield f"PT_HPU_LAZY_MODE={target.environ['PT_HPU_LAZY_MODE']} is set, but the mode of this run needs {lazy}"
+    if target.device == "hpu" and target.environ.get(LAZY_MODE, lazy) != lazy:
+        yield f"{LAZY_MODE}={target.environ[LAZY_MODE]} is set, but the mode of this run needs {lazy}"

@@ -9,7 +9,7 @@ from central.files import is_special
 from central.slurm import expand_nodelist
 
 DEFAULT_SSH_PORT = "3022"
-HOST = re.compile(r"[\w\[][\w.:%@\]-]*")  # to ssh and mpirun a word that begins with a hyphen is an option
+HOST = r"[\w\[][\w.:%@\]-]*"  # to ssh and mpirun a word that begins with a hyphen is an option
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def read_hostfile(path: str) -> dict[str, int]:
 
 def _spread(hosts: Sequence[str], source: str, world_size: int, process_per_node: int, by_ssh: bool = True) -> Layout:
     """An equal number of ranks on each host, exactly."""
-    if no_hosts := [name for name in hosts if not HOST.fullmatch(name)]:
+    if no_hosts := [name for name in hosts if not re.fullmatch(HOST, name)]:
         raise BadRequest(f"{source} names {', '.join(map(repr, no_hosts))}: expected names or addresses of hosts")
     if twice := sorted({name for name in hosts if hosts.count(name) > 1}):
         raise BadRequest(f"{source} names {', '.join(twice)} twice: {', '.join(hosts)}; name each host once")

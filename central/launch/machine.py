@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from central import cgroups, meeting
 from central.files import ROOT
+from central.gaudi_environment import VISIBLE_MODULES
 from central.launch.options import Common
 
 TYPE_CHECKING = False
@@ -105,7 +106,7 @@ def _hpu_devices(capture: Callable, environ: Mapping[str, str]) -> Devices:
         return Devices("hpu", 0)
     modules = hpu_modules(capture)
     cards = len(modules) or sum(name.removeprefix("accel").isdigit() for name in _names("/dev/accel"))
-    visible = environ.get("HABANA_VISIBLE_MODULES")
+    visible = environ.get(VISIBLE_MODULES)
     return Devices("hpu", min(cards, len(visible.split(","))) if visible else cards, modules=modules)
 
 

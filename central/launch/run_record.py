@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from central import files
+from central import files, gaudi_environment
 from central.errors import BadRequest, nearest
 from central.launch.commands import Command, Plan, shell_line
 from central.launch.options import Common
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 NAME = "run.json"
 BESIDE_OPTIONS = ("command", "script_args", "env_variables", "record")
 # Variables that decide how a run is composed, and so belong to its record.
-RECORDED = ("MULTI_HLS_IPS", "DOCKER_SSHD_PORT", "MPI_ROOT", "MASTER_ADDR", "MASTER_PORT", "HABANA_VISIBLE_MODULES")
-RECORDED_PREFIX = "PT_HPU_"
+RECORDED = (
+    *("MULTI_HLS_IPS", "DOCKER_SSHD_PORT", "MPI_ROOT", "MASTER_ADDR", "MASTER_PORT"),
+    gaudi_environment.VISIBLE_MODULES,
+)
 
 
 def run_record(name: str, settings: Common, plan: Plan, environ: Mapping[str, str], when: str) -> dict:
@@ -37,7 +39,9 @@ def run_record(name: str, settings: Common, plan: Plan, environ: Mapping[str, st
         value = getattr(settings, key)
         if value is not None and value is not False and value != (None, None):  # 0 is a value
             values[key] = _from_anywhere(value, option.type)
-    variables = {key: environ[key] for key in sorted(environ) if key in RECORDED or key.startswith(RECORDED_PREFIX)}
+    variables = {
+        key: environ[key] for key in sorted(environ) if key in RECORDED or key.startswith(gaudi_environment.PREFIX)
+    }
     return {
         "command": name,
         **values,

@@ -10,17 +10,13 @@ import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 
+from central import gaudi_environment
 from central.files import is_special
+from central.gaudi_environment import AUTOLOAD, COMPILED_AUTOGRAD, LAZY_MODE
 from central.habana_flags import translate
 from central.runtime import exits
 from central.runtime import rank as ranks
 from central.runtime.exits import BadRequest
-
-LAZY_MODE = "PT_HPU_LAZY_MODE"
-AUTOLOAD = "PT_HPU_AUTOLOAD"
-LOWER_PRECISION_OPS = "PT_HPU_AUTOCAST_LOWER_PRECISION_OPS_LIST"
-FP32_OPS = "PT_HPU_AUTOCAST_FP32_OPS_LIST"
-COMPILED_AUTOGRAD = "PT_HPU_ENABLE_COMPILED_AUTOGRAD"
 
 # Names that HMP took from Python's operators and functions. Autocast goes by ATen's, and passes over others in silence.
 RENAMED_OPS = {
@@ -46,12 +42,11 @@ def apply(argv: Sequence[str] | None = None, environ: MutableMapping[str, str] =
     problems = []
     if args.use_lazy_mode and args.torch_compile:
         problems.append("--torch_compile needs the eager mode of hpu: leave out --use_lazy_mode")
-    wanted = {LAZY_MODE: "1" if args.use_lazy_mode else "0"}
-    for flag, variable in (("hmp_bf16", LOWER_PRECISION_OPS), ("hmp_fp32", FP32_OPS)):
-        file = getattr(args, flag)
-        if file:
-            problems += op_list_problems(f"--{flag}", Path(file))
-            wanted[variable] = os.path.abspath(file)
+    op_lists = {"--hmp_bf16": args.hmp_bf16, "--hmp_fp32": args.hmp_fp32}
+    problems += [text for flag, file in op_lists.items() if file for text in op_list_problems(flag, Path(file))]
+    wanted = gaudi_environment.variables(
+        args.use_lazy_mode, [os.path.abspath(file) if file else "" for file in op_lists.values()]
+    )
     problems += _conflicts(wanted, environ)
     if problems:
         raise BadRequest(problems)

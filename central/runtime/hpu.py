@@ -10,14 +10,13 @@ from pathlib import Path
 
 import torch
 
+from central.gaudi_environment import LAZY_MODE, OP_LISTS, VISIBLE_MODULES
 from central.runtime import rank as ranks
 from central.runtime import tensor_files
-from central.runtime.environment import FP32_OPS, LAZY_MODE, LOWER_PRECISION_OPS
 from central.runtime.rank import Rank
 
 COMPILE_BACKEND = "hpu_backend"  # torch.compile(model, backend=...), with PT_HPU_LAZY_MODE=0 only
 MODULE_ID = "HLS_MODULE_ID"
-VISIBLE_MODULES = "HABANA_VISIBLE_MODULES"
 
 
 def initialize(rank: Rank) -> torch.device:
@@ -200,7 +199,7 @@ class Reading:
 def _check_op_names() -> None:
     """Refuse op lists with names that no ATen operator has; Habana's autocast would ignore them in silence."""
     problems = []
-    for variable in (LOWER_PRECISION_OPS, FP32_OPS):
+    for variable in OP_LISTS:
         if variable in os.environ:
             names = Path(os.environ[variable]).read_text().split()
             unknown = [name for name in names if not hasattr(torch.ops.aten, name)]
