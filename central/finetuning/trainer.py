@@ -249,7 +249,8 @@ class FineTuningTrainer(Trainer):
         # DDP sorts its buckets anew after the first step of a process, unless parameters may be unused. A ring of three
         # ranks or more adds an element up in an order that goes by its place: a resumed run would differ in last bits.
         args = self.args
-        reentrant = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+        how = args.gradient_checkpointing_kwargs
+        reentrant = args.gradient_checkpointing and isinstance(how, dict) and how.get("use_reentrant")
         keeps_order = args.device.type == "cpu" and args.world_size > 2 and not reentrant  # which DDP could not follow
         unused = ddp.find_unused_parameters or keeps_order
         ddp = replace(ddp, gradient_as_bucket_view=True, find_unused_parameters=unused)
