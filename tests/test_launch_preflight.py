@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 
 import h5py
@@ -407,6 +408,12 @@ HERE = {"host": "hosta", "python": "3.11.7", "torch": "2.13.0", "project": "abc"
         (0, json.dumps(HERE), "", []),
         (0, "Welcome!\n" + json.dumps(HERE), "", []),
         (0, json.dumps({**HERE, "torch": "2.9"}), "", ["torch is 2.9 there, 2.13.0 here; make them the same"]),
+        (
+            0,
+            json.dumps({**HERE, "port_in_use": "12345"}),
+            "",
+            ["port 12345 is in use there, where the ranks are to meet; set MASTER_PORT to a free one"],
+        ),
         (127, "", "bash: /py: No such file", ["no /py there; install the same python at the same path"]),
         (2, "", "can't open file", ["no project at /project there; put the same copy at the same path"]),
         (
@@ -424,6 +431,17 @@ def test_what_an_answer_of_a_host_means(status, stdout, stderr, expected):
         "hostb", Captured(status, stdout, stderr), HERE, "3022", target_of(Layout(2, 1, ("a", "b"), "x", True))
     )
     assert found == expected if expected is not None else len(found) == 1
+
+
+def test_the_first_host_is_asked_for_the_port_where_the_ranks_meet():
+    with socket.create_server(("", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        target = target_of(Layout(2, 1, ("a", "b"), "x", True), meeting_point=machine.MeetingPoint("localhost", port))
+        first, second = (remote.question(host, "22", target)[-1] for host in ("a", "b"))
+        assert first == f"{second} {port}"
+        words = [sys.executable, remote.hostcheck.__file__, port]
+        there = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    assert there["port_in_use"] == port and not remote.hostcheck.is_in_use(port)
 
 
 def test_hosts_with_one_name_are_told():

@@ -1,4 +1,7 @@
-"""What must be the same on every host of a run. Run by path it prints this host's answer as JSON."""
+"""What must be the same on every host of a run. Run by path it prints this host's answer as JSON.
+
+A word is the port where the ranks of a run are to meet on this host: whether it is free is part of the answer.
+"""
 
 import hashlib
 import json
@@ -17,6 +20,15 @@ def facts() -> dict[str, str]:
     """Name of this host, and the versions of python, torch and the project on it."""
     python = ".".join(map(str, sys.version_info[:3]))
     return {"host": socket.gethostname(), "python": python, "torch": version("torch"), "project": fingerprint()}
+
+
+def is_in_use(port: str) -> bool:
+    """Whether something listens at this port of this host."""
+    try:
+        socket.create_server(("", int(port))).close()
+    except OSError:
+        return True
+    return False
 
 
 def version(package: str) -> str:
@@ -46,4 +58,7 @@ def _code_files() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(facts()))
+    answer = facts()
+    if len(sys.argv) > 1 and is_in_use(sys.argv[1]):
+        answer["port_in_use"] = sys.argv[1]
+    print(json.dumps(answer))

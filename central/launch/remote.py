@@ -50,10 +50,11 @@ def ssh_port(target: Target) -> str:
 
 
 def question(host: str, port: str, target: Target) -> list[str]:
-    """The ssh command that asks a host for its facts. It never waits for a password."""
+    """The ssh command that asks a host for its facts, and the first for the ranks' port. It waits for no password."""
     script = os.path.join(target.root, "central", "launch", "hostcheck.py")
+    port_to_meet = [target.meeting_point.port] if host == target.layout.hosts[0] else []
     settings = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
-    return ["ssh", "-p", port, *settings, host, shlex.join([target.python, script])]
+    return ["ssh", "-p", port, *settings, host, shlex.join([target.python, script, *port_to_meet])]
 
 
 def faults(host: str, answer: Captured, here: Mapping[str, str], port: str, target: Target) -> list[str]:
@@ -61,7 +62,10 @@ def faults(host: str, answer: Captured, here: Mapping[str, str], port: str, targ
     there = facts_of(answer)
     if there:
         unequal = [name for name in ("python", "torch", "project") if there.get(name) != here[name]]
-        return [f"{name} is {there.get(name)} there, {here[name]} here; make them the same" for name in unequal]
+        found = [f"{name} is {there.get(name)} there, {here[name]} here; make them the same" for name in unequal]
+        if taken := there.get("port_in_use"):
+            found.append(f"port {taken} is in use there, where the ranks are to meet; set MASTER_PORT to a free one")
+        return found
     said = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
     if answer.status in (126, 127):
         return [f"no {target.python} there; install the same python at the same path"]
