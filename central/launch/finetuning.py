@@ -5,8 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from central.files import ROOT
-from central.launch.options import BATCHES, DATA, DEVICE, MODEL, SAVING, SCHEDULE, Common
-from central.launch.subcommands import Run
+from central.launch.options import BATCHES, DATA, DEVICE, MODEL, SAVING, SCHEDULE, Common, Run
 from central.models import MODELS
 from central.options import (
     BATCH_SIZE,

@@ -68,6 +68,16 @@ class Common:
         return 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run of a training script: its words; those to go on with where it failed; those for the summary then."""
+
+    name: str
+    words: tuple[str, ...]
+    again: tuple[str, ...] = ()
+    if_failed: tuple[str, ...] = ()
+
+
 def settings_parser(subcommand: ModuleType, prog: str) -> options.Parser:
     """The parser of a subcommand, which is a module."""
     usage = f"{prog} [options] [-- words for the training script]"

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from central.errors import BadRequest
 from central.files import ROOT, shards_of
 from central.launch import batch
-from central.launch.options import BATCHES, DATA, MODEL, RUNNING, SAVING, SCHEDULE, Common
-from central.launch.subcommands import Run
+from central.launch.options import BATCHES, DATA, MODEL, RUNNING, SAVING, SCHEDULE, Common, Run
 from central.models import MODELS
 from central.options import (
     EXCHANGE_16_BITS,

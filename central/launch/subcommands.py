@@ -1,22 +1,11 @@
 """The two subcommands that train. Each is a module: Settings, DESCRIPTION, EXAMPLES, problems(), runs(), ..."""
 
 import importlib
-from dataclasses import dataclass
 from types import ModuleType
 
 from central.errors import BadRequest, nearest
 
 SUBCOMMANDS = ("pretraining", "finetuning")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run of a training script: its words; those to go on with where it failed; those for the summary then."""
-
-    name: str
-    words: tuple[str, ...]
-    again: tuple[str, ...] = ()
-    if_failed: tuple[str, ...] = ()
 
 
 def subcommand_of(name: str) -> ModuleType:
