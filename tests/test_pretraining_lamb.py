@@ -73,8 +73,15 @@ def test_trust_ratio_is_one_for_zero_weights():
     wanted = plain_lamb([p.detach().clone() for p in params], grads, lr=[0.1] * 5, decays=[0.01, 0, 0.01, 0])
     run(params, grads, [0.1] * 5)
     torch.testing.assert_close(params[0].detach().double(), wanted[0], rtol=2e-5, atol=2e-6)
-    zero, one, four = (torch.tensor(value) for value in (0.0, 1.0, 4.0))
-    assert [float(trust_ratio(w, u)) for w, u in ((zero, one), (one, zero), (one, four))] == [1.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("weight_square", "update_square", "ratio"),
+    [(0.0, 1.0, 1.0), (1.0, 0.0, 1.0), (0.0, 0.0, 1.0), (1.0, 4.0, 0.5), (0.25, 0.01, 5.0), (1e-8, 1e-4, 0.01)],
+)
+def test_trust_ratio_is_the_quotient_of_norms_but_for_zero(weight_square, update_square, ratio):
+    found = trust_ratio(torch.tensor(weight_square), torch.tensor(update_square))
+    assert found.dtype == torch.float32 and float(found) == pytest.approx(ratio)
 
 
 def at_offset(tensor, offset):
@@ -165,10 +172,15 @@ def test_a_non_finite_gradient_changes_nothing(bad):
 
 
 class NoHostSync(TorchDispatchMode):
-    """Fails at every operation that would make the host wait for the device."""
+    """Fails at every operation that would make the host wait for the device; notes the names of all."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = str(function)
+        self.names.add(name)
         assert not any(word in name for word in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")), name
         return function(*args, **(kwargs or {}))
 
@@ -178,8 +190,9 @@ def test_a_step_never_waits_for_the_device():
     optimizer = optimizer_for(params)
     for p, g in zip(params, grads[0]):
         p.grad = g.clone()
-    with NoHostSync():
+    with NoHostSync() as noted:
         optimizer.step(global_norm([p.grad for p in params]))
+    assert any("_fused_adamw_" in name for name in noted.names)  # one pass over memory, where the device has it
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoHostSync():
         params[0].sum().item()
 
@@ -198,7 +211,7 @@ def test_lamb_converges_on_least_squares():
 
 def test_square_sum_of_a_long_tensor():
     x = torch.randn(5_000_000, generator=torch.Generator().manual_seed(2)).mul_(0.02)
-    assert float(square_sum(x)) == pytest.approx(float(x.double().pow(2).sum()), rel=3e-6)
+    assert float(square_sum(x)) == pytest.approx(float(x.double().pow(2).sum()), rel=5e-9)
 
 
 def test_schedule_table():
