@@ -17,7 +17,7 @@ FAST := not slow and not hpu_matrix and not fresh
 export PATH := $(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-slow test-hpu test-fresh test-lowest lint format clean
+.PHONY: setup demo test test-slow test-hpu test-fresh test-lowest test-mutations lint format clean
 
 setup: $(VENV)/.cpu
 
@@ -64,6 +64,10 @@ endif
 
 test-lowest: $(LOWEST)/.dev
 	PATH="$(CURDIR)/$(LOWEST)/bin:$$PATH" $(LOWEST)/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "$(FAST)"
+
+# Small changes to the code, which the tests must notice: MUTATIONS="pretraining/lamb.py --all" for one file's. Hours.
+test-mutations: $(VENV)/.dev
+	$(BIN)/python tests/mutations.py $(MUTATIONS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

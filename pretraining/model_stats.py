@@ -27,8 +27,7 @@ def batch_flops(config: BertConfig, micro_batch) -> float:
         lengths = [count for n in range(1, int(ids.max()) + 1) for count in (ids == n).sum(1).tolist() if count]
     else:
         lengths = lengths[: len(micro_batch.next_sentence_labels)]  # without what fills the last tile
-    head = sequence_flops(config, 0, masked / len(lengths))
-    return sum(sequence_flops(config, length, 0) for length in lengths) + len(lengths) * head
+    return sum(sequence_flops(config, length, masked / len(lengths)) for length in lengths)
 
 
 def count_parameters(config: BertConfig) -> int:

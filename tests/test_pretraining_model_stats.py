@@ -1,0 +1,50 @@
+"""What a model costs: operations as torch counts them on Hugging Face's network, and the network's parameters."""
+
+import dataclasses
+
+import pytest
+import torch
+from pretraining_helpers import make_columns
+from test_pretraining_modeling import SMALL, make_model, rows_of
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretraining.batches import flat_micro_batch, static_micro_batch
+from pretraining.kernels.cpu import CpuKernels
+from pretraining.model_stats import batch_flops, count_parameters, sequence_flops
+
+OTHER = dataclasses.replace(
+    SMALL, vocab_size=64, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=80
+)
+
+
+def counted(config, sequences: int, tokens: int) -> int:
+    """Operations of a forward and backward of transformers' network, its masked-LM head at every token."""
+    from transformers import BertConfig as HfConfig
+    from transformers import BertForPreTraining as HfBert
+
+    settings = {**config.to_hugging_face(), "attn_implementation": "eager"}
+    network = HfBert(HfConfig(**settings))
+    ids = torch.randint(5, config.vocab_size, (sequences, tokens))
+    with FlopCounterMode(display=False) as counter:
+        network(ids, labels=ids, next_sentence_label=torch.zeros(sequences, dtype=torch.long)).loss.backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("config", [SMALL, OTHER], ids=["small", "other"])
+@pytest.mark.parametrize("tokens", [7, 20])
+def test_operations_are_those_that_torch_counts(config, tokens):
+    classifier = 3 * 2 * config.hidden_size * 2  # h x 2 of the next-sentence head, which we leave out
+    assert counted(config, 3, tokens) == 3 * (sequence_flops(config, tokens, tokens) + classifier)
+
+
+@pytest.mark.parametrize("make", [flat_micro_batch, static_micro_batch])
+def test_a_batch_costs_what_its_sequences_cost(make):
+    rows = rows_of(make_columns(6, 24, 4, seed=8))
+    lengths, masked = (rows.sequence_ids != 0).sum(1), (rows.masked_positions != 0).sum(1)
+    wanted = sum(sequence_flops(SMALL, int(n), int(m)) for n, m in zip(lengths, masked))
+    assert batch_flops(SMALL, make(rows)) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("config", [SMALL, OTHER], ids=["small", "other"])
+def test_parameters_are_those_of_the_network(config):
+    assert count_parameters(config) == sum(p.numel() for p in make_model(CpuKernels(), config).parameters())
