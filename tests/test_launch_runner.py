@@ -66,9 +66,12 @@ def facts(project, phase, rank):
 def test_both_phases_run_and_ranks_line_up(project, monkeypatch, starter):
     options = started_by(starter, monkeypatch)
     monkeypatch.delenv("OMP_NUM_THREADS")
+    temporary = project.parent / "tmp"
+    temporary.mkdir()
     before = dict(os.environ)
-    status, out, err, _ = run(words(project, *options))
+    status, out, err, _ = run(words(project, *options), TMPDIR=str(temporary))
     assert status == 0, err
+    assert list(temporary.iterdir()) == []
     world_size = 2 if options else 1
     for phase in (1, 2):
         for rank in range(world_size):

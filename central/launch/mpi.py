@@ -121,6 +121,7 @@ def torchrun(python: str, layout: Layout, meeting_point: MeetingPoint, run_id: s
     return [
         *[python, "-m", "torch.distributed.run"],
         *["--nproc_per_node", str(layout.world_size)],
+        *["--log_dir", os.devnull],  # else each run leaves an empty folder in TMPDIR
         *["--rdzv_backend", "c10d"],
         *["--rdzv_endpoint", f"{address}:{port}"],
         *["--local_addr", address],
