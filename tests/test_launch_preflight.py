@@ -487,14 +487,31 @@ def test_a_model_to_go_on_from_has_the_vocabulary_of_the_data(project, monkeypat
     def no_rows(argvs, timeout=0):
         return [Captured(1, "", "") for _ in argvs]
 
-    assert complaints()[0].startswith(f"--model_name_or_path {model}: no folder of a model")
+    assert complaints() == []
     model.mkdir()
+    assert complaints()[0].startswith(f"--model_name_or_path {model}: no config.json in it")
     (model / "config.json").write_text('{"vocab_size": 2}')
     (model / "vocab.txt").write_text("[PAD]\na\n")
     assert complaints() == []
     for phase in (1, 2):
         (project.parent / f"phase {phase}" / "vocab.txt").write_text("[PAD]\nb\n")
     assert complaints()[0].endswith(f"prepare the data with --vocab_file {model / 'vocab.txt'}")
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("/no/model", "error: --model_name_or_path /no/model: no such folder\n"),
+        ("tinny", "no folder here, nor to be had from the Hub ("),
+    ],
+)
+def test_a_model_that_is_nowhere_is_told_once(project, monkeypatch, model, said):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    argv = words(project)
+    argv[argv.index("tiny")] = model
+    status, _, err, _ = run(argv)
+    assert status == 2 and said in err and err.count("error:") == 1
+    assert model != "tinny" or "did you mean tiny?" in err
 
 
 # What check tells

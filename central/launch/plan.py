@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 from central import meeting
-from central.errors import BadRequest
+from central.errors import BadRequest, nearest
 from central.files import ROOT
 from central.launch import commands, machine, mpi
 from central.launch.commands import Pairs, Plan, Target
 from central.launch.hosts import Layout, plan_layout
 from central.launch.options import Common
+from central.models import MODELS
 from central.streams import say
 
 TYPE_CHECKING = False
@@ -59,6 +60,8 @@ def _fetch(settings: Common, model: str, names: Sequence[str]) -> str:
     """The folder with these files of a model of the Hub. A dry run has the id stand for it."""
     if settings.dry_run:
         return model
+    if model.startswith((os.sep, ".")):
+        raise BadRequest(f"--model_name_or_path {model}: no such folder")
     say(f"{model}: no folder here; asking the Hub for it")
     program = (
         "import sys, huggingface_hub as hub; print(hub.snapshot_download(sys.argv[1], allow_patterns=sys.argv[2:]))"
@@ -66,7 +69,8 @@ def _fetch(settings: Common, model: str, names: Sequence[str]) -> str:
     answer = _capture([sys.executable, "-c", program, model, *names], timeout=DOWNLOAD_SECONDS)
     if answer.status != 0:
         said = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
-        raise BadRequest(f"--model_name_or_path {model}: neither a folder here nor to be had from the Hub ({said})")
+        meant = nearest(model, MODELS)
+        raise BadRequest(f"--model_name_or_path {model}: no folder here, nor to be had from the Hub ({said}){meant}")
     return answer.stdout.strip().splitlines()[-1]
 
 

@@ -136,8 +136,8 @@ def mpirun_problems(mpirun: Mpi, capture_all: CaptureAll) -> list[str]:
 def pretraining_problems(settings: pretraining.Settings, target: Target, capture_all: CaptureAll) -> list[str]:
     model = settings.model_name_or_path
     if model not in MODELS and not os.path.isfile(os.path.join(model, "config.json")):
-        named = ", ".join(pretraining.TRAINABLE)
-        return [f"--model_name_or_path {model}: no folder of a model with a config.json, and no name; names: {named}"]
+        what = f"--model_name_or_path {model}: no config.json in it; name the folder of a model, such as ckpt_7038"
+        return [what] if os.path.isdir(model) else []  # where there is no folder, that has been told
     config_file = pretraining.config_file(settings, target.root)
     config, fault = read_config(config_file) if config_file else ({}, "")
     found = [f"--config_file {config_file}: {fault}"] if fault else []
