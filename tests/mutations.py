@@ -61,6 +61,7 @@ TESTS = {
     "central/cgroups.py": "cgroups",
     "central/slurm.py": LAUNCH,
     "central/launch/*.py": LAUNCH,
+    "central/launch/batch.py": "launch_compose launch_options pretraining_laws",
     "central/launch/processes.py": "launch_runner streams",
     "central/launch/supervise.py": "launch_compose launch_runner streams",
     "central/runtime/rank.py": "house_exits",
@@ -86,6 +87,7 @@ OPPOSITE = {
     **{ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In},
 }
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
+SYMMETRIC = {"minimum", "maximum", "addcmul_", "hypot", "equal"}  # whose first two arguments may change places
 UNTOUCHED = {"annotation", "returns", "decorator_list", "exc", "cause", "type_params"}
 
 
@@ -120,7 +122,11 @@ def expressions(node):
         case ast.Call(func=func, args=args, keywords=keywords):
             if isinstance(func, ast.Name) and func.id in NAMES:
                 yield changed(node, func=ast.Name(NAMES[func.id]))
-            elif len(args) > 1 and not any(isinstance(arg, ast.Starred) for arg in args[:2]):
+            elif (
+                len(args) > 1
+                and ast.unparse(func).split(".")[-1] not in SYMMETRIC
+                and not any(isinstance(arg, ast.Starred) for arg in args[:2])
+            ):
                 yield changed(node, args=[args[1], args[0], *args[2:]])
             for keyword in keywords:
                 if keyword.arg:

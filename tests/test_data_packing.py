@@ -165,6 +165,15 @@ def test_the_step_packs_a_folder(tmp_path):
     assert (tmp_path / "packed" / "vocab.txt").exists()
 
 
+def test_what_a_file_says_of_itself_goes_with_it_into_a_new_folder(tmp_path):
+    source = write_folder(tmp_path / "plain", files=1)
+    with h5py.File(source / "c_training_0.hdf5", "a") as file:
+        file.attrs.update({"vocab_sha256": "ab" * 32, "random_seed": 12345})
+    pack_folder(source, tmp_path / "new" / "folder", 1, ALONE)
+    with h5py.File(tmp_path / "new" / "folder" / "c_training_0.hdf5") as file:
+        assert file.attrs["vocab_sha256"] == "ab" * 32 and file.attrs["random_seed"] == 12345
+
+
 def test_a_file_larger_than_the_memory_is_packed_in_pieces(tmp_path, monkeypatch):
     source = write_folder(tmp_path / "plain", files=1)
     monkeypatch.setattr(pack, "WINDOW_POSITIONS", 50 * 128)

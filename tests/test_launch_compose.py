@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +35,52 @@ def refused(capsys, *words):
 
 
 # Batch arithmetic
+
+
+@pytest.mark.parametrize(
+    ("size", "world_size", "micro_batch_size", "text"),
+    [
+        (64, 1, 64, "64 sequences a step = 1 rank x 1 micro-steps x 64 sequences"),
+        (48, 2, 4, "48 sequences a step = 2 ranks x 6 micro-steps x 4 sequences"),
+    ],
+)
+def test_a_batch_says_how_it_is_divided(size, world_size, micro_batch_size, text):
+    accumulate = size > world_size * micro_batch_size  # one micro-step needs no leave
+    assert str(batch.split(size, world_size, micro_batch_size, accumulate)) == text
+
+
+@pytest.mark.parametrize(("asked", "port"), [(True, "777"), (False, "0")])
+@pytest.mark.parametrize("run_id", ["", "abc"])
+def test_torchrun_meets_at_the_callers_port_or_any_under_the_runs_id(asked, port, run_id):
+    words = mpi.torchrun("python", Layout(3, 3), machine.MeetingPoint("localhost", "777", asked), run_id)
+    assert words[words.index("--rdzv_endpoint") + 1] == f"localhost:{port}"
+    assert words[words.index("--nproc_per_node") + 1] == "3" and words[words.index("--local_addr") + 1] == "localhost"
+    assert words[words.index("--local_addr") + 2 :] == (["--rdzv_id", run_id] if run_id else [])
+
+
+def test_only_the_hosts_of_an_allocation_are_reached_by_srun():
+    here, allocated, named = Layout(8, 8), Layout(4, 2, ("a", "b")), Layout(4, 2, ("a", "b"), "x", by_ssh=True)
+    assert [layout.in_slurm for layout in (here, allocated, named)] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("choice", "dry_run", "root", "usual_is_there", "prefix"),
+    [
+        ("auto", False, None, True, "/found"),
+        ("auto", False, "/root", True, "/root"),
+        ("auto", True, None, True, mpi.DEFAULT_PREFIX),
+        ("openmpi5", False, None, True, mpi.DEFAULT_PREFIX),
+        ("openmpi5", False, None, False, "/found"),
+        ("openmpi5", True, None, False, mpi.DEFAULT_PREFIX),
+    ],
+)
+def test_where_mpirun_is_installed(monkeypatch, choice, dry_run, root, usual_is_there, prefix):
+    """MPI_ROOT, else in a real run where the one found is; with --mpi the usual place goes before that."""
+    monkeypatch.setattr(mpi, "_found_prefix", lambda: "/found")
+    monkeypatch.setattr(mpi.os.path, "isdir", lambda path: usual_is_there)
+    settings = SimpleNamespace(mpi=choice, dry_run=dry_run)
+    capture = lambda argv: SimpleNamespace(stdout="mpirun (Open MPI) 5.0.11")  # noqa: E731
+    assert mpi.mpirun(settings, {"MPI_ROOT": root} if root else {}, capture) == mpi.Mpi(5, prefix)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 6, 7, 8, 12, 32])
