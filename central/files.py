@@ -10,6 +10,8 @@ from contextlib import suppress
 from central.errors import BadRequest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # of the project
+CHECKPOINT_BYTES = 12  # per parameter: weight and two moments, fp32
+ROOM_BESIDE = 1 << 20  # for vocabulary, configuration and reports
 MOST_INFLATED = 4  # times its size that a file of weights may unpack to
 
 
@@ -107,6 +109,30 @@ def existing_parent(path: str) -> str:
     """A path where it is there, else the nearest folder above it that is."""
     missing = missing_folders(path)
     return os.path.dirname(missing[0]) if missing else os.path.abspath(path)
+
+
+def lack_of_room(folder: str | os.PathLike, parameters: int) -> str:
+    """What is wrong with the room for a model's checkpoints in a folder; nothing where it is enough.
+
+    The newest one stays until the next is complete: room for two, or for one where one is there.
+    """
+    import shutil  # the launcher's start needs none
+
+    there = os.path.isdir(folder) and any(name.startswith("ckpt_") for name in os.listdir(folder))
+    needed = (1 if there else 2) * CHECKPOINT_BYTES * parameters + ROOM_BESIDE
+    free = shutil.disk_usage(existing_parent(os.fspath(folder))).free
+    if free >= needed:
+        return ""
+    what = "another checkpoint takes" if there else "two checkpoints take"
+    return f"{os.fspath(folder)}: {_bytes(free)} are free, {what} {_bytes(needed)}: make room, or name another folder"
+
+
+def _bytes(number: int) -> str:
+    """A size as people say it: 12 kB, 3.4 MB, 8.1 GB."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number // 1000} kB"
 
 
 def changed_since(mark: str, folder: str, but: str) -> bool:

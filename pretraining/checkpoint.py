@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from central.runtime import tensor_files
 from central.runtime.checkpoints import checkpoint_step, checksum, list_checkpoints, read_state, remedy, sealed
-from central.runtime.exits import BadRequest, Diverged
+from central.runtime.exits import BadRequest, Diverged, errno_of, refusal
 from pretraining.modeling import PADDED_ROW_BIAS, BertConfig, BertForPreTraining
 from pretraining.optimizer import Optimizer
 
@@ -152,11 +152,6 @@ def first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def checkpoint_bytes(config: BertConfig, parameters: int) -> int:
-    """Size of a checkpoint on disk: weights and two moments in fp32, and little else."""
-    return 12 * parameters + 4 * config.vocab_size + (1 << 20)
-
-
 def sweep(folder: Path) -> None:
     """Remove what a killed process left half written or half deleted."""
     for path in folder.glob(".*"):
@@ -257,8 +252,8 @@ def write_checkpoint(target: Path, weights: dict, moments: dict, state: dict, te
             save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
             tensor_files.save(moments, partial / MOMENTS)
             (partial / WEIGHTS).chmod((partial / MOMENTS).stat().st_mode)  # safetensors leaves it to its owner alone
-        except (SafetensorError, RuntimeError) as error:  # both hide the errno of a full disk
-            raise OSError(errno.ENOSPC if _is_full(partial, weights) else errno.EIO, str(error)) from error
+        except (SafetensorError, RuntimeError) as error:
+            raise OSError(errno_of(error) or errno.EIO, str(error)) from error
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
         files = sorted(partial.iterdir())
@@ -278,10 +273,6 @@ def _size(path: Path) -> int:
     return path.stat().st_size
 
 
-def _is_full(folder: Path, weights: dict) -> bool:
-    return shutil.disk_usage(folder).free < 3 * sum(tensor.nbytes for tensor in weights.values())
-
-
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -291,10 +282,10 @@ def _sync(path: Path) -> None:
 
 
 def _explained(error: OSError, target: Path) -> BadRequest:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if why := refusal(error):
         return BadRequest(
-            f"{target}: the disk is full, this checkpoint was not written and the older ones are whole: make room, "
-            "then --resume_from_checkpoint"
+            f"{target}: {why}. This checkpoint was not written, the older ones are whole: --resume_from_checkpoint "
+            "goes on from there"
         )
     return BadRequest(f"{target}: this checkpoint could not be written ({error}); the older ones are whole")
 

@@ -1,14 +1,13 @@
 """What is known before the first step: every file and folder of a request is looked at, and what is wrong is told."""
 
 import os
-import shutil
 from dataclasses import dataclass, replace
 
-from central.files import missing_folders, parse_json, remove_empty
+from central.files import lack_of_room, missing_folders, parse_json, remove_empty
 from central.runtime.device import Device
 from central.runtime.exits import BadRequest
 from central.runtime.rank import Rank
-from pretraining import checkpoint, model_stats
+from pretraining import model_stats
 from pretraining.dataset import Limits, Shard, ShardReader, Share, average_sequences_per_row, find_shards, open_shards
 from pretraining.modeling import BertConfig
 from pretraining.resume import Start
@@ -133,7 +132,7 @@ def _check_vocabulary_of(shards: list[Shard], vocabulary: Vocabulary | None) -> 
 
 
 def _check_output(settings: Settings, config: BertConfig) -> None:
-    """The output folders can be written, and one checkpoint fits on the disk; what is refused leaves no folder."""
+    """The output folders can be written, and checkpoints fit on the disk; what is refused leaves no folder."""
     made = [missing_folders(os.fspath(folder)) for folder in (settings.output_dir, settings.results_dir)]
     try:
         _check_room(settings, config)
@@ -152,10 +151,6 @@ def _check_room(settings: Settings, config: BertConfig) -> None:
             probe.unlink()
         except OSError as error:
             raise BadRequest(f"{folder}: cannot be written ({error.strerror}): give another --output_dir") from error
-    needed = checkpoint.checkpoint_bytes(config, model_stats.count_parameters(config))
-    free = shutil.disk_usage(settings.output_dir).free
-    if free < needed and not settings.skip_checkpoint:
-        raise BadRequest(
-            f"{settings.output_dir}: {free / 2**20:.0f} MiB free, a checkpoint needs {needed / 2**20:.0f}: "
-            "make room, or give another --output_dir"
-        )
+    fault = lack_of_room(settings.output_dir, model_stats.count_parameters(config))
+    if fault and not settings.skip_checkpoint:
+        raise BadRequest(fault)

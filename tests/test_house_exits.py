@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from central.runtime import exits, rank
 
@@ -245,6 +246,9 @@ def test_a_rank_ends_with_its_launcher_and_a_script_by_hand_does_not(tmp_path):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"), "error: DefaultCPU"),
         (OSError(27, "File too large", "out/weights"), "error: out/weights: larger than a file may be"),
         (OSError(28, "No space left on device"), "error: the disk is full"),
+        (SafetensorError("Error while serializing: I/O error: File too large (os error 27)"), "error: larger than a"),
+        (RuntimeError("Unable to write (errno = 28, error message = 'No space')"), "error: the disk is full"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 9 vs 8"), "error: the disk is full"),
     ],
 )  # fmt: skip
 def test_what_the_machine_refuses_is_one_line(capsys, error, line):

@@ -267,6 +267,9 @@ def test_a_full_disk(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**9))
     (problem,) = preflight.disk_problems(str(tmp_path), large)
     assert "1.0 GB are free, two checkpoints take 8.1 GB" in problem
+    (tmp_path / "ckpt_1").mkdir()
+    (problem,) = preflight.disk_problems(str(tmp_path), large)
+    assert "1.0 GB are free, another checkpoint takes 4.0 GB" in problem
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 12345678))
     assert "12.3 MB are free" in preflight.disk_problems(str(tmp_path), large)[0]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 5000))

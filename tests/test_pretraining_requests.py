@@ -284,7 +284,7 @@ def test_a_full_disk_is_seen_before_the_first_step(corpora, tmp_path, monkeypatc
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     (tmp_path / "there").mkdir()
     (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path / "there" / "new"))
-    assert "MiB free, a checkpoint needs" in problem
+    assert "are free, two checkpoints take" in problem
     assert (tmp_path / "there").is_dir() and not (tmp_path / "there" / "new").exists()
 
 
@@ -303,6 +303,16 @@ def test_a_disk_that_fills_up_ends_with_2_and_keeps_the_older_checkpoints(corpor
     (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path))
     assert "disk is full" in problem
     assert [path.name for path in checkpoints(tmp_path)] == ["ckpt_2"] and is_complete(checkpoints(tmp_path)[0])
+
+
+@pytest.mark.parametrize("kilobytes", [40, 120])  # the weights or the moments are too large
+def test_a_limit_of_the_size_of_files_is_named(corpora, tmp_path, kilobytes):
+    argv = script_argv(corpora[0], corpora[2], tmp_path)
+    limited = ["bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "limited"]
+    done = run_script(argv, limited)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "ckpt_2: larger than a file may be here: raise the limit (ulimit -f)" in done.stderr
+    assert not checkpoints(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ Each function looks at one thing and returns its problems. `capture_all` runs pr
 import glob
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
@@ -22,7 +21,6 @@ from central.launch.options import Common
 from central.launch.remote import CaptureAll, host_problems
 from central.models import LARGEST_SIZE, MODELS
 
-BYTES_PER_PARAMETER = 12  # of a checkpoint: weight and two moments, fp32
 MAX_RANKS_PER_CORE = 16  # a few on a core are a slow trial run; beyond this memory and patience end first
 SPECIAL = "a device, pipe or socket, whose reading might never end; give a file"
 READ_SECONDS = 120  # for the first bytes of all files of a phase
@@ -163,7 +161,8 @@ def pretraining_problems(settings: pretraining.Settings, target: Target, capture
         and (tokens := vocabulary(settings.data_dir[settings.phases[0] - 1]))
     ):
         config = config | {"vocab_size": len(tokens)}  # the named sizes take that of the data
-    return found + used_folder_problems(settings) + disk_problems(settings.output_dir, config)
+    checkpoints = os.path.join(settings.results_dir, "checkpoints")
+    return found + used_folder_problems(settings) + disk_problems(checkpoints, config)
 
 
 def vocabulary(folder: str | None) -> list[bytes]:
@@ -272,20 +271,9 @@ def output_problems(folder: str) -> list[str]:
 
 
 def disk_problems(folder: str, config: Mapping[str, int]) -> list[str]:
-    """Room for two checkpoints: the newest stays until the next one is complete."""
-    needed = 2 * BYTES_PER_PARAMETER * parameter_count(config)
-    free = shutil.disk_usage(files.existing_parent(folder)).free
-    if free >= needed:
-        return []
-    return [f"--output_dir {folder}: {_bytes(free)} are free, two checkpoints take {_bytes(needed)}"]
-
-
-def _bytes(number: int) -> str:
-    """A size as people say it: 12 kB, 3.4 MB, 8.1 GB."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return f"{number // 1000} kB"
+    """No room for the checkpoints of a model, where its configuration says how large it is."""
+    fault = files.lack_of_room(folder, parameters) if (parameters := parameter_count(config)) else ""
+    return [f"--output_dir {fault}"] if fault else []
 
 
 def parameter_count(config: Mapping[str, int]) -> int:

@@ -5,6 +5,8 @@ Standard library only: an entry script imports this before torch.
 
 import errno
 import os
+import re
+import resource
 import signal
 import socket
 import sys
@@ -41,14 +43,34 @@ _REFUSALS = {
 _NO_MEMORY = ("failed to map segment", "Cannot allocate memory", "can't allocate memory", "out of memory")
 
 
+# How safetensors and HDF5 tell the number, and how torch's writer tells that it could not go on, without one.
+_NUMBER_IN_WORDS = re.compile(r"\(os error (\d+)\)|\berrno = (\d+),")
+_CUT_SHORT = ("unexpected pos", "failed writing file")
+
+
+def errno_of(error: BaseException) -> int | None:
+    """The number of the system's refusal behind an error, which libraries hide in their own words or errors."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if found := _NUMBER_IN_WORDS.search(str(error)):
+        return int(found[1] or found[2])
+    if not any(words in str(error) for words in _CUT_SHORT):
+        return None
+    if isinstance(error.__context__, OSError):
+        return error.__context__.errno
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return errno.ENOSPC if limit == resource.RLIM_INFINITY else errno.EFBIG
+
+
 def refusal(error: BaseException) -> str:
     """The one line for an error by which the machine refuses, "" for any other error."""
     if isinstance(error, ImportError | RuntimeError | OSError) and any(words in str(error) for words in _NO_MEMORY):
         return f"{str(error).partition(chr(10))[0]}: {_REFUSALS[errno.ENOMEM]}"
     if isinstance(error, MemoryError):
         return _REFUSALS[errno.ENOMEM]
-    if isinstance(error, OSError) and error.errno in _REFUSALS:
-        return ": ".join(map(str, filter(None, (error.filename, _REFUSALS[error.errno]))))
+    number = None if isinstance(error, BadRequest | Diverged | Preempted) else errno_of(error)
+    if number in _REFUSALS:
+        return ": ".join(map(str, filter(None, (getattr(error, "filename", None), _REFUSALS[number]))))
     return ""
 
 

@@ -32,8 +32,12 @@ STORAGES = {
 
 
 def save(content: object, path: Path) -> None:
-    """Write content, its tensors on the host, by torch's own `torch.save`; raises what that raises."""
-    stock(torch.save)(content, path, pickle_protocol=PROTOCOL)
+    """Write content, its tensors on the host, by torch's own `torch.save`; raises what that raises.
+
+    An OSError is its context where the system refused: given a path, torch would not tell why.
+    """
+    with path.open("wb") as file:
+        stock(torch.save)(content, file, pickle_protocol=PROTOCOL)
 
 
 def stock(function):

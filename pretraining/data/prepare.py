@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from central.files import why_no_file
 from central.models import LARGEST_SIZE
-from central.runtime.exits import DONE, BadRequest, run
+from central.runtime.exits import DONE, BadRequest, errno_of, run
 from pretraining.data import pipeline
 from pretraining.data import prepare_options as options
 from pretraining.data.download import download, wikipedia_dump
@@ -190,8 +190,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 def _explained(error: OSError | RuntimeError) -> Exception:
     """A full or closed disk is the user's to mend; what is finished stays."""
-    number = getattr(error, "errno", None)
-    number = number or next((code for code in FULL + NOT_WRITABLE if f"errno = {code}," in str(error)), None)
+    number = errno_of(error)
     if number in FULL:
         return BadRequest(f"{os.strerror(number)}; finished files stay: free some space and run the same command again")
     if number in NOT_WRITABLE:
