@@ -502,11 +502,13 @@ def test_what_other_hosts_get():
 
 def test_threads_of_cpu_ranks(capsys, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     (line, _) = lines(capsys, *PRETRAINING, "--device", "cpu", "--world_size", "8")
-    assert "OMP_NUM_THREADS=7 " in line
+    assert "OMP_NUM_THREADS=7 OMP_WAIT_POLICY=passive " in line
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     (line, _) = lines(capsys, *PRETRAINING, "--device", "cpu", "--world_size", "8")
-    assert "OMP_NUM_THREADS=3 " in line
+    assert "OMP_NUM_THREADS=3 OMP_WAIT_POLICY=active " in line
 
 
 def test_lazy_is_never_left_unset_on_hpu(capsys, monkeypatch):

@@ -20,7 +20,7 @@ OF_OTHER_LAUNCHERS = r"(OMPI|OPAL|PMIX|PRTE|PMI|SLURM|TORCHELASTIC)_\w+"
 SECRETS = r"(?i)(?!HF_TOKEN_PATH$)\w*(TOKEN|SECRET|PASSW|CREDENTIAL|_KEY)\w*"
 PASSWORD_IN_URL = r"\w+://[^/@\s]+@"
 SUPPORTED_COUNTS = (1, 2, 4, 8)  # of cards in one job on a server
-OURS = ("OMP_NUM_THREADS", *TOLD, "PYTHONUNBUFFERED")
+OURS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", *TOLD, "PYTHONUNBUFFERED")
 
 # What launchers and batch systems tell the processes that they start, or hear from the environment. A run of ours
 # started from such a process is none of theirs.
@@ -67,6 +67,8 @@ def child_variables(
     }
     if device == "cpu":
         variables["OMP_NUM_THREADS"] = environ.get("OMP_NUM_THREADS", str(threads))
+        # A thread that waits for the others by spinning takes their core from them where something else runs, too.
+        variables["OMP_WAIT_POLICY"] = environ.get("OMP_WAIT_POLICY", "passive")
     if device == "hpu":
         variables |= gaudi_environment.variables(mode == "lazy", op_lists or ())
         if modules := modules_to_name(environ, devices):
