@@ -11,6 +11,7 @@ import random
 import tarfile
 import textwrap
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -380,6 +381,8 @@ def zstd(data: bytes) -> bytes:
 
 
 PACKS = {"plain": bytes, "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd}
+PACKS["lzma"] = partial(lzma.compress, format=lzma.FORMAT_ALONE)
+PACKS["pzstd"] = lambda data: b"\x50\x2a\x4d\x18\4\0\0\0size" + zstd(data)  # a frame to skip comes first
 
 
 @pytest.mark.parametrize("pack", PACKS)
@@ -477,6 +480,18 @@ def test_tables_with_a_header(tmp_path, name, between):
         ('{\n  "text": "x"\n}\n', "JSON over several lines"),
         ("".join(f"597:{n}:Title {n}\n" for n in range(9)), "the index of a multistream dump"),
         ("-- MySQL dump 10.19\n--\nCREATE TABLE x;\n", "an SQL dump"),
+        ("WARC/1.0\r\nWARC-Type: conversion\r\n\r\nOne.\r\n", "pages of a web crawl"),
+        ("1\n00:00:01,000 --> 00:00:02,900\nOne.\n\n2\n00:00:03,000 --> 00:00:04,000\nTwo.\n", "subtitles"),
+        ("WEBVTT\n\n00:01.000 --> 00:02.000\nOne.\n", "subtitles"),
+        ("From a@b.org Mon Jan  1 00:00:00 2024\nSubject: x\n\nOne.\n", "mail"),
+        ("Return-Path: <a@b.org>\nSubject: x\n\nOne.\n", "mail"),
+        ("% a comment\n\\documentclass{article}\n\\begin{document}\nOne.\n", "a LaTeX file"),
+        ("sep=;\nid;text\n1;One.\n", "a table below a line sep="),
+        ("".join(f"{n}\teng\tSentence {n}.\n" for n in range(9)), "a table of 3 columns without a header"),
+        ("# text = x\n" + "1\tHe\tPRON\n2\truns\tVERB\n\n" * 9, "a table of 3 columns without a header"),
+        ("The DT B-NP O\ndog NN I-NP O\nbarks VBZ B-VP O\n\n" * 9, "a word and its tags on each line"),
+        ("<DOC>\n<DOCNO>1</DOCNO>\n<TEXT>\nOne.\n</TEXT>\n</DOC>\n", "markup (<doc>) that is no MediaWiki dump"),
+        ("Le cafÃ© Ã©tait fermÃ©. OÃ¹ Ãªtes-vous ?\n", "UTF-8 that was read as cp1252 and encoded again"),
         ('<?xml version="1.0"?>\n<posts>\n<row Body="x"/>\n</posts>\n', "an XML file that is no MediaWiki dump"),
     ],
 )
@@ -494,12 +509,36 @@ def test_other_forms_are_named_with_what_to_do(tmp_path, data, said):
         "[Music] Hello.\n",
         "Well, yes\nNo, never\nAh, so\nOh, no\n",
         "Lines, text\nOne.\n",
+        "From London to Paris in 1850\nHe went.\n",
+        "\tIt was night.\n\tHe slept.\n\tShe rose.\n\tThey left.\n",
+        "<unk> is a word.\n",
+        "GO HOME O\n" + "WHO ARE YOU\n" * 30,
+        "NÃO É “ASSIM”.\nÀ noite.\n",
+        "= 5 = is a sum . Or not.\n",
         "{{x}}\n",
     ],
 )
 def test_plain_text_that_looks_a_little_like_another_form(tmp_path, text):
     (tmp_path / "a").write_text(text)
-    assert read([tmp_path]) == ([text.strip().split("\n")], [])
+    words = [[line.strip() for line in text.strip().split("\n")]]
+    found, notes = read([tmp_path])
+    assert [[line.strip() for line in document] for document in found] == words and notes == []
+
+
+def test_wikitext_is_read_as_its_articles(tmp_path, capsys):
+    one = " \n = One = \n \n It is well @-@ known , 1 @,@ 000 <unk> . \n \n = = Part = = \n \n The end . \n \n"
+    (tmp_path / "a").write_text(one + " = Two = \n \n Here . \n")
+    assert read([tmp_path])[0] == [["It is well-known , 1,000 <unk> .", "The end ."], ["Here ."]]
+    said = capsys.readouterr().out
+    assert "WikiText: read as its articles" in said and '"<unk>"' in said
+
+
+def test_a_zip_inside_of_a_tar_is_named(tmp_path):
+    (tmp_path / "a").write_bytes(tarred(bytes, {"n.zip": zipped({"one.txt": b"one.\n"}), "two.txt": b"two.\n"}))
+    found, notes = read([tmp_path])
+    assert found == [["two."]] and notes == [
+        f"{tmp_path}/a/n.zip: a zip archive inside of another file; unpack it first; left out"
+    ]
 
 
 def test_json_nested_deep_or_long_before_the_first_line_end(tmp_path):
@@ -542,6 +581,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, capsys):
         ("<table><tr><td>a</td><td>b</td></tr><tr><td>c</td></tr></table>", ["a b", "c"]),
         ("Foo<P> is a type; so is Bar<T>.", ["Foo<P> is a type; so is Bar<T>."]),
         ("&lt;p&gt; is a tag.", ["<p> is a tag."]),
+        ("&lt;p&gt;One.&lt;/p&gt;&lt;p&gt;AT&amp;amp;T.&lt;/p&gt;", ["One.", "AT&T."]),
     ],
 )
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pretraining.data.blanks import plain_blanks
-from pretraining.data.formats import BOOK, DUMP, EXTRACTED, HTML, JSONL, TEXT, damage
+from pretraining.data.formats import BOOK, DUMP, EXTRACTED, HTML, JSONL, TEXT, WIKITEXT, damage
 from pretraining.data.html_text import without_html
 from pretraining.data.sentences import sentence_splitter
 from pretraining.data.sources import Batch, Piece
@@ -21,6 +21,8 @@ MOST_NOTES = 20  # of a batch: one a line of a huge file would fill memory, and 
 FOREIGN_WORDS = 0.01  # share of words that are no UTF-8, from which what is left of a piece is no text either
 FOREIGN_BYTES = 0.2  # the same of zero bytes
 _EMPTY_LINES = re.compile(r"\n(?: *\n)+")
+_HEADING = re.compile(r"^(?:= )+.*(?: =)+$", re.MULTILINE)  # one sign on each side: the title of an article
+_JOINED = re.compile(r" @([-.,])@ ")
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _EXTRACTED = re.compile(
     r'<doc id="[^"\n]*"(?:[^>\n]|"[^"\n]*")*?(?: title="([^\n]*?)")?>\n(.*?)(?:</doc>|\Z)', re.DOTALL
@@ -139,6 +141,14 @@ def _book(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
     return "\n".join(paragraph for paragraph in paragraphs if paragraph)
 
 
+def _wikitext(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
+    """Articles of WikiText, which a title begins; without titles and headings, "well @-@ known" in one."""
+    text = _JOINED.sub(r"\1", plain_blanks(_decode(piece, settings, notes)))
+    text = "\n".join(map(str.strip, text.split("\n")))
+    marked = _HEADING.sub(lambda heading: "\0" if heading[0].count("=") == 2 else "", text)
+    return "\n\n".join(map(_one_document, marked.split("\0")))
+
+
 def _jsonl(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
     """A document a line, its text under `text_column`; blank lines inside a text do not end it."""
     texts = _json_texts(piece, settings, notes)
@@ -233,4 +243,12 @@ def _dump(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
     return plain_blanks("\n\n".join(articles(piece, notes, settings.variant)))
 
 
-_READERS = {TEXT: _plain, BOOK: _book, HTML: _html, JSONL: _jsonl, EXTRACTED: _extracted, DUMP: _dump}
+_READERS = {
+    TEXT: _plain,
+    BOOK: _book,
+    HTML: _html,
+    JSONL: _jsonl,
+    EXTRACTED: _extracted,
+    WIKITEXT: _wikitext,
+    DUMP: _dump,
+}

@@ -15,10 +15,11 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import IO, Any, Protocol
 
 from central.runtime.exits import BadRequest
 from pretraining.data.blanks import plain_blanks
+from pretraining.data.html_text import TAGS
 from pretraining.data.sentences import has_wrapped_lines
 
 SAMPLE_BYTES = 1 << 16
@@ -28,6 +29,7 @@ LEAST_FOR_A_GUESS = 256  # bytes, from which an encoding is guessed at all
 MOST_MEMORY = 1 << 28  # bytes that an unpacker may take; what needs more is refused
 
 TEXT, BOOK, JSONL, DUMP, EXTRACTED, TABLE, HTML = "text", "book", "jsonl", "dump", "extracted", "table", "html"
+WIKITEXT = "wikitext"
 TAR, ZIP = "tar", "zip"
 
 # First bytes of files that people give for text: what they are and what to do instead.
@@ -53,6 +55,22 @@ _NOT_TEXT = (
     (b"\x7fELF", "a program"),
     (b"\x93NUMPY", "a NumPy array"),
 )
+# The beginnings of texts that are more than text: what they are and what to do instead.
+_MORE_THAN_TEXT = (
+    (r"WARC/\d", f"pages of a web crawl (WARC, WET); {_CONVERT}"),
+    (r"WEBVTT\b|\d+\s*\n(?:\d+:)?\d\d:\d\d[,.]\d{3} +-->", f"subtitles; {_CONVERT}"),
+    (
+        r"From \S+@\S+ .*\d{4}\s*\n|(?:Return-Path|Received|Message-ID|MIME-Version): .*\n(?:[\w-]+:|[ \t])",
+        f"mail; {_CONVERT}",
+    ),
+    (r"(?:%.*\n\s*)*\\(?:documentclass|documentstyle)\b", f"a LaTeX file; {_CONVERT}"),
+    (r"sep=.\s*\n", "a table below a line sep=; take that line out"),
+    (r"-- (?:MySQL|MariaDB|PostgreSQL) ", f"an SQL dump; {_CONVERT}"),
+)
+_ENCODED_TWICE = "UTF-8 that was read as cp1252 and encoded again (cafÃ©); undo it first (iconv -f utf-8 -t cp1252)"
+LEAST_TAGGED = 20  # lines of a word and its tags, from which a text is told to be made of such
+_TAGGED_LINE = re.compile(r"\S+(?:[ \t]\S+){0,4}[ \t](?:O|[BIES]-\S+)")
+_ARTICLE_TITLE = re.compile(r" ?= [^=\n]+ = ?$", re.MULTILINE)
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError)
 
 
@@ -72,7 +90,7 @@ class TextFile:
 
     name: str
     form: Form
-    stream: BinaryIO
+    stream: io.BufferedReader
 
 
 @dataclass(frozen=True)
@@ -88,7 +106,13 @@ class Damaged(ValueError):
     """A packed file that ends too early or is broken."""
 
 
-def sample_form(raw: BinaryIO, settings: FormSettings) -> tuple[Form, bool]:
+class Readable(Protocol):
+    """What bytes come out of."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def sample_form(raw: Readable, settings: FormSettings) -> tuple[Form, bool]:
     """(the form of a file, from its beginning; whether it is packed). An archive's form is TAR or ZIP."""
     try:
         head, _, packings = _unpacked(raw)
@@ -97,7 +121,7 @@ def sample_form(raw: BinaryIO, settings: FormSettings) -> tuple[Form, bool]:
     return _archive(head) or form_of(head, settings), packings > 0
 
 
-def text_files(raw: BinaryIO, name: str, settings: FormSettings, depth: int = 0) -> Iterator[TextFile]:
+def text_files(raw: IO[bytes], name: str, settings: FormSettings, depth: int = 0) -> Iterator[TextFile]:
     """The texts of an open file, those inside of archives one after the other; each is to be read before the next.
 
     Damaged is raised where a packed file or archive breaks off.
@@ -132,10 +156,10 @@ def form_of(head: bytes, settings: FormSettings) -> Form:
         return form
     text = head.decode(form.encoding, "ignore").removeprefix("\ufeff").lstrip()
     whole = len(head) < SAMPLE_BYTES
-    for told in (_markup, _json, _index, _table):
+    for told in (_markup, _json, _index, _wikitext, _table, _tagged):
         found = told(text, whole, settings)
         if found:
-            return replace(found, encoding=form.encoding, remark=form.remark)
+            return replace(found, encoding=form.encoding, remark=found.remark or form.remark)
     is_book = settings.one_document_per_file
     if is_book is None:
         text = plain_blanks(text)
@@ -172,8 +196,8 @@ def _encoded(head: bytes, settings: FormSettings) -> Form:
     if len(head) == SAMPLE_BYTES:
         head = head[: head.rfind(b"\n") + 1] or head[:-4]  # no character in halves
     try:
-        head.decode("utf-8")
-        return Form()
+        text = head.decode("utf-8")
+        return Form(fault=_ENCODED_TWICE) if not text.isascii() and _is_encoded_twice(text) else Form()
     except UnicodeDecodeError:
         found = damage(head)
     if not found.is_foreign:
@@ -185,6 +209,22 @@ def _encoded(head: bytes, settings: FormSettings) -> Form:
     except UnicodeDecodeError as error:
         return Form(fault=f"neither UTF-8 nor --encoding {settings.encoding} ({error.reason})")
     return Form(encoding=settings.encoding, remark=f"not UTF-8, read as --encoding {settings.encoding}")
+
+
+def _is_encoded_twice(text: str) -> bool:
+    """Whether most words beyond ASCII are such as cafÃ©: bytes of UTF-8 that were read as cp1252 or Latin-1."""
+    words = [word for word in text.split() if not word.isascii()]
+    return len(words) > 2 and sum(map(_is_word_encoded_twice, words)) > len(words) / 2
+
+
+def _is_word_encoded_twice(word: str) -> bool:
+    for encoding in ("cp1252", "latin-1"):
+        try:
+            word.encode(encoding).decode("utf-8")
+            return True
+        except UnicodeError:
+            pass
+    return False
 
 
 def _refused(head: bytes, share: float) -> Form:
@@ -207,8 +247,10 @@ def _markup(text: str, whole: bool, settings: FormSettings) -> Form | None:
         return Form(EXTRACTED)
     if beginning.startswith(("<!doctype html", "<html")) or beginning.startswith("<?xml") and "<html" in beginning:
         return Form(HTML)
-    if beginning.startswith("<?xml"):
-        return Form(fault="an XML file that is no MediaWiki dump; convert it to text or JSON lines first")
+    name = re.match(r"<([a-z][\w.:-]*)[^<>]*>", beginning)
+    if beginning.startswith("<?xml") or name and name[1] not in TAGS and f"</{name[1]}>" in text.lower():
+        what = "an XML file" if beginning.startswith("<?xml") else f"markup (<{name[1]}>)"
+        return Form(fault=f"{what} that is no MediaWiki dump; convert it to text or JSON lines first")
     return None
 
 
@@ -242,8 +284,24 @@ def _index(text: str, whole: bool, settings: FormSettings) -> Form | None:
     lines = text.split("\n", 20)[:-1]
     if len(lines) > 1 and all(re.match(r"\d+:\d+:\S", line) for line in lines):
         return Form(fault="the index of a multistream dump, which has no text; give the dump itself")
-    if re.match(r"-- (?:MySQL|MariaDB|PostgreSQL) ", text):
-        return Form(fault=f"an SQL dump; {_CONVERT}")
+    fault = next((fault for beginning, fault in _MORE_THAN_TEXT if re.match(beginning, text)), None)
+    return Form(fault=fault) if fault else None
+
+
+def _wikitext(text: str, whole: bool, settings: FormSettings) -> Form | None:
+    """Articles of the WikiText corpora: titles and headings between signs of equality, words apart."""
+    if not _ARTICLE_TITLE.match(text) or " @-@ " not in text and " . " not in text:
+        return None
+    rare = '; rare words are "<unk>" in it, which the raw form has' if "<unk>" in text else ""
+    return Form(WIKITEXT, remark=f"WikiText: read as its articles, without titles and headings{rare}")
+
+
+def _tagged(text: str, whole: bool, settings: FormSettings) -> Form | None:
+    """A word a line with its tags."""
+    lines = [line.rstrip() for line in text.split("\n") if line.strip()]
+    tagged = sum(_TAGGED_LINE.fullmatch(line) is not None for line in lines)
+    if tagged >= LEAST_TAGGED and tagged >= 0.9 * len(lines):
+        return Form(fault=f"a word and its tags on each line; {_CONVERT}")
     return None
 
 
@@ -271,10 +329,15 @@ def _table(text: str, whole: bool, settings: FormSettings) -> Form | None:
                 return Form(TABLE)
             what = "tab" if delimiter == "\t" else f'"{delimiter}"'
             return Form(fault=f"a table ({what} between its columns); --text_column names one of: {', '.join(names)}")
+    lines = [line.strip() for line in text.split("\n")[: None if whole else -1] if not line.startswith("#")]
+    tabs = [line.count("\t") for line in lines if line]  # between words, as a tab in front of a paragraph is none
+    if len(tabs) > 3 and tabs[0] and tabs.count(tabs[0]) >= 0.95 * len(tabs):
+        columns = f"a table of {tabs[0] + 1} columns without a header"
+        return Form(fault=f"{columns}; name them in a first line, one of them {settings.text_column}")
     return None
 
 
-def table_rows(stream: BinaryIO, encoding: str) -> Iterator[dict[str, str]]:
+def table_rows(stream: io.BufferedReader, encoding: str) -> Iterator[dict[str, str]]:
     """Rows of a table that `form_of` has told."""
     csv.field_size_limit(1 << 25)
     lines = io.TextIOWrapper(stream, encoding, errors="replace", newline="")
@@ -285,10 +348,10 @@ def table_rows(stream: BinaryIO, encoding: str) -> Iterator[dict[str, str]]:
         yield dict(zip(names, row, strict=False))
 
 
-class Recoded(io.RawIOBase):
+class Recoded:
     """A text in any encoding as UTF-8."""
 
-    def __init__(self, stream: BinaryIO, encoding: str):
+    def __init__(self, stream: io.BufferedReader, encoding: str):
         import codecs
 
         self.stream, self.decoder = stream, codecs.getincrementaldecoder(encoding)("replace")
@@ -307,13 +370,13 @@ class Recoded(io.RawIOBase):
 class _Rejoined(io.RawIOBase):
     """A stream whose beginning was read already."""
 
-    def __init__(self, head: bytes, stream: BinaryIO):
+    def __init__(self, head: bytes, stream: Readable):
         self.head, self.stream = memoryview(head), stream
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         chunk = self.head[: len(buffer)] if self.head else self.stream.read(len(buffer))
         self.head = self.head[len(chunk) :]
         buffer[: len(chunk)] = chunk
@@ -323,13 +386,13 @@ class _Rejoined(io.RawIOBase):
 class _Unxz(io.RawIOBase):
     """An xz file, with a bound on the memory that its dictionary may take (lzma.LZMAFile knows none)."""
 
-    def __init__(self, stream: BinaryIO):
+    def __init__(self, stream: Readable):
         self.stream, self.decoder, self.rest = stream, lzma.LZMADecompressor(memlimit=MOST_MEMORY), b""
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         while True:
             if self.decoder.eof:
                 self.rest = (self.decoder.unused_data or self.stream.read(READ_BYTES)).lstrip(b"\0")
@@ -350,7 +413,7 @@ class _Unxz(io.RawIOBase):
 class _Unzstd(io.RawIOBase):
     """A zstd file of one frame or several."""
 
-    def __init__(self, stream: BinaryIO):
+    def __init__(self, stream: Readable):
         try:
             import zstandard
         except ImportError as error:
@@ -363,34 +426,35 @@ class _Unzstd(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         try:
             return self.reader.readinto(buffer)
         except self.error as error:
             raise OSError(str(error)) from error
 
 
-_UNPACKERS: tuple[tuple[bytes, Callable[[BinaryIO], io.RawIOBase]], ...] = (
-    (b"\x1f\x8b", lambda stream: gzip.GzipFile(fileobj=stream)),
-    (b"BZh", bz2.BZ2File),
-    (b"\xfd7zXZ\0", _Unxz),
-    (b"(\xb5/\xfd", _Unzstd),
+_ZSTD_SKIPPABLE = tuple(bytes((0x50 + number, 0x2A, 0x4D, 0x18)) for number in range(16))  # pzstd begins so
+_UNPACKERS: tuple[tuple[tuple[bytes, ...], Callable[[io.BufferedReader], Readable]], ...] = (
+    ((b"\x1f\x8b",), lambda stream: gzip.GzipFile(fileobj=stream)),
+    ((b"BZh",), bz2.BZ2File),
+    ((b"\xfd7zXZ\0", b"]\0\0"), _Unxz),  # also of the older form, .lzma
+    ((b"(\xb5/\xfd", *_ZSTD_SKIPPABLE), _Unzstd),
 )
 
 
-def _unpacked(raw: BinaryIO) -> tuple[bytes, BinaryIO, int]:
+def _unpacked(raw: Readable) -> tuple[bytes, io.BufferedReader, int]:
     """(first bytes, the whole stream, times it was packed)."""
-    stream, packings = raw, 0
+    source, packings = raw, 0
     while True:
-        head = _read_up_to(stream, SAMPLE_BYTES)
-        stream = io.BufferedReader(_Rejoined(head, stream), READ_BYTES)
-        unpack = next((unpack for mark, unpack in _UNPACKERS if head.startswith(mark)), None)
+        head = _read_up_to(source, SAMPLE_BYTES)
+        stream = io.BufferedReader(_Rejoined(head, source), READ_BYTES)
+        unpack = next((unpack for marks, unpack in _UNPACKERS if head.startswith(marks)), None)
         if unpack is None or packings == MOST_PACKINGS:
             return head, stream, packings
-        stream, packings = unpack(stream), packings + 1
+        source, packings = unpack(stream), packings + 1
 
 
-def _read_up_to(stream: BinaryIO, size: int) -> bytes:
+def _read_up_to(stream: Readable, size: int) -> bytes:
     """As many bytes as there are, whatever comes at a time; those before a damaged place, if there are any."""
     data = b""
     while len(data) < size:
@@ -420,14 +484,15 @@ def _archive(head: bytes) -> Form | None:
     return None
 
 
-def _tar_members(stream: BinaryIO) -> Iterator[tuple[str, BinaryIO]]:
+def _tar_members(stream: io.BufferedReader) -> Iterator[tuple[str, IO[bytes]]]:
     with tarfile.open(fileobj=stream, mode="r|", errorlevel=0) as archive:
         for member in archive:
-            if member.isfile() and not is_hidden(member.name):
-                yield member.name, archive.extractfile(member)
+            inside = archive.extractfile(member) if member.isfile() and not is_hidden(member.name) else None
+            if inside:  # it cannot be sought in, and fails when it is asked
+                yield member.name, io.BufferedReader(_Rejoined(b"", inside), READ_BYTES)
 
 
-def _zip_members(raw: BinaryIO) -> Iterator[tuple[str, BinaryIO]]:
+def _zip_members(raw: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
     with zipfile.ZipFile(raw) as archive:
         for member in archive.infolist():
             if member.is_dir() or is_hidden(member.filename):

@@ -13,6 +13,7 @@ _INLINE = (
     "a abbr acronym b bdi bdo big button cite code del dfn em font i img input ins kbd label link mark meta q ruby s"
     " samp small span strike strong sub sup td th time tt u var wbr"
 ).split()
+TAGS = frozenset((*_BLOCK, *_INLINE, "script", "style", "template"))
 _CELLS = ("td", "th", "img", "button", "option", "label", "input")  # words on both sides stay apart
 _SWITCHES = (
     "async|defer|checked|disabled|nowrap|compact|noshade|hidden|selected|readonly|multiple|required|reversed|open"
@@ -48,7 +49,10 @@ def without_html(text: str, is_html: bool = False) -> PlainText:
     while match and _is_type_parameter(match, text):
         match = _MARKUP.search(text, match.end())
     if match is None:
-        return PlainText(_decoded(text))
+        decoded = _decoded(text)
+        if text.lstrip().startswith("&lt;") and text.rstrip().endswith("&gt;") and _MARKUP.match(decoded.lstrip()):
+            return without_html(decoded, is_html)  # as feeds have it: HTML, escaped as a whole
+        return PlainText(decoded)
     if is_html or text.lstrip().startswith("<") and text.rstrip().endswith(">"):
         text = _WHITE_SPACE.sub(" ", text)  # all of it is markup, where a line end is a blank
     count = 0

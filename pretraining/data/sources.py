@@ -23,6 +23,7 @@ from pretraining.data.formats import (
     TABLE,
     TAR,
     TEXT,
+    WIKITEXT,
     ZIP,
     Damaged,
     FormSettings,
@@ -48,6 +49,7 @@ _RECORD_ENDS = {
     JSONL: (b"\n",),
     EXTRACTED: (b"</doc>",),
     DUMP: (b"</page>",),
+    WIKITEXT: (b"\n \n",),
 }
 _SPECIAL = "not a regular file (a device, pipe or socket), which might never end; give a file or folder"
 
