@@ -21,15 +21,20 @@ CASES = {
     ],
     "de": [
         ["Das ist z.B. gut.", "Es kostet ca. 5 Euro."],
-        ["Am 5. Mai kam er."],
+        ["Am 5. Mai kam er.", "Er wohnt in der Hauptstr. 5 in Bonn.", "Das kostet 3 Mio. Euro.", "Ja."],
         ["Viele Früchte, z. B. Äpfel, wachsen hier.", "Er kam mit u. a. Herrn Müller."],
         ["Das gilt i. d. R. Montags nicht.", "Siehe § 3 Abs. 2 und Nr. 5 dort."],
         ["Brot, Milch usw.", "Der Rest blieb liegen."],
         ["„Darf ich mitspielen?“, fragte sie.", "»Ja.«", "Dann ging er.", "„Nein.“", "Sie blieb."],
     ],
-    "fr": [["« Tu viens ? »", "Il se tut.", "M. Dupont habite av. Foch."]],
+    "fr": [["« Tu viens ? »", "Il se tut.", "M. Dupont habite av. Foch.", "J.-J. Rousseau lit."]],
     "ru": [["Это было в 1812 г.", "Он ушёл."], ["Города, т. е. Москва и др. места, растут.", "Да."]],
-    "zh": [["今天下雨。", "明天晴！", "好吗？"], ["他说：「好。」"], ["真的吗？？", "是。。。"]],
+    "zh": [
+        ["今天下雨。", "明天晴！", "好吗？"],
+        ["他说：「好。」"],
+        ["真的吗？？", "是。。。"],
+        ["“你好！”他说。", "“真的？”小明高兴地问道：“是吗？”", "“是。”", "我们去公园。"],
+    ],
     "ja": [
         ["「行こう。」と彼は言った。", "雨だ。"],
         ["「だめ！」って叫んだ。", "「いいよ。」", "そして帰った。", "「うん。」", "もう遅い。"],

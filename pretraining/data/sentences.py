@@ -13,8 +13,9 @@ SPLITTERS = ("rules", "line", "pysbd")
 ABBREVIATIONS = {
     "en": "mr mrs ms dr prof rev fr sr st mt gen col lt capt sgt cmdr adm maj hon gov sen rep pres messrs mme mlle vs "
     "cf viz ca approx eds trans est dept univ assn bros ft",
-    "de": "dr prof hr fr bd st str ca bzw vgl ggf inkl jh jhd geb gest abs aufl hrsg evtl sog ing dipl max min zzgl",
-    "fr": "mm mme mlle dr pr st ste av bd cf ex chap éd env",
+    "de": "dr prof hr fr bd st str ca bzw vgl ggf inkl jh jhd geb gest abs aufl hrsg evtl sog ing dipl max min zzgl "
+    "mio mrd univ",
+    "fr": "mm mme mlle dr pr prof st ste av bd cf ex chap éd env",
     "es": "sr sra srta dr dra dña prof ud uds av avda cap aprox ej",
     "it": "sig sigg dott prof ing avv on cap es ecc",
     "pt": "sr sra dr dra prof av cap ex",
@@ -37,6 +38,7 @@ BEFORE_NUMBERS = (
     "no nos art arts vol vols fig figs sec sect ch chap p pp ed nr abs abb núm n° pág págs pag pagg blz bl jan feb mar "
     "apr jun jul aug sep sept oct okt nov dec dez fév févr avr juil janv déc mär tab op lib ca § ziff kap стр рис гл"
 )
+STREET = "str"  # the end of a German street's name, "Hauptstr. 5"
 # Words that begin sentences and hardly a name.
 STARTERS = {
     "en": "the a an he she it they we i you his her its their our my this that these those there here then when while "
@@ -102,7 +104,7 @@ _WORD = re.compile(r"\w")
 _LAST_WORD = re.compile(r"""[^\s("'“‘„‚«»‹›\[/—–]*$""")
 _OPENING = "\"'“‘„‚«‹»›([¿¡-–— "
 _NUMBER = re.compile(r"[0-9]|[IVXLCDM]+\b")
-_DOTTED = re.compile(r"\w(?:\.\w{1,2})+")  # "p.m", "z.B", "Ph.D"
+_DOTTED = re.compile(r"\w(?:\.-?\w{1,2})+")  # "p.m", "z.B", "Ph.D", "J.-J"
 SMALL_WORDS = ("i", "я")  # letters that end sentences as words; others are initials where there are no capitals
 # What goes on after a Japanese quotation: particles, but not the words that begin with one and may begin a sentence.
 LEAST_WRAPPED_LINES = 8  # from which lines are told to be wrapped; fewer tell nothing
@@ -113,6 +115,8 @@ _QUOTATION_GOES_ON = re.compile(
     r"って|など|と(?!ころ|ても|にかく|うとう|りあえず|もあれ|もかく)|を|が(?!ん)|の(?!ち)|は(?!い|じ|っ)|に(?!わ|こ|や)"
     r"|だ(?!が|か|っ)|か(?=[、。」と])|へ(?!え)|も(?!う|し|ち|っ|の)|で(?!も|は)"
 )
+# "“Go!” he said." in Chinese: at most eight characters up to a verb of speaking that a sign follows.
+_SPEAKER_FOLLOWS = re.compile("[\u4e00-\u9fff]{1,8}?[说說道问問喊叫答嚷][。，：！？,:]")
 _CAPITAL = re.compile("[A-ZÀ-ÖØ-ÞΆ-ΏΑ-ΫЀ-ЯԱ-Ֆ]")
 _AFTER_MARK = re.compile(r"[.!?] +(\w)")
 SMALL_STARTS = 5  # sentences with a small letter, from which they tell more than names with capitals
@@ -205,9 +209,13 @@ def _split_by_rules(text: str, rules: Rules) -> str:
             kind = kinds[found] = _kind(found)
         if kind == GOES_ON or not _WORD.search(text, start, match.start()):
             continue
-        if _ends_sentence(text, match.start(), match.end(), found, kind, rules, case):
-            pieces.append(text[start : match.end()].rstrip())
-            start = match.end()
+        end = match.end()
+        if kind == ALONE and found[-1] in "“‘":  # they close in German only; here they open what follows
+            found = found.rstrip("“‘")
+            end = match.start() + len(found)
+        if _ends_sentence(text, match.start(), end, found, kind, rules, case):
+            pieces.append(text[start:end].rstrip())
+            start = end
     pieces.append(text[start:])
     split = "\n".join(pieces)
     for mark, stand_in in own:
@@ -254,7 +262,8 @@ def _ends_sentence(text: str, start: int, end: int, found: str, kind: str, rules
     if kind == ALONE:
         if found == "．" and first.isdigit():
             return False
-        return not (found[-1] in "」』）”" and _QUOTATION_GOES_ON.match(text, end))
+        is_quotation = found[-1] in "」』）”’"
+        return not (is_quotation and (_QUOTATION_GOES_ON.match(text, end) or _SPEAKER_FOLLOWS.match(text, end)))
     following = text[end : end + 24]
     if first in _OPENING:
         following = following.lstrip(_OPENING)
@@ -276,7 +285,8 @@ def _is_abbreviation(text: str, end: int, following: str, small: bool, rules: Ru
     lower = word.lower()
     if word.isdigit():
         return rules.ordinals and len(word) <= 2
-    if lower in rules.before_numbers and lower not in rules.abbreviations and len(lower) > 1:
+    is_before_number = lower in rules.before_numbers and len(lower) > 1 or lower.endswith(STREET)
+    if is_before_number and lower not in rules.abbreviations:
         return bool(_NUMBER.match(following))
     if lower in rules.abbreviations:
         return True
