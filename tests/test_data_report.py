@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from central.runtime.exits import run
-from pretraining.data import prepare, report, sources
+from pretraining.data import pipeline, prepare, report, sources
 from pretraining.data.report import Histogram
 from pretraining.data.wordpiece import SPECIAL_TOKENS
 
@@ -175,6 +175,48 @@ def test_numbers_beyond_their_bounds_are_said(vocab, tmp_path, capsys):
     assert "% of the documents have one sentence" in said
     words = text_of([[sentence.split()[0] for sentence in document] for document in documents(300)])
     assert "half of the sentences have no more than 1 tokens" in warnings_of(words, vocab, tmp_path / "e", capsys)
+
+
+def test_text_that_comes_twice_and_few_masks_are_said(vocab, tmp_path, capsys):
+    twice = text_of(documents(300) * 2)
+    assert "% of the sentences occurred before" in warnings_of(twice, vocab, tmp_path / "a", capsys)
+    few = warnings_of(text_of(documents(60)), vocab, tmp_path / "b", capsys, "--max_predictions_per_seq", "1", "10")
+    assert "of the tokens are masked at 32 tokens, of 15% asked for" in few and "at 64 tokens, of" not in few
+
+
+def test_what_is_left_out_is_one_number(vocab, tmp_path, capsys):
+    """A line that is no UTF-8, two rows without a text: three of the input."""
+    rows = [json.dumps({"text": "\n".join(document)}) for document in documents(40)]
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "a.jsonl").write_text("\n".join([*rows, '{"text": 1}', "no row"]) + "\n")
+    (source / "b.txt").write_bytes(text_of(documents(40, seed=1)).encode() + b"A \xff b.\n")
+    line = [
+        "--input",
+        str(source),
+        "--vocab_file",
+        str(vocab),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--num_processes",
+    ]
+    more = "1 --max_seq_length 32 64 --max_predictions_per_seq 5 10 --sentences line --allow unknown"
+    assert run(prepare.main, [*line, *more.split()]) == 0
+    assert report_of(tmp_path)["left_out"] == 3
+    said = capsys.readouterr().out
+    assert "; 3 lines and sentences left out" in said and "were left out: the notes" not in said
+    (source / "a.jsonl").write_text("\n".join([*rows, *["no row"] * 90]) + "\n")
+    assert run(prepare.main, [*line[:5], str(tmp_path / "more"), *line[6:], *more.split()]) == 0
+    assert "of the lines and sentences were left out: the notes of the run name them" in capsys.readouterr().out
+
+
+def test_tokens_of_an_older_version_are_refused_by_the_step_that_reads_them(vocab, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "TOKENS_VERSION", pipeline.TOKENS_VERSION - 1)
+    assert prepare_text(text_of(documents(60)), vocab, tmp_path, "--keep_tokens") == 0
+    monkeypatch.undo()
+    line = f"hdf5 --vocab_file {vocab} --output_dir {tmp_path / 'out'} --num_processes 1"
+    assert run(prepare.main, line.split()) == 2
+    assert "no finished tokens of this version" in capsys.readouterr().err
 
 
 def test_long_sentences_are_in_sequences(vocab, tmp_path, capsys):

@@ -12,7 +12,7 @@ from pretraining.data.blanks import plain_blanks
 from pretraining.data.formats import BOOK, DUMP, EXTRACTED, HTML, JSONL, TEXT, WIKITEXT, damage
 from pretraining.data.html_text import without_html
 from pretraining.data.sentences import sentence_splitter
-from pretraining.data.sources import Batch, Piece
+from pretraining.data.sources import Batch, Notes, Piece
 from pretraining.data.wiki_templates import HOLE
 
 NO_TEXT = "\n\n"  # the canonical text of a batch without any
@@ -46,12 +46,13 @@ class Canonical:
 
     text: str
     notes: tuple[str, ...]
+    left_out: int = 0  # lines, rows, pages and sentences
 
 
 def canonical_text(batch: Batch, settings: TextSettings) -> Canonical:
     """Canonical text of a batch; what cannot be read is left out and noted with file and line."""
     split_sentences = sentence_splitter(settings.sentences, settings.language)
-    notes, texts = [], []
+    notes, texts = Notes(), []
     for piece in batch.pieces:
         notes += piece.notes
         paragraphs = _EMPTY_LINES.sub("\n\n", _READERS[piece.kind](piece, settings, notes))
@@ -59,32 +60,34 @@ def canonical_text(batch: Batch, settings: TextSettings) -> Canonical:
         texts.append(_whole_sentences(sentences, piece, notes) if HOLE in sentences else sentences)
     text = "\n\n".join(text for text in texts if text) + NO_TEXT
     # JSON and XML can spell half of a character (a lone surrogate), which no file can hold.
-    return Canonical(text.encode("utf-8", "ignore").decode("utf-8"), _first_few(notes))
+    return Canonical(text.encode("utf-8", "ignore").decode("utf-8"), _first_few(notes), notes.left_out)
 
 
-def _first_few(notes: list[str]) -> tuple[str, ...]:
+def _first_few(notes: Notes) -> tuple[str, ...]:
     if len(notes) <= MOST_NOTES:
         return tuple(notes)
     return (*notes[:MOST_NOTES], f"{len(notes) - MOST_NOTES} more like these, the last: {notes[-1]}")
 
 
-def _whole_sentences(text: str, piece: Piece, notes: list[str]) -> str:
+def _whole_sentences(text: str, piece: Piece, notes: Notes) -> str:
     """The sentences that miss no words."""
     lines = text.split("\n")
     kept = [line for line in lines if HOLE not in line]
-    notes.append(
+    notes.leave_out(
+        len(lines) - len(kept),
         f"{piece.source}:{piece.first_line}: {len(lines) - len(kept)} of {sum(map(bool, lines))} sentences left out: a"
-        " template or formula in them whose words a dump does not have"
+        " template or formula in them whose words a dump does not have",
     )
     return "\n".join(kept)
 
 
-def _decode(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
+def _decode(piece: Piece, settings: TextSettings, notes: Notes) -> str:
     """UTF-8, without the lines that are not; nothing of a piece that is no text or in an encoding nobody told."""
     data = piece.data
     zeros = data.count(0)
     if zeros > FOREIGN_BYTES * len(data):
-        notes.append(f"{piece.source}:{piece.first_line}: no text ({zeros / len(data):.0%} zero bytes); all left out")
+        note = f"{piece.source}:{piece.first_line}: no text ({zeros / len(data):.0%} zero bytes); all left out"
+        notes.leave_out(data.count(b"\n") + 1, note)
         return ""
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
@@ -97,18 +100,20 @@ def _decode(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
         except UnicodeDecodeError:
             pass
     if found.words > FOREIGN_WORDS:
-        notes.append(
+        notes.leave_out(
+            data.count(b"\n") + 1,
             f"{piece.source}:{line}: {found.words:.0%} of the words from line {piece.first_line} on are no UTF-8 text;"
-            " all left out (another encoding? name it with --encoding, such as cp1252)"
+            " all left out (another encoding? name it with --encoding, such as cp1252)",
         )
         return ""
     lines = [line.decode("utf-8", "replace") for line in data.split(b"\n")]
     whole = [line for line in lines if "\ufffd" not in line]
-    notes.append(f"{piece.source}:{line}: not UTF-8 ({reason}); {len(lines) - len(whole)} lines from here on left out")
+    lost = len(lines) - len(whole)
+    notes.leave_out(lost, f"{piece.source}:{line}: not UTF-8 ({reason}); {lost} lines from here on left out")
     return "\n".join(whole)
 
 
-def _plain(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
+def _plain(piece: Piece, settings: TextSettings, notes: Notes) -> str:
     text = plain_blanks(_decode(piece, settings, notes))
     if "<" not in text and "&" not in text:
         return text
@@ -126,13 +131,13 @@ def _numbered(text: str, line: int) -> Iterator[tuple[int, str]]:
     yield line, text[start:]
 
 
-def _html(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
+def _html(piece: Piece, settings: TextSettings, notes: Notes) -> str:
     """One document."""
     plain = without_html(_decode(piece, settings, notes), is_html=True)
     return _one_document(plain.text)
 
 
-def _book(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
+def _book(piece: Piece, settings: TextSettings, notes: Notes) -> str:
     """One document: paragraphs are parted by blank lines, and their lines were wrapped unless each is a sentence."""
     text = _plain(piece, settings, notes)
     if settings.sentences == "line":
@@ -141,7 +146,7 @@ def _book(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
     return "\n".join(paragraph for paragraph in paragraphs if paragraph)
 
 
-def _wikitext(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
+def _wikitext(piece: Piece, settings: TextSettings, notes: Notes) -> str:
     """Articles of WikiText, which a title begins; without titles and headings, "well @-@ known" in one."""
     text = _JOINED.sub(r"\1", plain_blanks(_decode(piece, settings, notes)))
     text = "\n".join(map(str.strip, text.split("\n")))
@@ -149,13 +154,13 @@ def _wikitext(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
     return "\n\n".join(map(_one_document, marked.split("\0")))
 
 
-def _jsonl(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
+def _jsonl(piece: Piece, settings: TextSettings, notes: Notes) -> str:
     """A document a line, its text under `text_column`; blank lines inside a text do not end it."""
     texts = _json_texts(piece, settings, notes)
     return "\n\n".join(map(_one_document, _without_html(texts, piece, notes)))
 
 
-def _extracted(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
+def _extracted(piece: Piece, settings: TextSettings, notes: Notes) -> str:
     """Articles as wikiextractor writes them: an element `doc` each, with the title as the first line."""
     text = _decode(piece, settings, notes)
     articles = (
@@ -175,9 +180,10 @@ def _one_document(text: str) -> str:
     return _EMPTY_LINES.sub("\n", plain_blanks(text).strip(" \n"))
 
 
-def _json_texts(piece: Piece, settings: TextSettings, notes: list[str]) -> Iterator[tuple[int, str]]:
+def _json_texts(piece: Piece, settings: TextSettings, notes: Notes) -> Iterator[tuple[int, str]]:
     """(line, text) of each row."""
-    column, faults = settings.text_column, {}
+    column = settings.text_column
+    faults: dict[str, list[int]] = {}
     for number, line in enumerate(_decode(piece, settings, notes).split("\n"), piece.first_line):
         if not line.strip():
             continue
@@ -196,7 +202,8 @@ def _json_texts(piece: Piece, settings: TextSettings, notes: list[str]) -> Itera
         else:
             title = row.get("title")
             yield number, _without_title(row[column], title) if isinstance(title, str) else row[column]
-    notes += (f"{piece.source}:{numbers[0]}: {what}; {_lines(numbers)} left out" for what, numbers in faults.items())
+    for what, numbers in faults.items():
+        notes.leave_out(len(numbers), f"{piece.source}:{numbers[0]}: {what}; {_lines(numbers)} left out")
 
 
 def _lines(numbers: list[int]) -> str:
@@ -205,7 +212,7 @@ def _lines(numbers: list[int]) -> str:
     return f"line {shown}" if len(numbers) == 1 else f"{len(numbers)} lines ({shown})"
 
 
-def _without_html(texts: Iterable[tuple[int, str]], piece: Piece, notes: list[str]) -> Iterator[str]:
+def _without_html(texts: Iterable[tuple[int, str]], piece: Piece, notes: Notes) -> Iterator[str]:
     """Texts without tags and entities; one note tells of all that had some, with the line or row of the first."""
     first, count, tags = None, 0, 0
     for line, text in texts:
@@ -220,7 +227,7 @@ def _without_html(texts: Iterable[tuple[int, str]], piece: Piece, notes: list[st
         notes.append(f"{first}; {tags} tags in {count} documents left out")
 
 
-def _short_lines(text: str, piece: Piece, notes: list[str]) -> str:
+def _short_lines(text: str, piece: Piece, notes: Notes) -> str:
     if len(text) <= LONGEST_LINE or max(map(len, text.split("\n"))) <= LONGEST_LINE:
         return text
     lines = []
@@ -237,7 +244,7 @@ def _short_lines(text: str, piece: Piece, notes: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _dump(piece: Piece, settings: TextSettings, notes: list[str]) -> str:
+def _dump(piece: Piece, settings: TextSettings, notes: Notes) -> str:
     from pretraining.data.wikidump import articles  # mwparserfromhell is needed for dumps only
 
     return plain_blanks("\n\n".join(articles(piece, notes, settings.variant)))

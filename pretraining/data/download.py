@@ -13,7 +13,7 @@ from pathlib import Path
 
 from central.runtime.exits import BadRequest
 from pretraining.data.hdf5 import replace_synced
-from pretraining.data.progress import Progress
+from pretraining.data.progress import BYTES, Progress
 
 BLOCK_BYTES = 1 << 20
 TIMEOUT = 60.0  # s without a byte
@@ -36,6 +36,7 @@ def download(url: str, target: Path, checksum: str | None = None, first_wait: fl
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     failures = 0  # since something last came
+    fault: OSError | HTTPException
     while True:
         before = _size(part)
         try:
@@ -97,7 +98,7 @@ def _fetch(url: str, part: Path) -> None:
             have = 0  # a server that cannot resume sends it all again
         total = _total(answer, have)
         _check_space(part, total - have)
-        progress = Progress(part.name.removesuffix(".part"), total, "MB", 1e6, before=have)
+        progress = Progress(part.name.removesuffix(".part"), total, BYTES, before=have)
         with open(part, "ab" if have else "wb") as file:
             while block := answer.read(BLOCK_BYTES):
                 file.write(block)

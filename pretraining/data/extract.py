@@ -7,7 +7,7 @@ from central.runtime.exits import BadRequest
 from pretraining.data.claims import claim_folder, describe_sources, show_notes
 from pretraining.data.documents import NO_TEXT, TextSettings, canonical_text
 from pretraining.data.hdf5 import check_space, write_synced
-from pretraining.data.progress import Progress
+from pretraining.data.progress import BYTES, Progress
 from pretraining.data.sources import Batch, HubDataset, Source, batches, text_bytes
 from pretraining.data.workers import Workers
 
@@ -16,11 +16,15 @@ def extract(
     sources: list[Source], dataset: HubDataset | None, text: TextSettings, folder: Path, workers: Workers
 ) -> None:
     """Write one file a batch; files that are there are not made again."""
-    description = {"sources": describe_sources(tuple(sources)), "dataset": repr(dataset), "text": repr(text)}
+    description: dict[str, object] = {
+        "sources": describe_sources(tuple(sources)),
+        "dataset": repr(dataset),
+        "text": repr(text),
+    }
     claim_folder(folder, description, ours=False)
     there = sum(path.stat().st_size for path in folder.glob("text_*.txt"))
     check_space(folder, "text files", max(0.0, text_bytes(sources) - there))
-    progress = Progress("extracting", sum(source.size for source in sources), "MB", 1e6)
+    progress = Progress("extracting", sum(source.size for source in sources), BYTES)
 
     def tasks() -> Iterator[tuple]:
         for batch in batches(sources, dataset):

@@ -247,9 +247,11 @@ def _markup(text: str, whole: bool, settings: FormSettings) -> Form | None:
         return Form(EXTRACTED)
     if beginning.startswith(("<!doctype html", "<html")) or beginning.startswith("<?xml") and "<html" in beginning:
         return Form(HTML)
-    name = re.match(r"<([a-z][\w.:-]*)[^<>]*>", beginning)
-    if beginning.startswith("<?xml") or name and name[1] not in TAGS and f"</{name[1]}>" in text.lower():
-        what = "an XML file" if beginning.startswith("<?xml") else f"markup (<{name[1]}>)"
+    first = re.match(r"<([a-z][\w.:-]*)[^<>]*>", beginning)
+    name = first[1] if first else ""
+    is_xml = beginning.startswith("<?xml")
+    if is_xml or name and name not in TAGS and f"</{name}>" in text.lower():
+        what = "an XML file" if is_xml else f"markup (<{name}>)"
         return Form(fault=f"{what} that is no MediaWiki dump; convert it to text or JSON lines first")
     return None
 
@@ -413,7 +415,7 @@ class _Unxz(io.RawIOBase):
 class _Unzstd(io.RawIOBase):
     """A zstd file of one frame or several."""
 
-    def __init__(self, stream: Readable):
+    def __init__(self, stream: io.BufferedReader):
         try:
             import zstandard
         except ImportError as error:
@@ -447,7 +449,7 @@ def _unpacked(raw: Readable) -> tuple[bytes, io.BufferedReader, int]:
     source, packings = raw, 0
     while True:
         head = _read_up_to(source, SAMPLE_BYTES)
-        stream = io.BufferedReader(_Rejoined(head, source), READ_BYTES)
+        stream: io.BufferedReader = io.BufferedReader(_Rejoined(head, source), READ_BYTES)
         unpack = next((unpack for marks, unpack in _UNPACKERS if head.startswith(marks)), None)
         if unpack is None or packings == MOST_PACKINGS:
             return head, stream, packings

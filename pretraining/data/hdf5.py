@@ -45,7 +45,8 @@ def write_rows(
     other than 0 each of them counts.
     """
     with whole_or_absent(path) as unfinished, h5py.File(unfinished, "w") as file:
-        start, counts = 0, dict.fromkeys(counted or {}, 0)
+        counted, start = counted or {}, 0
+        counts = dict.fromkeys(counted, 0)
         for block in blocks:
             for name, rows in block.items():
                 if start == 0:
@@ -171,5 +172,5 @@ def deflate_planes(chunk: np.ndarray) -> bytes:
         deflate = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
         stream.append(deflate.compress(plane))
         stream.append(deflate.flush(zlib.Z_FINISH if number == len(planes) - 1 else zlib.Z_FULL_FLUSH))
-    stream.append(zlib.adler32(planes).to_bytes(4, "big"))
+    stream.append(zlib.adler32(planes.data).to_bytes(4, "big"))
     return b"".join(stream)

@@ -51,7 +51,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.a_start)
 
-    def __getitem__(self, rows) -> "Pairs":
+    def __getitem__(self, rows: slice | np.ndarray) -> "Pairs":
         return Pairs(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     @property

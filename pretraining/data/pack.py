@@ -112,8 +112,10 @@ def plan_file(path: Path) -> Plan:
 def pack_file(plan: Plan, target: Path, predictions: int, seed: int, number: int) -> None:
     """Write the packed file of one file, unless it is there."""
     with _open(plan.path) as file:
-        ours = {"packed": 1, "rows": plan.packs, "sequences": plan.sequences, "pack_seed": seed}
-        attributes = {name: value for name in file.attrs if (value := attribute(file, name)) is not None} | ours
+        ours: dict[str, object] = {"packed": 1, "rows": plan.packs, "sequences": plan.sequences, "pack_seed": seed}
+        attributes: dict[str, object] = ours | {
+            name: value for name in file.attrs if (value := attribute(file, name)) is not None
+        }
         if target.exists():
             fault = check_finished(target, attributes)
             if fault:

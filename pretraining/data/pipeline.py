@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from pretraining.data import report
 from pretraining.data.claims import RECORD, claim_folder, describe_sources, show_notes
 from pretraining.data.documents import TextSettings
 from pretraining.data.hdf5 import array_bytes, check_space, remove_unfinished, write_synced
-from pretraining.data.progress import Progress
+from pretraining.data.progress import BYTES, Progress
 from pretraining.data.report import Histogram, TextNumbers, refusals, usage_of
 from pretraining.data.shards import (
     FORMAT,
@@ -37,7 +38,7 @@ from pretraining.data.workers import Workers
 from pretraining.vocabulary import vocabulary_text
 
 COMPLETE = "complete.json"  # in a token store: all parts are there
-TOKENS_VERSION = 2  # of the token store: goes up when the same request gives other tokens
+TOKENS_VERSION = 3  # of the token store: goes up when the same request gives other tokens
 SPECIAL_TOKENS_PER_SEQUENCE = 3  # [CLS] and two [SEP]
 BYTES_PER_POSITION = 2.0  # of an HDF5 file, for each of sequences x max_seq_length; measured 1.8 to 1.97
 TOKEN_BYTES = 0.6  # of the token store, for each byte of English text; two bytes an id
@@ -117,21 +118,24 @@ def prepare(request: Request, workers: Workers) -> None:
 def stored_corpus(request: Request) -> Corpus:
     """What the step `shard` left."""
     folder = request.tokens_folder
-    parts, made_with = _stored_parts(folder), _recorded_vocabulary(folder)
-    if parts is None or made_with is None:
-        raise BadRequest(f"{folder}: no finished tokens in it; run `prepare.py shard` first")
-    if made_with != request.vocabulary.sha256:
+    record = _record(folder)
+    parts = _stored_parts(folder) if record.get("version") == TOKENS_VERSION else None
+    if parts is None:
+        raise BadRequest(f"{folder}: no finished tokens of this version in it; run `prepare.py shard` first")
+    if record.get("vocabulary") != request.vocabulary.sha256:
         raise BadRequest(
             f"--vocab_file {request.settings.vocabulary_file.path}: the tokens in {folder} are of another vocabulary"
         )
     return _describe(request, parts)
 
 
-def _recorded_vocabulary(folder: Path) -> str | None:
+def _record(folder: Path) -> dict[str, object]:
+    """The request that a token store was made for; empty where it cannot be read."""
     try:
-        return parse_json((folder / RECORD).read_text(encoding="utf-8"))["vocabulary"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        record = parse_json((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def tokenize(request: Request, workers: Workers, need_tokens: bool = False) -> Corpus:
@@ -156,7 +160,7 @@ def tokenize(request: Request, workers: Workers, need_tokens: bool = False) -> C
 
 def _tokenize(request: Request, workers: Workers) -> list[PartSummary]:
     total = sum(source.size for source in request.sources)
-    progress = Progress("tokenising", total, "MB", 1e6)
+    progress = Progress("tokenising", total, BYTES)
     parts: dict[int, PartSummary] = {}
 
     def new_batches() -> Iterator[tuple]:
@@ -177,7 +181,8 @@ def _tokenize(request: Request, workers: Workers) -> list[PartSummary]:
 def _stored_parts(folder: Path) -> list[PartSummary] | None:
     """The parts of a finished run; None where it did not finish, or something of it was cut."""
     try:
-        count = int(parse_json((folder / COMPLETE).read_text(encoding="utf-8"))["parts"])
+        record: Any = parse_json((folder / COMPLETE).read_text(encoding="utf-8"))
+        count = int(record["parts"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
     if not 0 < count <= len(list(folder.glob("part_*.npz"))):
@@ -203,6 +208,7 @@ def _describe(request: Request, parts: list[PartSummary]) -> Corpus:
         Histogram.total(sentences),
         usage,
         duplicate_share,
+        sum(part.left_out for part in parts),
         request.vocabulary.strips_accents,
     )
     return Corpus(parts, digest, text)

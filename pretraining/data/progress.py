@@ -1,10 +1,13 @@
-"""How far a long step is: a line redrawn on a terminal, a plain line now and then elsewhere."""
+"""How far a long step is: a bar on a terminal, a plain line now and then elsewhere."""
 
 import sys
 import time
+from typing import Any
 
-TERMINAL_SECONDS = 0.2
+from tqdm import tqdm
+
 PLAIN_SECONDS = 10.0
+BYTES = "B"
 
 
 class Progress:
@@ -13,39 +16,36 @@ class Progress:
     `before` units were done by an earlier run, in no time of this one.
     """
 
-    def __init__(self, title: str, total: float, unit: str, scale: float = 1.0, before: float = 0.0):
-        self.title, self.total, self.unit, self.scale = title, total, unit, scale
-        self.done = self.before = before
-        self.on_terminal = sys.stderr.isatty()
+    def __init__(self, title: str, total: float, unit: str, before: float = 0):
+        unit = unit if unit == BYTES else f" {unit}"
+        self.settings: dict[str, Any] = {
+            "total": total or None,
+            "unit": unit,
+            "unit_scale": unit == BYTES,
+            "initial": before,
+        }
+        self.title, self.done = title, before
+        self.bar = (
+            tqdm(desc=title, file=sys.stderr, dynamic_ncols=True, **self.settings) if sys.stderr.isatty() else None
+        )
         self.start = self.last = time.monotonic()
 
     def update(self, done: float) -> None:
         """Say that `done` units in all are finished."""
         self.done = done
-        now = time.monotonic()
-        if now - self.last >= (TERMINAL_SECONDS if self.on_terminal else PLAIN_SECONDS):
-            self.last = now
-            self._show(end="\r" if self.on_terminal else "\n")
+        if self.bar is not None:
+            self.bar.update(done - self.bar.n)
+        elif time.monotonic() - self.last >= PLAIN_SECONDS:
+            self.last = time.monotonic()
+            self._print_line()
 
     def close(self) -> None:
-        self._show(end="\n")
-
-    def _show(self, end: str) -> None:
-        seconds = time.monotonic() - self.start
-        speed = (self.done - self.before) / seconds if seconds else 0.0
-        text = f"{self.title}: {self.done / self.scale:.4g}"
-        if self.total:
-            text += f" of {self.total / self.scale:.4g}"
-        text += f" {self.unit}, {speed / self.scale:.3g} {self.unit}/s"
-        if self.total and speed and self.done < self.total:
-            text += f", {clock((self.total - self.done) / speed)} left"
+        if self.bar is not None:
+            self.bar.close()
         else:
-            text += f", {clock(seconds)}"
-        print(text.ljust(79) if self.on_terminal else text, end=end, file=sys.stderr, flush=True)
+            self._print_line()
 
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    def _print_line(self) -> None:
+        elapsed = time.monotonic() - self.start
+        line = tqdm.format_meter(self.done, elapsed=elapsed, prefix=self.title, ncols=0, **self.settings)
+        print(line, file=sys.stderr, flush=True)

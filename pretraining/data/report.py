@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,9 @@ MOST_OF_ONE_LABEL = 0.75  # share of the commoner next-sentence label
 MOST_PADDING = 0.5
 MOST_DOCUMENTS_OF_ONE_SENTENCE = 0.5
 SENTENCE_TOKENS = (4, 100)  # median
+MOST_DUPLICATES = 0.3  # share of the sentences that occurred before
+MOST_LEFT_OUT = 0.05  # lines and sentences of the input, a sentence that was kept
+LEAST_MASKED = 0.8  # of the share asked for
 MANY_LOSE_MARKS = 0.01  # share of a script's words
 MARKS_SAY_LITTLE = ("Greek", "Hebrew")  # scripts that are often written without their marks
 LATIN_LOSES_MARKS = 0.5  # Vietnamese: 0.8, French: 0.2
@@ -74,6 +78,7 @@ class TextNumbers:
     sentence_tokens: Histogram
     usage: Usage
     duplicate_share: float  # of sentences that occurred before, estimated
+    left_out: int  # lines, rows, pages and sentences of the input, as the notes say
     strips_accents: bool
 
     @property
@@ -117,6 +122,7 @@ def text_report(text: TextNumbers) -> dict:
         "documents": text.documents,
         "sentences": text.sentences,
         "tokens": tokens,
+        "left_out": text.left_out,
         "sentences_a_document": text.document_sentences.summary(),
         "documents_of_one_sentence": text.one_sentence,
         "tokens_a_sentence": text.sentence_tokens.summary(),
@@ -160,6 +166,7 @@ def phase_report(shards: list[dict]) -> dict | None:
         "mean_tokens": round(total["tokens"] / max(1, total["sequences"]), 2),
         "padding": round(1 - _share(total["tokens"], positions), 6),
         "masked": _share(total["masked_tokens"], total["tokens"]),
+        "masked_lm_prob": float(shards[0]["masked_lm_prob"]),
         "next_sentence_random": random,
         "next_sentence_majority": max(random, round(1 - random, 6)),
     }
@@ -223,6 +230,17 @@ def warnings(report: dict) -> list[str]:
             f"half of the sentences have {'no more than' if median < SENTENCE_TOKENS[0] else 'at least'} {median}"
             " tokens: see with `prepare.py extract` how the text is split, and choose --language or --sentences"
         )
+    left_out = report["left_out"] / max(1, report["left_out"] + report["sentences"])
+    if left_out > MOST_LEFT_OUT:
+        lines.append(
+            f"{left_out:.0%} of the lines and sentences were left out: the notes of the run name them; mend the files,"
+            " or name their encoding or column"
+        )
+    if report["duplicate_sentence_share"] > MOST_DUPLICATES:
+        lines.append(
+            f"{report['duplicate_sentence_share']:.0%} of the sentences occurred before: is the same text in the input"
+            " twice, or one that was made of templates? Held-out text is no longer unseen"
+        )
     for script, lost in report["lost_marks"].items():
         bound = LATIN_LOSES_MARKS if script == "Latin" else MANY_LOSE_MARKS
         if lost["share_of_words"] > bound and script not in MARKS_SAY_LITTLE:
@@ -252,6 +270,11 @@ def _phase_warnings(length: str, splits: dict) -> list[str]:
             f"{training['padding']:.0%} of the sequences of {length} tokens is padding, as documents are short: blank"
             " lines belong between documents, not paragraphs (--one_document_per_file 1 for books)"
         )
+    if training["masked"] < LEAST_MASKED * training["masked_lm_prob"]:
+        lines.append(
+            f"{training['masked']:.1%} of the tokens are masked at {length} tokens, of {training['masked_lm_prob']:.0%}"
+            " asked for: raise --max_predictions_per_seq"
+        )
     if splits["test"] is None:
         lines.append(f"no text is held out at {length} tokens: four documents at least, and a --test_fraction above 0")
     return lines
@@ -264,7 +287,8 @@ def lines(report: dict) -> list[str]:
     characters = [f"{character} ({count})" for character, count in unknown["characters"]]
     shown = [
         f"text: {report['documents']} documents, {report['sentences']} sentences, {report['tokens']} tokens;"
-        f" {report['duplicate_sentence_share']:.1%} of the sentences occurred before",
+        f" {report['duplicate_sentence_share']:.1%} of the sentences occurred before;"
+        f" {report['left_out']} lines and sentences left out",
         f"sentences a document: {_summary(report['sentences_a_document'])};"
         f" {report['documents_of_one_sentence']} documents of one",
         f"tokens a sentence: {_summary(report['tokens_a_sentence'])}",
@@ -292,7 +316,7 @@ def write(report: dict) -> bytes:
 def read(folder: Path) -> dict | None:
     """The report beside the shards, None where there is none that can be read."""
     try:
-        report = parse_json((folder / FILE).read_text(encoding="utf-8"))
+        report: Any = parse_json((folder / FILE).read_text(encoding="utf-8"))
         lines(report)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -136,8 +136,10 @@ class Rules:
 
     @classmethod
     def of(cls, language: str) -> "Rules":
-        lists = (frozenset(words.get(language, "").split()) for words in (ABBREVIATIONS, SENTENCE_ENDING, STARTERS))
-        return cls(*lists, ordinals=language in ORDINAL_LANGUAGES)
+        abbreviations, ending, starters = (
+            frozenset(words.get(language, "").split()) for words in (ABBREVIATIONS, SENTENCE_ENDING, STARTERS)
+        )
+        return cls(abbreviations, ending, starters, ordinals=language in ORDINAL_LANGUAGES)
 
 
 def sentence_splitter(name: str, language: str) -> Callable[[str], str]:
@@ -200,7 +202,8 @@ def _split_by_rules(text: str, rules: Rules) -> str:
     own = [(mark, stand_in) for look, stand_in, mark in _OWN_MARKS if mark in text and look.search(text)]
     for look, stand_in, _ in _OWN_MARKS if own else ():
         text = look.sub(stand_in, text)
-    case, kinds = _Case(text), {}
+    case = _Case(text)
+    kinds: dict[str, str] = {}
     pieces, start = [], 0
     for match in (_END_IN_RARE_SCRIPT if _RARE_SCRIPT.search(text) else _END).finditer(text):
         found = match[0]
@@ -281,7 +284,8 @@ def _is_abbreviation(text: str, end: int, following: str, small: bool, rules: Ru
 
     `small`: what follows is in small letters, in a text without capitals.
     """
-    word = _LAST_WORD.search(text, max(0, end - 24), end)[0]
+    last = _LAST_WORD.search(text, max(0, end - 24), end)
+    word = last[0] if last else ""
     lower = word.lower()
     if word.isdigit():
         return rules.ordinals and len(word) <= 2

@@ -6,7 +6,7 @@ What a file is, is told in `formats.py`; what a reader must make of a batch's by
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -52,6 +52,16 @@ _RECORD_ENDS = {
     WIKITEXT: (b"\n \n",),
 }
 _SPECIAL = "not a regular file (a device, pipe or socket), which might never end; give a file or folder"
+
+
+class Notes(list[str]):
+    """What a user should know of some input, and how many lines, rows, pages and sentences of it were left out."""
+
+    left_out = 0
+
+    def leave_out(self, count: int, note: str) -> None:
+        self.left_out += count
+        self.append(note)
 
 
 @dataclass(frozen=True)
@@ -233,7 +243,7 @@ def _pieces_of(file: TextFile, source: Source, raw: BinaryIO) -> Iterator[Piece]
             del buffer[:cut]
 
 
-def _fill(buffer: bytearray, stream: io.BufferedIOBase, size: int) -> bool:
+def _fill(buffer: bytearray, stream: io.BufferedReader | Recoded, size: int) -> bool:
     """Read until the buffer has `size` bytes; False at the end. What was read before an error stays in the buffer."""
     while len(buffer) < size:
         chunk = stream.read1(min(READ_BYTES, size - len(buffer)))
@@ -255,7 +265,7 @@ def _dataset_pieces(dataset: HubDataset) -> Iterator[Piece]:
     return _row_pieces(dataset.name, _dataset_rows(dataset), dataset.text_column)
 
 
-def _row_pieces(name: str, rows: Iterable[dict[str, object]], text_column: str) -> Iterator[Piece]:
+def _row_pieces(name: str, rows: Iterable[Mapping[str, object]], text_column: str) -> Iterator[Piece]:
     """Rows as JSON lines, so that they take the way of any JSONL file."""
     lines, size, first = [], 0, 1
     for number, row in enumerate(rows, 1):

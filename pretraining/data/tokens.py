@@ -69,6 +69,7 @@ class PartSummary:
     documents: int
     sentences: int
     tokens: int
+    left_out: int  # of the input: lines, rows, pages and sentences
     sha256: str  # of the documents' ids and boundaries
     notes: tuple[str, ...]
 
@@ -89,21 +90,22 @@ def tokenize_batch(batch: Batch, folder: Path, vocabulary: VocabularyFile, setti
     part = Part(folder, batch.number)
     write_synced(part.path("tokens"), ids.tobytes())
     write_synced(part.path("sentences"), sentence_tokens.astype(SENTENCE_TYPE).tobytes())
-    index = io.BytesIO()
-    np.savez(
-        index,
-        document_sentences=document_sentences,
-        document_tokens=document_tokens,
-        tokens_bytes=np.array(ids.nbytes),
-        sentences_bytes=np.array(len(sentence_tokens) * np.dtype(SENTENCE_TYPE).itemsize),
-        sentence_values=histogram.values,
-        sentence_counts=histogram.counts,
+    index = {
         **usage_arrays(tokenizer.take_usage()),
-        sentence_hashes=_sampled_hashes(ids, sentence_tokens),
-        notes=np.array(canonical.notes, dtype=str),
-        sha256=np.array(_sha256(ids, sentence_tokens, document_sentences)),
-    )
-    write_synced(part.path("npz"), index.getvalue())
+        "document_sentences": document_sentences,
+        "document_tokens": document_tokens,
+        "tokens_bytes": np.array(ids.nbytes),
+        "sentences_bytes": np.array(len(sentence_tokens) * np.dtype(SENTENCE_TYPE).itemsize),
+        "sentence_values": histogram.values,
+        "sentence_counts": histogram.counts,
+        "sentence_hashes": _sampled_hashes(ids, sentence_tokens),
+        "left_out": np.array(canonical.left_out),
+        "notes": np.array(canonical.notes, dtype=str),
+        "sha256": np.array(_sha256(ids, sentence_tokens, document_sentences)),
+    }
+    file = io.BytesIO()
+    np.savez(file, **index)  # type: ignore[arg-type]
+    write_synced(part.path("npz"), file.getvalue())
     return summary(part)
 
 
@@ -115,6 +117,7 @@ def summary(part: Part) -> PartSummary:
         documents=len(index["document_tokens"]),
         sentences=int(index["document_sentences"].sum()),
         tokens=int(index["document_tokens"].sum()),
+        left_out=int(index["left_out"]),
         sha256=str(index["sha256"]),
         notes=tuple(map(str, index["notes"])),
     )
@@ -138,7 +141,7 @@ def text_blocks(text: str) -> Iterator[str]:
 def _sha256(*arrays: np.ndarray) -> str:
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

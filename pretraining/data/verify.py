@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -51,7 +52,7 @@ class Tally:
 class FileReport:
     path: Path
     tally: Tally
-    attributes: dict[str, object]
+    attributes: dict[str, Any]
     faults: tuple[str, ...]
 
 
@@ -85,7 +86,9 @@ def _unknown_id(folder: Path) -> int | None:
 
 def verify_file(path: Path, unknown_id: int | None = None) -> FileReport:
     """Read a whole file and compare it with what it says of itself."""
-    tally, faults, attributes = Tally(), [], {}
+    tally = Tally()
+    faults: list[str] = []
+    attributes: dict[str, Any] = {}
     try:
         with h5py.File(path, "r") as file:
             attributes = {name: value for name in file.attrs if (value := attribute(file, name)) is not None}

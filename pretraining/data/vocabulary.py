@@ -7,6 +7,7 @@ from pathlib import Path
 from central.runtime.exits import BadRequest
 from pretraining.data.documents import TextSettings, canonical_text
 from pretraining.data.hdf5 import write_synced
+from pretraining.data.progress import BYTES, Progress
 from pretraining.data.sources import HubDataset, Source, batches
 from pretraining.data.wordpiece import SPECIAL_TOKENS, Normaliser
 
@@ -42,12 +43,17 @@ def train_vocabulary(
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False)
     tokenizer.train_from_iterator(_repeated(parts, rare), trainer)
-    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    ids = tokenizer.get_vocab()
+    tokens = sorted(ids, key=lambda token: ids[token])
     return tokens, _notes(characters, alphabet)
 
 
 def _texts(sources: list[Source], dataset: HubDataset | None, text: TextSettings) -> Iterator[str]:
-    return (canonical_text(batch, text).text for batch in batches(sources, dataset))
+    progress = Progress("counting words", sum(source.size for source in sources), BYTES)
+    for batch in batches(sources, dataset):
+        yield canonical_text(batch, text).text
+        progress.update(batch.bytes_read)
+    progress.close()
 
 
 def _count_parts(texts: Iterable[str], normaliser: Normaliser) -> Counter[str]:
@@ -66,7 +72,8 @@ def _count_parts(texts: Iterable[str], normaliser: Normaliser) -> Counter[str]:
 
 def _count_characters(parts: Counter[str]) -> tuple[Counter[str], set[str]]:
     """(how often each occurs; those that occur inside of a part)."""
-    counts, inside = Counter(), set()
+    counts: Counter[str] = Counter()
+    inside: set[str] = set()
     for part, count in parts.items():
         inside.update(part[1:])
         for character in part:

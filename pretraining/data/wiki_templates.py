@@ -13,8 +13,8 @@ HOLE = "\ufdd0"  # no character: Unicode keeps it for marks like this
 
 # Notes and marks of authors: readers of the text see a footnote, or nothing.
 _SILENT = re.compile(
-    r"cit(?:e|ation)\b.*|cn|fact|c?sfn\w*|harv\w*|r|ref\w*|efn\w*|rp|note\w*|dead link.*|clarif.*|or|sic|fix|specify"
-    r"|audio|listen|(?:when|who|by whom|whom|which|what|why|how|where|page|examples?)\W*|(?:.+ )?needed(?: .+)?"
+    r"cit(?:e|ation)\b.*|cn|fact|c?sfn\w*|harv.*|wayback|r|ref\w*|efn\w*|rp|note\w*|dead link.*|clarif.*|or|sic|fix"
+    r"|specify|audio|listen|(?:when|who|by whom|whom|which|what|why|how|where|page|examples?)\W*|(?:.+ )?needed(?: .+)?"
     r"|(?:dubious|vague|disputed|verify|better source|original research|pov|weasel|peacock|according to|relevance).*"
     r"|(?:self-published|unreliable|contradict|elucidate|update|more citations|unreferenced|toc|hidden|pp-).*"
     r"|ambiguous|failed verification|anchors?|flag ?icon\w*|flagdeco|coord\w*|use (?:dmy|mdy|\w+ english).*"
@@ -193,8 +193,8 @@ def _convert(arguments: Arguments, language: str) -> str:
     if arguments.named.get("adj") in ("on", "mid", "pre") and not abbreviated:
         return f"{values}-{one.replace(' ', '-')}"
     said = f"{values} {sign if abbreviated or language != 'en' else one if last.strip() == '1' else many}"
-    if len(words) > place + 2 and _NUMBER.fullmatch(words[place + 1]) and _unit(words[place + 2]):  # feet and inches
-        rest = _unit(words[place + 2])
+    rest = _unit(words[place + 2]) if len(words) > place + 2 and _NUMBER.fullmatch(words[place + 1]) else None
+    if rest:  # feet and inches
         said += f" {words[place + 1]} {rest[0] if abbreviated else rest[1] if words[place + 1] == '1' else rest[2]}"
     return said.replace(" /", "/")
 
@@ -205,7 +205,7 @@ def _unit(code: str) -> tuple[str, str, str] | None:
         return _UNITS[code]
     multiple = _MULTIPLE.fullmatch(code)
     unit = _UNITS.get(multiple[2]) if multiple else None
-    if unit:
+    if multiple and unit:
         times = _MULTIPLES[multiple[1]]
         return f"{times} {unit[0]}", f"{times} {unit[1]}", f"{times} {unit[2]}"
     return (code, code, code) if _SCIENTIFIC_UNIT.fullmatch(code) else None
@@ -314,7 +314,7 @@ _SAYS: dict[str, Callable[[Arguments, str], str]] = {
     ),
     **dict.fromkeys(_QUOTATIONS, _quotation),
     **dict.fromkeys(("frac", "fraction", "sfrac"), _fraction),
-    **dict.fromkeys(("chem", "gaps", "gapnum", "sic?", "simplenuclide", "not a typo"), _joined),
+    **dict.fromkeys(("chem", "gaps", "gapnum", "sic?", "simplenuclide", "simplenuclide2", "not a typo"), _joined),
     **dict.fromkeys(("unité", "unidad", "unidade", "nobr unité", "nombre unité"), _measured),
     **dict.fromkeys(("transl", "transliteration", "romanize"), _last),
     **dict.fromkeys(("circa", "c.", "ca."), _circa),

@@ -4,14 +4,14 @@ import re
 from collections.abc import Iterator
 from xml.etree import ElementTree
 
-from pretraining.data.sources import Piece
+from pretraining.data.sources import Notes, Piece
 from pretraining.data.wiki_names import NO_WIKI, Wiki
 from pretraining.data.wikitext import plain_text
 
 _REDIRECT = re.compile(r"\s*#[^\W\d_]+\s*:?\s*\[\[")  # in any language
 
 
-def articles(piece: Piece, notes: list[str], variant: str | None = None) -> Iterator[str]:
+def articles(piece: Piece, notes: Notes, variant: str | None = None) -> Iterator[str]:
     """Text of each article, a paragraph a line; redirects, other name spaces and damaged pages are left out."""
     line, wiki = piece.first_line, piece.wiki or NO_WIKI
     chunks = piece.data.split(b"</page>")
@@ -22,18 +22,18 @@ def articles(piece: Piece, notes: list[str], variant: str | None = None) -> Iter
         if start < 0:
             continue  # the head or the tail of the dump
         if number == len(chunks) - 1:
-            notes.append(f"{piece.source}:{at}: the last page is cut off; left out")
+            notes.leave_out(1, f"{piece.source}:{at}: the last page is cut off; left out")
             continue
         try:
             page = ElementTree.fromstring(chunk[start:] + b"</page>")
         except ElementTree.ParseError as error:
-            notes.append(f"{piece.source}:{at}: a page that is not well-formed XML ({error}); left out")
+            notes.leave_out(1, f"{piece.source}:{at}: a page that is not well-formed XML ({error}); left out")
             continue
         text = _article(page, wiki)
         try:
             plain = plain_text(text, wiki, variant) if text else ""
         except ValueError as error:
-            notes.append(f"{piece.source}:{at}: {error}; page left out")
+            notes.leave_out(1, f"{piece.source}:{at}: {error}; page left out")
             continue
         if plain:
             yield plain

@@ -191,15 +191,15 @@ def _without_quotes(line: str) -> str:
         italic ^= size in (2, 5)
         bold ^= size in (3, 5)
     if italic and bold:
-        number = _apostrophe(parts, sizes)
-        if number is not None:
-            parts[2 * number] += "'"
+        odd = _apostrophe(parts, sizes)
+        if odd is not None:
+            parts[2 * odd] += "'"
     return "".join(parts[::2])
 
 
 def _apostrophe(parts: list[str], sizes: list[int]) -> int | None:
     """Which ''' is an apostrophe and '': after a word of one letter, else after a longer one, else after a blank."""
-    ranks = {}
+    ranks: dict[int, int] = {}
     for number, size in enumerate(sizes):
         if size == 3:
             before = parts[2 * number]

@@ -216,7 +216,8 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Vocabulary):
         self.vocabulary = vocabulary
-        self._usage, self._used = Usage.none(), []
+        self._usage = Usage.none()
+        self._used: list[np.ndarray] = []
         self._forget()
 
     def take_usage(self) -> Usage:

@@ -59,8 +59,9 @@ def workers(num_processes: int) -> Iterator[Workers | None]:
             from mpi4py.futures import MPICommExecutor
         except ImportError as error:
             raise BadRequest("several ranks share the work through mpi4py: pip install mpi4py") from error
-        with MPICommExecutor() as executor:
-            yield Workers(executor, world_size - 1) if executor is not None else None
+        with MPICommExecutor() as ranks_executor:
+            serving: Any = ranks_executor  # MPIPoolExecutor, an Executor by its methods; None in a rank that has served
+            yield Workers(serving, world_size - 1) if serving is not None else None
     elif num_processes > 1:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_end_with_parent) as executor:
@@ -74,8 +75,11 @@ def workers(num_processes: int) -> Iterator[Workers | None]:
 def _end_with_parent() -> None:
     """A worker whose parent was killed ends too, wherever it is: nothing else would tell it."""
 
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+
     def watch() -> None:
-        wait_for_end([multiprocessing.parent_process().sentinel])
+        wait_for_end([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
