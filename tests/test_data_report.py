@@ -190,7 +190,7 @@ def test_what_is_left_out_is_one_number(vocab, tmp_path, capsys):
     source = tmp_path / "in"
     source.mkdir()
     (source / "a.jsonl").write_text("\n".join([*rows, '{"text": 1}', "no row"]) + "\n")
-    (source / "b.txt").write_bytes(text_of(documents(40, seed=1)).encode() + b"A \xff b.\n")
+    (source / "b.txt").write_bytes(text_of(documents(40, seed=1)).encode() + "\nÄ é.\n".encode() + b"A \xff b.\n")
     line = [
         "--input",
         str(source),
