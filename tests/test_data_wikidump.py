@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pretraining.data import wikitext as reader
 from pretraining.data.documents import TextSettings, canonical_text
 from pretraining.data.formats import DUMP, FormSettings
-from pretraining.data.sources import Batch, Piece, batches, find_sources
+from pretraining.data.sources import Batch, Notes, Piece, batches, find_sources
 from pretraining.data.wiki_names import site_info
 from pretraining.data.wiki_templates import HOLE
 from pretraining.data.wikidump import articles
@@ -33,7 +33,7 @@ def page(text: str, title: str = "T", ns: int = 0, redirect: str = "") -> str:
 
 
 def read(xml: str) -> tuple[list[str], list[str]]:
-    notes = []
+    notes = Notes()
     return list(articles(Piece("d.xml", DUMP, 1, xml.encode()), notes)), notes
 
 
@@ -160,7 +160,7 @@ def test_fuzzed_dumps_never_stop_the_run(seed):
             data[at : at + length] = rng.randbytes(length)
         else:
             data[at:at] = data[at : at + length]
-    notes = []
+    notes = Notes()
     found = list(articles(Piece("d.xml", DUMP, 1, bytes(data)), notes))
     whole = sum(part.encode() in data for part in pages)
     assert len(found) >= whole - 6  # a page that lost its closing tag takes the next with it
