@@ -36,7 +36,8 @@ from central.finetuning.batching import (
 )
 from central.finetuning.features import Features, Ragged, cache_file, cached, tokenizer_key
 from central.finetuning.trainer import FineTuningTrainer
-from central.runtime.rank import StopRequest
+from central.runtime.device import open_device
+from central.runtime.rank import Rank, StopRequest
 
 pytest_plugins = ("finetuning_fixtures",)
 
@@ -144,6 +145,7 @@ def test_the_gradients_of_parts_add_up_to_those_of_the_batch(tiny_model, tiny_to
             args=TrainingArguments(output_dir=str(tmp_path / "o"), use_cpu=True, report_to=[]),
             processing_class=tiny_tokenizer,
             task=QuestionAnswering if head is AutoModelForQuestionAnswering else TextClassification,
+            device=open_device("cpu", "eager", "fp32", Rank()),
             flags=ReferenceFlags(),
             pad_to_max_length=False,
             max_seq_length=64,
@@ -266,7 +268,8 @@ def test_a_training_ends_where_hugging_faces_own_does(tiny_model, tiny_tokenizer
             return loss, model.eval()(asked).logits
 
     their_loss, theirs = trained(Theirs, data_collator=Collator(tiny_tokenizer.pad_token_id))
-    own = {"task": TextClassification, "flags": ReferenceFlags(), "stop": StopRequest()}
+    device = open_device("cpu", "eager", "bf16" if bf16 else "fp32", Rank())
+    own = {"task": TextClassification, "device": device, "flags": ReferenceFlags(), "stop": StopRequest()}
     own |= {"pad_to_max_length": False, "max_seq_length": 64}
     loss, ours = trained(FineTuningTrainer, **own)
     assert loss == pytest.approx(their_loss, rel=tolerance / 10)

@@ -15,8 +15,9 @@ from central.finetuning.batching import PartsCollator, cheapest_parts, one_part
 from central.finetuning.tables import Table
 from central.finetuning.trainer import FineTuningTrainer
 from central.runtime import exits
+from central.runtime.device import open_device
 from central.runtime.exits import BadRequest
-from central.runtime.rank import StopRequest
+from central.runtime.rank import Rank, StopRequest
 
 pytest_plugins = ("finetuning_fixtures",)
 
@@ -153,6 +154,7 @@ def test_the_gradients_of_parts_add_up_to_those_of_the_batch(tiny_model, tmp_pat
             args=TrainingArguments(output_dir=str(tmp_path / "o"), use_cpu=True, report_to=[]),
             processing_class=AutoTokenizer.from_pretrained(tiny_model),
             task=TokenClassification,
+            device=open_device("cpu", "eager", "fp32", Rank()),
             flags=ReferenceFlags(),
             pad_to_max_length=False,
             max_seq_length=64,

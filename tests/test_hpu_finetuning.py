@@ -16,6 +16,8 @@ from transformers import TrainingArguments
 from central.finetuning.features import Features, Ragged
 from central.finetuning.resume import deciding
 from central.finetuning.trainer import FineTuningTrainer, ReseedDropout, weights_on_host
+from central.runtime.device import open_device
+from central.runtime.rank import Rank
 
 pytest_plugins = ("finetuning_fixtures",)
 
@@ -122,7 +124,8 @@ def test_a_rank_that_does_not_save_leaves_the_files_of_the_one_that_does(tmp_pat
 
     (tmp_path / "model.safetensors").write_bytes(b"")
     trainer = FineTuningTrainer.__new__(FineTuningTrainer)
-    trainer.on_hpu, trainer.is_distributed_loading_by_transformers = False, False
+    trainer.device = open_device("cpu", "eager", "fp32", Rank())
+    trainer.is_distributed_loading_by_transformers = False
     trainer.args = SimpleNamespace(hub_token=None, should_save=False, output_dir=str(tmp_path))
     trainer._save()
 

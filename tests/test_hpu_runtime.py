@@ -266,9 +266,10 @@ sys.path.insert(0, {str(script.parent)!r})
 import run_glue
 from central.finetuning.arguments import DataArguments, parse
 from central.finetuning.trainer import FineTuningTrainer as trainer
-training = parse(sys.argv[1:], DataArguments, run_glue.rank.from_environment()).training
+request = parse(sys.argv[1:], DataArguments, run_glue.rank.from_environment())
+training = request.training
 shell = trainer.__new__(trainer)
-shell.args, shell.model, shell.on_hpu = training, None, True
+shell.args, shell.model, shell.device = training, None, request.device
 asked = shell._build_accelerator_args(dataloader_config=DataLoaderConfiguration())
 (ddp,), loader, compiled = asked["kwargs_handlers"], asked["dataloader_config"], asked["dynamo_plugin"]
 names = "dataloader_num_workers dataloader_pin_memory optim logging_nan_inf_filter ddp_bucket_cap_mb bf16".split()

@@ -131,7 +131,10 @@ def test_the_search_for_compared_names_finds_them():
     assert compared_names("match name:\n    case 'xpu': pass") == ["xpu"]
 
 
-@pytest.mark.parametrize("path", modules("pretraining", "central/runtime"), ids=lambda p: str(p.relative_to(ROOT)))
+ROOMS = ("pretraining", "central/runtime", "central/finetuning")
+
+
+@pytest.mark.parametrize("path", modules(*ROOMS), ids=lambda p: str(p.relative_to(ROOT)))
 def test_names_of_devices_are_compared_by_their_classes_only(path):
     assert path == ROOT / "central/runtime/device.py" or not compared_names(path.read_text())
 

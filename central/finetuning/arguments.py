@@ -15,13 +15,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from central.files import is_special
 from central.habana_flags import translate
 from central.runtime import cpu_bf16, hpu
-from central.runtime.device import keep_few_kernels, open_device
+from central.runtime.device import Device, keep_few_kernels, open_device
 from central.runtime.exits import BadRequest
 from central.runtime.process_group import init_process_group
 from central.runtime.rank import Rank
@@ -145,6 +144,7 @@ class Request:
     data: DataArguments
     training: TrainingArguments
     flags: ReferenceFlags
+    device: Device
 
 
 def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) -> Request:
@@ -162,13 +162,10 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
         del os.environ[name]
     if foreign and rank.is_main:
         print(f"{', '.join(foreign)}: in the environment, not used: the command line decides", flush=True)
-    device_type = "hpu" if flags.use_habana else "cpu" if _wants_cpu(words, flags) else "cuda"
-    if device_type == "cpu":
-        keep_few_kernels(KERNELS_KEPT)
+    keep_few_kernels(KERNELS_KEPT)
+    name = "hpu" if flags.use_habana else "cpu" if _wants_cpu(words, flags) else "auto"
     try:
-        device = open_device(
-            device_type, "lazy" if flags.use_lazy_mode else "eager", "bf16" if flags.hmp else "fp32", rank
-        )
+        device = open_device(name, "lazy" if flags.use_lazy_mode else "eager", "bf16" if flags.hmp else "fp32", rank)
     except ValueError as error:
         raise BadRequest(str(error)) from None
     init_process_group(device, rank)  # transformers takes the group that it finds
@@ -177,14 +174,14 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
     _add_flags(parser.add_argument_group("the reference's and this project's own"))  # for --help; taken out above
     parser.set_defaults(
         output_dir="",  # transformers would invent one
-        use_cpu=device_type == "cpu",
+        use_cpu=device.uses_host_memory,
         bf16=flags.hmp,
-        optim="adamw_torch" if device_type == "hpu" else "adamw_torch_fused",
+        optim="adamw_torch_fused" if device.has_fused_adamw else "adamw_torch",
         ddp_find_unused_parameters=False,
         ddp_bucket_cap_mb=DDP_BUCKET_MB,
         logging_nan_inf_filter=False,  # a host sync each step on hpu; the trainer stops at the first non-finite update
-        eval_accumulation_steps=1 if device_type == "hpu" else None,  # arrays that grow on the device are new graphs
-        dataloader_pin_memory=device_type == "cuda",
+        eval_accumulation_steps=1 if device.fixed_shapes else None,  # arrays that grow on the device are new graphs
+        dataloader_pin_memory=device.pins_batches,
         disable_tqdm=not sys.stderr.isatty(),
     )
     with contextlib.redirect_stderr(io.StringIO()) as said:  # the usage text of 150 options hides the one that is wrong
@@ -204,12 +201,14 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
     problems += _problems(data, training, flags)
     if problems:
         raise BadRequest(problems)
-    if device_type == "cpu" and (training.bf16 or training.bf16_full_eval):
+    if device.uses_host_memory and (training.bf16 or training.bf16_full_eval):
         cpu_bf16.use_fp32_arithmetic()
+    mode = "compile" if training.torch_compile else device.mode
+    device = replace(device, mode=mode, data_type="bf16" if training.bf16 else "fp32")
     if rank.is_main:
-        for remark in replace(device, data_type="bf16" if training.bf16 else "fp32").remarks():
+        for remark in device.remarks():
             print(remark, flush=True)
-    return Request(model, data, training, flags)
+    return Request(model, data, training, flags, device)
 
 
 def _refuse_special_files(argv: Sequence[str]) -> None:
@@ -311,7 +310,7 @@ def _truth(word: str) -> bool:
 
 def _wants_cpu(words: Sequence[str], flags: ReferenceFlags) -> bool:
     asked = any(word in ("--use_cpu", "--use_cpu=True", "--use_cpu=true") for word in words)
-    return flags.no_cuda or asked or not torch.cuda.is_available()
+    return flags.no_cuda or asked
 
 
 def _problems(data: DataArguments, training: TrainingArguments, flags: ReferenceFlags) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from central.runtime.device import cpu_tile
+from central.runtime.device import Device
 
 CPU_PART = 128  # tokens: as much as a part costs beside its tokens (Python, small kernels, gradients added up)
 HPU_ROWS = 8  # of a part in hpu's eager mode: one shape for each bucket
@@ -85,20 +85,19 @@ def one_part(lengths: Sequence[int]) -> list[slice]:
 
 
 def layout(
-    device_type: str, mode: str, bf16: bool, max_seq_length: int, pad_to_max_length: bool
+    device: Device, max_seq_length: int, pad_to_max_length: bool
 ) -> tuple[Callable[[int, int], int], Callable[[Sequence[int]], list[slice]]]:
     """How a device likes its batches: the length for so many rows and their longest, and the parts of a batch.
 
-    `mode` is lazy, eager or compile. A graph costs the host as much for few rows as for many, so that a batch of the
-    modes with graphs is one part.
+    A graph costs the host as much for few rows as for many, so that a batch of the modes with graphs is one part.
     """
     if pad_to_max_length:
         return partial(to_bucket, buckets=(max_seq_length,)), one_part
-    if device_type == "hpu" or mode == "compile":
+    if device.compiles:
         padded = partial(to_bucket, buckets=buckets_of(max_seq_length))
-        return padded, parts_of_rows if mode == "eager" else one_part
-    if device_type == "cpu":
-        padded = partial(to_tiles, tile=cpu_tile(bf16), limit=max_seq_length)
+        return padded, parts_of_rows if device.mode == "eager" else one_part
+    if device.uses_host_memory:
+        padded = partial(to_tiles, tile=device.tile, limit=max_seq_length)
         return padded, partial(cheapest_parts, padded=padded)
     return partial(to_multiple, multiple=8, limit=max_seq_length), one_part  # tensor cores take multiples of 8
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel
 
 from central.finetuning.tables import Table
@@ -101,21 +100,9 @@ def _settings(run: Run, resumed_at: Sequence[int]) -> dict:
 
 def _environment(run: Run) -> dict:
     training = run.request.training
-    device = {"cpu": f"{_processor()}, {torch.get_num_threads()} threads a rank", "hpu": "Intel Gaudi"}
-    name = device.get(training.device.type) or torch.cuda.get_device_name()
     versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
     return {
-        "device": f"{training.device.type}: {name}",
+        "device": f"{run.request.device.type}: {run.request.device.name}",
         "ranks": training.world_size,
         "python": platform.python_version(),
     } | versions
-
-
-def _processor() -> str:
-    """The processor's name as Linux knows it, else the machine's architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -42,6 +42,7 @@ def main(task_class: type[Task], argv: list[str]) -> int:
         eval_dataset=features.get("validation"),
         compute_metrics=scorer,
         task=task,
+        device=request.device,
         flags=request.flags,
         pad_to_max_length=data.pad_to_max_length,
         max_seq_length=data.max_seq_length,

@@ -34,7 +34,7 @@ from central.finetuning.progress import ProgressBar, ProgressLines
 from central.finetuning.resume import Record, deciding
 from central.finetuning.task import Task
 from central.runtime import hpu, rank, tensor_files
-from central.runtime.device import configure_compile
+from central.runtime.device import Device, configure_compile
 from central.runtime.dropout import DropoutBits, fold
 from central.runtime.exits import BadRequest, Diverged, Preempted
 from central.runtime.process_group import open_store
@@ -72,6 +72,7 @@ class FineTuningTrainer(Trainer):
         self,
         *args: Any,
         task: Task | type[Task],
+        device: Device,
         flags: ReferenceFlags,
         pad_to_max_length: bool,
         max_seq_length: int,
@@ -81,34 +82,30 @@ class FineTuningTrainer(Trainer):
         training, tokenizer = kwargs["args"], kwargs["processing_class"]
         self.task = task
         self.flags = flags
-        self.on_hpu = training.device.type == "hpu"
+        self.device = device
         self.by_length = not pad_to_max_length
-        mode = "compile" if training.torch_compile else "lazy" if flags.use_lazy_mode else "eager"
-        padded, cut = layout(training.device.type, mode, training.bf16, max_seq_length, pad_to_max_length)
+        padded, cut = layout(device, max_seq_length, pad_to_max_length)
         if training.torch_compile:
-            if self.on_hpu:
-                hpu.load_compile_backend()
+            device.load_compile_backend()
             configure_compile(SHAPES_COMPILED, training.gradient_checkpointing)
         kwargs["data_collator"] = Collator(tokenizer.pad_token_id, tokenizer.padding_side, padded, task.padding)
         self._training_collator = PartsCollator(kwargs["data_collator"], cut)
-        if self.on_hpu and flags.use_fused_adam:
+        if flags.use_fused_adam and (fused_adamw := device.fused_adamw()):
             betas = (training.adam_beta1, training.adam_beta2)
             adam = {"lr": training.learning_rate, "betas": betas, "eps": training.adam_epsilon}
-            kwargs["optimizer_cls_and_kwargs"] = (hpu.fused_adamw(), adam)
+            kwargs["optimizer_cls_and_kwargs"] = (fused_adamw, adam)
         here = rank.from_environment()
-        self.watchdog = Watchdog(
-            here, flags.hang_timeout, stop, open_store(here), training.torch_compile or self.on_hpu
-        )
+        self.watchdog = Watchdog(here, flags.hang_timeout, stop, open_store(here), device.compiles)
         self._stopping = StopBetweenSteps(stop, self.watchdog)
         train_dataset = kwargs.get("train_dataset")
         self.record = Record(deciding(training, train_dataset) if train_dataset else None)
         kwargs["callbacks"] = [*kwargs.get("callbacks", ()), self._stopping, self.record]
-        if self.on_hpu:
-            kwargs["callbacks"].append(MarkSteps())
-            attention_hpu.replace_attention(kwargs["model"], hpu.fused_sdpa() if flags.fused_sdpa else None)
+        kwargs["callbacks"].append(MarkSteps(device))
+        if device.fixed_shapes:
+            attention_hpu.replace_attention(kwargs["model"], device.fused_sdpa() if flags.fused_sdpa else None)
         # What is computed twice needs the same masks twice, which checkpointing does for torch's own only.
-        plain = training.device.type != "cpu" or training.torch_compile or training.gradient_checkpointing
-        kwargs["callbacks"].append(ReseedDropout(None if plain else attention_cpu.replace_attention(kwargs["model"])))
+        own = device.uses_host_memory and not (device.compiles or training.gradient_checkpointing)
+        kwargs["callbacks"].append(ReseedDropout(attention_cpu.replace_attention(kwargs["model"]) if own else None))
         super().__init__(*args, **kwargs)
         for shown_by_default in (PrinterCallback, ProgressCallback):
             self.remove_callback(shown_by_default)
@@ -138,7 +135,9 @@ class FineTuningTrainer(Trainer):
         ranks = self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         batch_size = self.args.train_batch_size * ranks
-        self._train_order = LengthBatches(self._lengths(dataset), batch_size, seed, ranks, fill=self.on_hpu)
+        self._train_order = LengthBatches(
+            self._lengths(dataset), batch_size, seed, ranks, fill=self.device.fixed_shapes
+        )
         return self._train_order
 
     @override
@@ -174,13 +173,13 @@ class FineTuningTrainer(Trainer):
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         order = self._evaluation_order(eval_dataset)
         # On hpu the last batch is completed; its copies count a little in the loss, and nowhere else.
-        missing = -len(order) % (self.args.eval_batch_size * self.args.world_size) if self.on_hpu else 0
+        missing = -len(order) % (self.args.eval_batch_size * self.args.world_size) if self.device.fixed_shapes else 0
         return np.concatenate([order, np.resize(order[::-1], missing)]).tolist()
 
     @override
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Metrics and predictions come in the order of the data set, whatever the order of evaluation."""
-        if self.on_hpu and self.flags.use_hpu_graphs_for_inference and self.flags.use_lazy_mode:
+        if self.device.gathers_graphs and self.flags.use_hpu_graphs_for_inference:
             self._replay_graphs()
         back = np.argsort(self._evaluation_order(dataloader.dataset))
         compute_metrics = self.compute_metrics
@@ -213,15 +212,14 @@ class FineTuningTrainer(Trainer):
                 # The gradients are exchanged once, after the last part.
                 with contextlib.nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
                     loss += super().training_step(model, part, num_items_in_batch)
-                if self.on_hpu:
-                    hpu.mark_step()
+                self.device.mark_step()
         self._share = 1.0
         return loss
 
     def _weights_cast_once(self) -> contextlib.AbstractContextManager:
         """A context that the autocast of every part lies in: what torch has cast is kept until the outermost ends."""
-        on_cpu = self.args.device.type == "cpu"
-        return torch.autocast("cpu", enabled=False) if on_cpu else contextlib.nullcontext()
+        in_parts = self.device.uses_host_memory
+        return torch.autocast(self.device.type, enabled=False) if in_parts else contextlib.nullcontext()
 
     @override
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -251,12 +249,13 @@ class FineTuningTrainer(Trainer):
         args = self.args
         how = args.gradient_checkpointing_kwargs
         reentrant = args.gradient_checkpointing and isinstance(how, dict) and how.get("use_reentrant")
-        keeps_order = args.device.type == "cpu" and args.world_size > 2 and not reentrant  # which DDP could not follow
+        by_ring = self.device.backend == "gloo" and args.world_size > 2
+        keeps_order = by_ring and not reentrant  # which DDP could not follow
         unused = ddp.find_unused_parameters or keeps_order
         ddp = replace(ddp, gradient_as_bucket_view=True, find_unused_parameters=unused)
         accelerator_args["kwargs_handlers"] = [ddp]
         accelerator_args["dynamo_plugin"].dynamic = False  # else the second shape makes sizes unknown
-        if self.on_hpu:
+        if self.device.fixed_shapes:
             # Without pinned memory: the card's own software stages what it is given. (transformers would warn of it.)
             accelerator_args["dataloader_config"].non_blocking = True
         return accelerator_args
@@ -265,15 +264,14 @@ class FineTuningTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Its state_dict is on the host, so that a checkpoint written on a card loads anywhere."""
         optimizer = super().create_optimizer(model)
-        if self.on_hpu:
+        if self.device.fixed_shapes:
             optimizer.register_state_dict_post_hook(_on_host)
         return optimizer
 
     @override
     def prediction_step(self, *args: Any, **kwargs: Any) -> tuple:
         outputs = super().prediction_step(*args, **kwargs)
-        if self.on_hpu:
-            hpu.mark_step()
+        self.device.mark_step()
         return outputs
 
     def _replay_graphs(self) -> None:
@@ -284,10 +282,11 @@ class FineTuningTrainer(Trainer):
 
     @override
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        if not (self.on_hpu and self.flags.use_fused_clip_norm):
+        clip_norm = self.device.fused_clip_norm() if self.flags.use_fused_clip_norm else None
+        if clip_norm is None:
             return super()._clip_grad_norm(model)
         if self._clipper is None:
-            self._clipper = hpu.fused_clip_norm()(model.parameters(), self.args.max_grad_norm)
+            self._clipper = clip_norm(model.parameters(), self.args.max_grad_norm)
         return self._clipper.clip_norm(model.parameters())
 
     # ---- checkpoints
@@ -355,7 +354,7 @@ class FineTuningTrainer(Trainer):
 
         The weights get the mode of the other files: safetensors leaves them to their owner alone.
         """
-        if self.on_hpu and state_dict is None and self.args.should_save:
+        if self.device.fixed_shapes and state_dict is None and self.args.should_save:
             state_dict = weights_on_host(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
         token, self.args.hub_token = self.args.hub_token, None
         try:
@@ -415,7 +414,7 @@ class FineTuningTrainer(Trainer):
         else:
             self._last_norm = torch.where(torch.isfinite(self._last_norm), last, self._last_norm)
         self._good_steps += torch.isfinite(self._last_norm)
-        if self.args.device.type == "cpu":
+        if self.device.checks_every_step:
             self._refuse_divergence()
         return norm
 
@@ -432,7 +431,7 @@ class FineTuningTrainer(Trainer):
         learning_rate: float | None = None,
     ) -> None:
         control = self.control
-        if self.on_hpu:
+        if self.device.fixed_shapes:
             if control.should_log and self.state.global_step > self._globalstep_last_logged:
                 self._note(tr_loss, grad_norm, start_time, learning_rate)
             control.should_log = False
@@ -595,8 +594,11 @@ class StopBetweenSteps(TrainerCallback):
 class MarkSteps(TrainerCallback):
     """On hpu the optimizer step and the zeroing of gradients are one graph of their own."""
 
+    def __init__(self, device: Device):
+        self.device = device
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        hpu.mark_step()
+        self.device.mark_step()
 
 
 class ReseedDropout(TrainerCallback):

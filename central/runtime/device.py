@@ -7,6 +7,7 @@ more device is one more class here, and its name in DEVICES.
 import contextlib
 import ctypes
 import os
+import platform
 import resource
 import time
 from collections.abc import Callable
@@ -49,6 +50,7 @@ class Device:
     uses_host_memory: ClassVar[bool] = False  # tensors lie in the memory of the host, which its ranks share
     pins_batches: ClassVar[bool] = False  # batches are copied to it from pinned memory, while it computes
     has_fused_adamw: ClassVar[bool] = True  # torch's own kernel, which LAMB is made of
+    fixed_shapes: ClassVar[bool] = False  # a new shape is a new graph in every mode, and the host never waits for it
     compile_backend: ClassVar[str] = "inductor"
     peak_sizes: ClassVar[tuple[int, ...]] = (1024, 8192)  # sides of the square matrices timed
 
@@ -76,9 +78,19 @@ class Device:
         return getattr(torch, cls.type)
 
     @property
+    def name(self) -> str:
+        """The name of its maker's product."""
+        return self._torch().get_device_name(self.device)
+
+    @property
     def compiles(self) -> bool:
         """Whether a new tensor shape means a new compilation."""
         return self.mode == "compile"
+
+    @property
+    def gathers_graphs(self) -> bool:
+        """Whether operations are gathered into graphs, which `mark_step` ends."""
+        return self.mode == "lazy"
 
     @property
     def kernels(self) -> str:
@@ -130,6 +142,9 @@ class Device:
         self.mark_step()
         self._torch().synchronize()
 
+    def load_compile_backend(self) -> None:
+        """Make `compile_backend` known to torch, for those that compile by themselves."""
+
     def compile(self, module: Module) -> Module:
         """`module` under torch.compile in compile mode, as it is in the others."""
         if self.mode != "compile":
@@ -150,6 +165,14 @@ class Device:
 
     def fused_lamb(self) -> Callable[..., torch.optim.Optimizer] | None:
         """The device's own LAMB, which clips by itself; None where it has none."""
+        return None
+
+    def fused_adamw(self) -> Callable[..., torch.optim.Optimizer] | None:
+        """Its maker's AdamW, None where torch's is the one."""
+        return None
+
+    def fused_clip_norm(self) -> Callable[..., Any] | None:
+        """Its maker's clipping of gradients, None where torch's is the one."""
         return None
 
     def fused_sdpa(self) -> Callable[..., torch.Tensor] | None:
@@ -202,6 +225,10 @@ class Cpu(Device):
         if data_type == "bf16":
             cpu_bf16.use_fp32_arithmetic()
         return cls(torch.device("cpu"), mode, data_type)
+
+    @property
+    def name(self) -> str:
+        return f"{_processor()}, {torch.get_num_threads()} threads a rank"
 
     @property
     def kernels(self) -> str:
@@ -271,6 +298,7 @@ class Hpu(Device):
     backend = "hccl"
     modes = ("lazy", "eager", "compile")
     has_fused_adamw = False
+    fixed_shapes = True
     compile_backend = hpu.COMPILE_BACKEND
 
     @classmethod
@@ -278,11 +306,18 @@ class Hpu(Device):
         return cls(hpu.initialize(rank), mode, data_type)
 
     @property
+    def name(self) -> str:
+        return "Intel Gaudi"
+
+    @property
     def compiles(self) -> bool:
         return True  # in every mode
 
     def remarks(self, bf16_exchange: bool = False) -> list[str]:
         return ["gradients are exchanged in bf16, as asked"] if bf16_exchange else []
+
+    def load_compile_backend(self) -> None:
+        hpu.load_compile_backend()
 
     def before_meeting(self, rank: Rank) -> None:
         hpu.initialize_hccl(rank)
@@ -293,12 +328,28 @@ class Hpu(Device):
     def fused_lamb(self) -> Callable[..., torch.optim.Optimizer]:
         return hpu.fused_lamb()
 
+    def fused_adamw(self) -> Callable[..., torch.optim.Optimizer]:
+        return hpu.fused_adamw()
+
+    def fused_clip_norm(self) -> Callable[..., Any]:
+        return hpu.fused_clip_norm()
+
     def fused_sdpa(self) -> Callable[..., torch.Tensor]:
         return hpu.fused_sdpa()
 
 
 DEVICES: dict[str, type[Device]] = {cls.type: cls for cls in (Hpu, Cuda, Xpu, Cpu)}
 FOUND_BY_ITSELF = (Cuda, Xpu, Cpu)  # "auto" is the first of these that is there
+
+
+def _processor() -> str:
+    """The processor's name as Linux knows it, else the machine's architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def open_device(name: str, mode: str, data_type: str, rank: Rank) -> Device:
