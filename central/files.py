@@ -51,6 +51,13 @@ def refuse_inflated(path: str | os.PathLike) -> None:
         )
 
 
+def leads_to(path: str | os.PathLike, status: os.stat_result) -> bool:
+    """Whether a path still leads to the file that had this status, which may have been deleted since."""
+    with suppress(OSError):
+        return os.path.samestat(os.stat(path), status)
+    return False
+
+
 def is_special(path: str | os.PathLike) -> bool:
     """Whether a path leads to a device, pipe or socket, whose reading might never end."""
     try:

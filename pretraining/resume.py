@@ -135,15 +135,14 @@ def lacks_evaluation(settings: Settings, start: Start) -> bool:
     """Whether a finished phase was killed after its last checkpoint and before the held-out rows were evaluated."""
     if not (start.exact and find_shards(settings.eval_dir or settings.input_dir, "test")):
         return False
+    trained = evaluated = False
     try:
-        lines = reports.read_log(settings.json_summary)
+        for (_, step), data in reports.read_log(settings.json_summary):
+            if data.get("phase") == settings.phase:
+                trained |= "average_loss" in data
+                evaluated |= "eval_mlm_loss" in data and step == start.global_step
     except OSError:
         return False  # no log of the run that could lack a line
-    trained = any("average_loss" in data and data.get("phase") == settings.phase for _, data in lines)
-    evaluated = any(
-        "eval_mlm_loss" in data and (data.get("phase"), step) == (settings.phase, start.global_step)
-        for (_, step), data in lines
-    )
     return trained and not evaluated
 
 

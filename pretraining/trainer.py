@@ -197,7 +197,8 @@ class Run:
     def _record(self, place, numbers: dict) -> None:
         """A line of the log; what belongs to a step goes to the board, too."""
         with self._writing_log():
-            self._log.log(place, numbers)
+            if not self._log.log(place, numbers):
+                self._console.say(f"{self.settings.json_summary}: was deleted, and begins anew")
             if self._board is not None and place == self._place:
                 for name, value in numbers.items():
                     self._board.add_scalar(name, value, self.state.global_step)
@@ -289,7 +290,7 @@ class Run:
     def _draw(self) -> None:
         try:
             title = f"{self.settings.bert_model}, {self.device.type} {self.device.data_type}"
-            reports.draw_training(self.settings.json_summary, self.settings.results_dir / "training.png", title)
+            reports.draw_training(self._log.history, self.settings.results_dir / "training.png", title)
         except Exception as error:  # a picture is not worth a run: matplotlib is missing, the disk is full, ...
             if not self._no_picture:
                 self._console.say(f"no training.png: {type(error).__name__}: {error}")

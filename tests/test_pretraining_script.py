@@ -33,6 +33,7 @@ from pretraining_helpers import (
 )
 from safetensors.torch import load_file
 
+from central.runtime import reports
 from central.runtime.checkpoints import is_complete
 from central.runtime.exits import BadRequest, Diverged, Preempted
 from pretraining import trainer
@@ -851,9 +852,60 @@ def test_what_a_run_went_back_from_is_not_drawn(tmp_path):
     begin(6, 2)
     line(6, 2, eval_mlm_loss=8.0)
     line(8, 2, average_loss=7.0)
-    places = [(step, data["phase"]) for (_, step), data in read_history(tmp_path / "log.json")]
-    assert places == [(2, 1), (4, 1), (6, 1), (6, 2), (8, 2)]
-    assert len(read_log(tmp_path / "log.json")) == 8  # the log itself keeps everything
+    for history in (log.history, read_history(tmp_path / "log.json")):
+        places = [
+            {phase: [step for step, _ in curve.points] for phase, curve in curves.items()}
+            for curves in (history.training, history.held_out)
+        ]
+        assert places == [{1: [2, 4, 6], 2: [8]}, {2: [6]}]
+    assert len(list(read_log(tmp_path / "log.json"))) == 8  # the log itself keeps everything
+
+
+def test_the_picture_of_a_long_log_is_drawn_from_a_bounded_sample():
+    """Of 300,000 steps about a thousand, evenly spaced, the newest included; a run that goes back cuts them off."""
+    history = reports.History()
+    for step in range(1, 300_001):
+        history.add([0, step], {"phase": 1, "average_loss": 1 / step, "learning_rate": 0.1, "step_time": 1.0})
+        if step % 1000 == 0:
+            history.add([0, step], {"phase": 1, "eval_mlm_loss": 1 / step})
+    points = history.training[1].points
+    steps = np.array([step for step, _ in points])
+    assert (
+        1000 <= len(points) <= 2001
+        and steps[0] == 1
+        and points[-1]
+        == (
+            300_000,
+            {"average_loss": 1 / 300_000, "learning_rate": 0.1},
+        )
+    )
+    assert np.diff(steps).min() > 0 and np.diff(steps)[:-1].max() <= 2 * 300_000 / 1000
+    assert len(history.held_out[1].points) == 300
+    history.add("PARAMETER", {reports.START: 1500, "phase": 1})
+    assert history.training[1].points[-1][0] <= 1500 and len(history.held_out[1].points) == 1
+
+
+def test_results_that_are_deleted_during_a_run_are_made_again(corpora, tmp_path, monkeypatch, capsys):
+    """All of the output folder, after step 4 of 6: the log begins anew, the picture shows all steps."""
+    results, evaluate, calls = tmp_path / "results", trainer.evaluate, []
+
+    def deleting(*of_what):
+        calls.append(of_what)
+        if len(calls) == 3:  # before the first step, after steps 2 and 4
+            while not (results / "checkpoints" / "ckpt_4").exists() or list((results / "checkpoints").glob(".*")):
+                time.sleep(0.01)  # it is being written
+            shutil.rmtree(results)
+        return evaluate(*of_what)
+
+    drawn = []
+    monkeypatch.setattr(trainer, "evaluate", deleting)
+    monkeypatch.setattr("central.runtime.reports.draw_training", lambda history, *_: drawn.append(history))
+    assert call(script_argv(corpora[0], corpora[2], tmp_path)) == 0
+    assert capsys.readouterr().out.count("dllogger.json: was deleted, and begins anew") == 1
+    training, held_out = logged(tmp_path)
+    assert set(training) and set(training) < set(range(1, 7)) and (1, 6) in held_out
+    assert [step for step, _ in drawn[-1].training[1].points] == list(range(1, 7))
+    assert checkpoints(tmp_path)[-1].name == "ckpt_6"
 
 
 def test_a_second_run_without_checkpoints_keeps_the_log_of_the_first(corpora, tmp_path, capsys):
@@ -907,7 +959,7 @@ def test_a_log_begun_by_the_reference_is_drawn(tmp_path):
     log = DlLogger(tmp_path / "log.json", fresh=True)
     log.log([0, 1], {"average_loss": 9.0, "step_loss": 9.0, "learning_rate": 0.1})  # all that the reference logs
     log.log([0, 2], {"average_loss": 8.0, "learning_rate": 0.2, "sequences_per_second": 3.0})
-    draw_training(tmp_path / "log.json", tmp_path / "a.png", "title")
+    draw_training(log.history, tmp_path / "a.png", "title")
     assert (tmp_path / "a.png").exists()
 
 

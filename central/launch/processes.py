@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from central.files import leads_to
 from central.launch.commands import Command
 from central.streams import write_all
 
@@ -174,18 +175,13 @@ class Log:
 
     def write(self, chunk: bytes) -> None:
         try:
-            if not self._is_there():
+            if not leads_to(self._path, os.fstat(self._descriptor)):
                 os.makedirs(os.path.dirname(self._path), exist_ok=True)
                 os.dup2(made := _open_log(self._path), self._descriptor)
                 os.close(made)
             self._failed = not write_all(self._descriptor, chunk) or self._failed
         except OSError:
             self._failed = True
-
-    def _is_there(self) -> bool:
-        with suppress(OSError):
-            return os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))
-        return False
 
     def close(self) -> bool:
         """Whether all that was written is there."""
