@@ -1,4 +1,4 @@
-# make setup | demo | test | lint, and the slower checks behind test-slow, test-hpu, test-fresh and test-lowest.
+# make setup | demo | test | lint, and the slower checks behind test-slow, test-hpu, test-fresh, test-faults and test-lowest.
 # Everything is installed into .venv (test-lowest: .venv-lowest); nothing outside this folder changes.
 
 PYTHON ?= python3
@@ -12,12 +12,12 @@ PIP_INSTALL := -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 LOWEST := .venv-lowest
 PYTEST := $(BIN)/python -m pytest
 # Marks that take long, or need what not every machine has; each has its own target.
-FAST := not slow and not hpu_matrix and not fresh
+FAST := not slow and not hpu_matrix and not fresh and not faults
 
 export PATH := $(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-slow test-hpu test-fresh test-lowest test-mutations lint format clean
+.PHONY: setup demo test test-slow test-hpu test-fresh test-faults test-lowest test-mutations lint format clean
 
 setup: $(VENV)/.cpu
 
@@ -51,6 +51,9 @@ test-hpu: $(VENV)/.dev
 
 test-fresh: $(VENV)/.dev
 	$(PYTEST) -m fresh
+
+test-faults: $(VENV)/.dev
+	$(PYTEST) -m faults
 
 # The lowest versions that the requirements allow, but for torch: the unit tests, and the README's commands for a CPU.
 $(LOWEST)/.dev: requirements.txt requirements-cpu.txt requirements-dev.txt
