@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -315,9 +316,15 @@ def test_a_limit_of_the_size_of_files_is_named(corpora, tmp_path, kilobytes):
     assert not checkpoints(tmp_path)
 
 
+LOG_FULL = r"dllogger.json: cannot be written \(No space left on device\)"
+
+
 @pytest.mark.parametrize(
     ("room", "save_steps", "words"),
-    [(0, 10**6, "dllogger.json: cannot be written"), (1 << 17, 3, "the disk is full")],
+    [
+        (0, 10**6, LOG_FULL),
+        (1 << 17, 3, f"the disk is full|{LOG_FULL}"),  # the log may want room while half a checkpoint holds all of it
+    ],
 )
 def test_a_disk_that_someone_fills_while_a_run_writes_to_it(corpora, tmp_path, room, save_steps, words):
     """Log and checkpoints on a small real disk: one line, exit 2, what was there is whole, and the run goes on."""
@@ -334,7 +341,7 @@ def test_a_disk_that_someone_fills_while_a_run_writes_to_it(corpora, tmp_path, r
             filler.write(b"x" * max(0, disk.f_bavail * disk.f_frsize - room))
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 2 and errors.count("error: ") == 1 and "Traceback" not in errors, errors
-        assert words in errors and "make room" in errors
+        assert re.search(words, errors) and "make room" in errors
         assert checkpoints(out) and all(is_complete(path) for path in checkpoints(out))
         (out / "filler").unlink()
         step = json.loads((checkpoints(out)[-1] / "state.json").read_text())["step"]
