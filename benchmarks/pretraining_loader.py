@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from central.runtime.device import open_device
 from central.runtime.rank import Rank
-from pretraining.dataset import KEYS, Limits, Prefetch, ShardReader, Share, open_shards, steps
+from pretraining.dataset import KEYS, BatchShape, Limits, Prefetch, ShardReader, open_shards, steps
+from pretraining.objective import OBJECTIVES
 
 
 class RowByRow(Dataset):
@@ -76,24 +77,24 @@ def main() -> None:
         folder = Path(args.input_dir or write_shards(Path(temporary), args.seq_len, args.shards, args.rows))
         limits = Limits(30522, args.seq_len, 512, 20 if args.seq_len <= 128 else 80)
         shards = open_shards(folder, "training", limits)
-        slow, fast, share = [], [], Share(0, 1, 64, 4)
+        slow, fast, shape = [], [], BatchShape(0, 1, 64, 4)
         dataset = RowByRow(shards[0].path, 2048)
         for _ in range(5):
             slow.append(row_by_row(dataset))
             reader = ShardReader(shards, 1, limits)
-            reader.read(0, share.rows_per_step)  # the first shard is in memory, as it is for row_by_row
-            stream = steps(reader, share, 0, 0, True, None)
-            count = max(1, min(2048, shards[0].num_rows) // share.rows_per_step)
+            reader.read(0, shape.rows_per_step)  # the first shard is in memory, as it is for row_by_row
+            stream = steps(reader, shape, 0, 0, True, None, OBJECTIVES["mlm_nsp"])
+            count = max(1, min(2048, shards[0].num_rows) // shape.rows_per_step)
             start = time.perf_counter()
             for _ in range(count):
                 next(stream)
-            fast.append((time.perf_counter() - start) / (count * share.rows_per_step))
+            fast.append((time.perf_counter() - start) / (count * shape.rows_per_step))
         print(f"row by row, a row: {spread(slow)}")
         print(f"batches, a row: {spread(fast)}")
         print(f"batches are {statistics.median(slow) / statistics.median(fast):.1f} times faster")
-        batches = Prefetch(steps(ShardReader(shards, 1, limits), share, 0, 0, False, None))
+        batches = Prefetch(steps(ShardReader(shards, 1, limits), shape, 0, 0, False, None, OBJECTIVES["mlm_nsp"]))
         waits = []
-        for _ in range(sum(shard.num_rows for shard in shards) // share.rows_per_step):
+        for _ in range(sum(shard.num_rows for shard in shards) // shape.rows_per_step):
             start = time.perf_counter()
             next(batches)
             waits.append(time.perf_counter() - start)

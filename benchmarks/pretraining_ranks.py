@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pretraining_common import ROOT, machine, spread
 
-from central.runtime.reports import read_log
+from pretraining.reports import read_log
 
 
 def run_once(args, ranks: int) -> list[float]:

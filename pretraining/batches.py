@@ -100,7 +100,7 @@ class Step:
     """What one rank feeds to one optimizer step."""
 
     micro_batches: tuple[MicroBatch, ...]
-    num_masked: int
+    counts: tuple[int, ...]  # what the sums of its losses are divided by
     num_sequences: int
     num_tokens: int
 

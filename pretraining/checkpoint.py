@@ -190,12 +190,13 @@ def set_aside(folder: Path, global_step: int) -> list[str]:
     return said
 
 
-class Saver:
+class CheckpointWriter:
     """Writes checkpoints in a thread; training stops for the copy of the state only. One rank of a run has one."""
 
-    def __init__(self, folder: Path, limit: int):
+    def __init__(self, folder: Path, limit: int, architecture: str = "BertForPreTraining"):
         self.folder = folder
         self.limit = limit
+        self.architecture = architecture
         self._thread = None
         self._error = None
 
@@ -203,9 +204,9 @@ class Saver:
         """Copy the state now, write it meanwhile, call `then` when it is in place."""
         self.wait()
         weights, moments = copy_weights(model), copy_moments(optimizer, model)
-        texts = {"config.json": json.dumps(model.config.to_hugging_face(), indent=2) + "\n", **texts}
+        texts = {"config.json": json.dumps(model.config.to_hugging_face(self.architecture), indent=2) + "\n", **texts}
         work = (weights, moments, state, texts, then)
-        self._thread = threading.Thread(target=self._write, args=work, name="saver")
+        self._thread = threading.Thread(target=self._write, args=work, name="checkpoint writer")
         self._thread.start()
 
     def wait(self) -> None:

@@ -34,13 +34,13 @@ HEADS = ("cls.predictions.", "cls.seq_relationship.", "bert.pooler.")
 
 
 @dataclass(frozen=True)
-class Foreign:
+class Converted:
     weights: dict[str, torch.Tensor]  # Hugging Face's names, unpadded
     moments: dict | None  # as checkpoint.load_moments reads it
     notes: tuple[str, ...]
 
 
-def read_foreign(path: Path, model: BertForPreTraining) -> Foreign:
+def convert(path: Path, model: BertForPreTraining) -> Converted:
     """Weights, and moments where there are any, for `model`; heads that `path` lacks stay the model's own, said."""
     found, optimizer = (_read_folder(path), None) if path.is_dir() else _read_pt(path)
     if not _are_weights(found):
@@ -62,7 +62,7 @@ def read_foreign(path: Path, model: BertForPreTraining) -> Foreign:
     moments = _moments(optimizer, model)
     if optimizer and moments is None:
         notes.append(f"{path}: its optimizer state is of another kind: moments begin at zero")
-    return Foreign(weights, moments, tuple(notes))
+    return Converted(weights, moments, tuple(notes))
 
 
 def _are_weights(found) -> bool:

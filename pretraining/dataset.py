@@ -20,6 +20,7 @@ from central.files import SHARD_SUFFIXES, parse_json, shards_of, why_no_file
 from central.runtime.exits import BadRequest
 from pretraining.batches import Masking, Rows, Step, concatenate, flat_micro_batches, static_micro_batches
 from pretraining.data.hdf5 import KEYS, attribute, member, outside
+from pretraining.objective import Objective
 
 PACKED_KEYS = ("positions", "next_sentence_positions", "next_sentence_weights")
 SAME_SHAPE = {  # a column and the one it goes with, element by element
@@ -42,6 +43,7 @@ class Limits:
     max_seq_length: int
     max_position_embeddings: int
     max_predictions_per_seq: int
+    columns: tuple[str, ...] = KEYS  # of a shard that must be there
     masks_drawn: bool = False  # masks are drawn anew at every step, and those of the rows do not count
 
 
@@ -123,7 +125,7 @@ def _open_shard(path: Path, limits: Limits) -> Shard:
     if unread:
         raise ValueError(f"{path}: the attribute {unread[0]} is no text: make or copy this shard again")
     packed = "next_sentence_positions" in shapes
-    missing = [key for key in (*KEYS, *(PACKED_KEYS if packed else ())) if key not in shapes]
+    missing = [key for key in (*limits.columns, *(PACKED_KEYS if packed else ())) if key not in shapes]
     if missing:
         raise ValueError(f"{path}: no dataset {', '.join(missing)}: not a shard for BERT pre-training, remove it")
     used = (*KEYS, *(PACKED_KEYS if packed else ()))
@@ -131,6 +133,7 @@ def _open_shard(path: Path, limits: Limits) -> Shard:
     if wrong:
         raise ValueError(f"{path}: {', '.join(wrong)} where integers are due: make this shard again")
     num_rows = _length(shapes["input_ids"][0])
+    shapes |= {key: ((num_rows, 1), np.dtype(np.int8)) for key in KEYS if key not in shapes}  # nothing will ask for it
     uneven = [key for key in used if _length(shapes[key][0]) != num_rows]
     uneven += [key for key, other in SAME_SHAPE.items() if key in used and shapes[key][0] != shapes[other][0]]
     if not packed and np.prod(shapes["next_sentence_labels"][0]) != num_rows:
@@ -176,17 +179,18 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 def read_shard(shard: Shard, limits: Limits) -> Rows:
     """All rows of a shard, checked; ValueError names file and fault."""
-    columns = _read_columns(shard)
+    columns = _read_columns(shard, limits)
     _check_values(columns, shard, limits)
     rows = _rows(columns, shard)
     _check_rows(rows, shard, limits)
     return rows
 
 
-def _read_columns(shard: Shard) -> dict[str, np.ndarray]:
+def _read_columns(shard: Shard, limits: Limits) -> dict[str, np.ndarray]:
     try:
         with h5py.File(shard.path, "r") as file:
-            columns = {key: file[key][()] for key in (*KEYS, *(PACKED_KEYS if shard.packed else ()))}
+            wanted = (*KEYS, *(PACKED_KEYS if shard.packed else ()))
+            columns = {key: file[key][()] for key in wanted if key in file or key in limits.columns}
     except (OSError, KeyError) as error:
         raise ValueError(f"{shard.path}: cannot be read ({error}): make or copy this shard again") from error
     if _stamp(shard.path) != shard.stamp:
@@ -194,7 +198,7 @@ def _read_columns(shard: Shard) -> dict[str, np.ndarray]:
             f"{shard.path}: was written to since this run began, so its rows are others: put the old file back, then "
             "--resume_from_checkpoint, or begin anew in another --output_dir"
         )
-    return columns
+    return {key: np.zeros((shard.num_rows, 1), np.int8) for key in KEYS} | columns
 
 
 def _rows(columns: dict, shard: Shard) -> Rows:
@@ -403,8 +407,8 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one rank takes of each optimizer step."""
+class BatchShape:
+    """How many rows each rank takes of an optimizer step, and in how many micro-batches."""
 
     rank: int
     world_size: int
@@ -422,11 +426,12 @@ class Share:
 
 def steps(
     reader: ShardReader,
-    share: Share,
+    shape: BatchShape,
     rows_read: int,
     global_step: int,
     pads_rows: bool,
     masking: Masking | None,
+    objective: Objective,
     tile: int = 1,
     pinned: bool = False,
 ) -> Iterator[Step]:
@@ -437,18 +442,18 @@ def steps(
     make = static_micro_batches if pads_rows else partial(flat_micro_batches, tile=tile)
     while True:
         global_step += 1
-        first = rows_read + share.rank * share.rows_per_step
-        rows = reader.read(first, first + share.rows_per_step)
+        first = rows_read + shape.rank * shape.rows_per_step
+        rows = reader.read(first, first + shape.rows_per_step)
         if masking is not None:
-            rows = masking(rows, np.random.default_rng([reader.seed, global_step, share.rank]))
-        micro_batches = make(rows, share.rows_per_micro_batch)
+            rows = masking(rows, np.random.default_rng([reader.seed, global_step, shape.rank]))
+        micro_batches = make(rows, shape.rows_per_micro_batch)
         yield Step(
             micro_batches=tuple(batch.pinned() if pinned else batch for batch in micro_batches),
-            num_masked=rows.num_masked,
+            counts=objective.counts(rows),
             num_sequences=rows.num_sequences,
             num_tokens=rows.num_tokens,
         )
-        rows_read += share.global_rows_per_step
+        rows_read += shape.global_rows_per_step
 
 
 class Prefetch:

@@ -1,4 +1,4 @@
-"""Held-out evaluation: masked-LM loss and accuracy, next-sentence accuracy, and the baseline of each beside it."""
+"""Held-out evaluation: loss and accuracy of each part of the objective, and the baseline of each beside it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from central.runtime.device import Device
 from central.runtime.exits import BadRequest
 from central.runtime.rank import StopRequest
 from pretraining.batches import Rows, concatenate, flat_micro_batch, static_micro_batch
 from pretraining.dataset import Limits, Shard, read_shard
+from pretraining.distributed import Alone
+from pretraining.objective import Objective
 
 MAX_ROWS = 1024  # of the test shards, evenly spaced, the same ones at every evaluation
 MAX_COUNTED_ROWS = 200_000  # training rows read for the unigram counts of foreign shards
@@ -20,12 +23,13 @@ COUNTS_REMEDY = "delete it, and the tokens of the training shards are counted in
 
 @dataclass(frozen=True)
 class HeldOut:
-    rows: Rows  # this rank's share
-    unigram_loss: float
-    nsp_majority: float
+    rows: Rows  # those of this rank
+    baselines: dict[str, float]  # of the rows of all ranks
 
 
-def load_held_out(shards: list[Shard], limits: Limits, rank: int, world_size: int, counts) -> HeldOut:
+def load_held_out(
+    shards: list[Shard], limits: Limits, rank: int, world_size: int, counts: np.ndarray, objective: Objective
+) -> HeldOut:
     """Rows spread over all test shards; `counts` are the training ids behind the unigram baseline."""
     total = sum(shard.num_rows for shard in shards)
     chosen = np.unique(np.linspace(0, total - 1, min(total, MAX_ROWS)).astype(np.int64))
@@ -36,25 +40,10 @@ def load_held_out(shards: list[Shard], limits: Limits, rank: int, world_size: in
         if len(index):
             parts.append(read_shard(shard, limits).take(index))
     rows = concatenate(parts)
-    share = rows.take(np.arange(rank, len(rows), world_size))
-    return HeldOut(share, unigram_loss(rows, counts), nsp_majority(rows))
+    return HeldOut(rows.take(np.arange(rank, len(rows), world_size)), objective.baselines(rows, counts))
 
 
-def unigram_loss(rows: Rows, counts) -> float:
-    """Mean cross-entropy of the masked ids under add-one counts of the training ids."""
-    masked = rows.masked_ids[rows.masked_positions != 0]
-    probabilities = (counts[masked] + 1) / (counts.sum() + len(counts))
-    return float(-np.log(probabilities).mean()) if len(masked) else 0.0
-
-
-def nsp_majority(rows: Rows) -> float:
-    """Next-sentence accuracy of giving every sequence the commoner label."""
-    labels = rows.next_sentence_labels[rows.next_sentence_weights != 0]
-    random_share = float(np.mean(labels)) if len(labels) else 0.0
-    return max(random_share, 1 - random_share)
-
-
-def training_counts(folder: Path, shards: list[Shard], limits: Limits):
+def training_counts(folder: Path, shards: list[Shard], limits: Limits) -> np.ndarray:
     """Occurrences of each id in the training documents: from token_counts.npy, else counted over the shards."""
     stored = folder / "token_counts.npy"
     if stored.is_file():
@@ -80,16 +69,24 @@ def training_counts(folder: Path, shards: list[Shard], limits: Limits):
 
 @torch.no_grad()
 def evaluate(
-    model, held_out: HeldOut, micro_batch_size: int, device, exchange, mark: Callable[[str], None], stop: StopRequest
+    model: torch.nn.Module,
+    objective: Objective,
+    held_out: HeldOut,
+    micro_batch_size: int,
+    device: Device,
+    exchange: Alone,
+    mark: Callable[[str], None],
+    stop: StopRequest,
 ) -> dict[str, float] | None:
-    """The eval_* numbers of a report, over all ranks' shares. The model is left in training mode.
+    """The eval_* numbers of a report, over the rows of all ranks. The model is left in training mode.
 
     `mark` is told how far it is. Returns None where the ranks agreed to stop on the way.
     """
     rows = held_out.rows
     shared = exchange.sum([len(rows)])[0] // exchange.world_size  # rows that every rank has: one may have one more
     make = static_micro_batch if device.pads_rows else partial(flat_micro_batch, tile=device.tile)
-    sums = torch.zeros(4, device=device.device)
+    counts = objective.counts(rows)
+    totals = torch.zeros(2 * len(counts), device=device.device)
     model.eval()
     for start in range(0, len(rows), micro_batch_size):
         mark(f"evaluation, row {start}")
@@ -99,19 +96,16 @@ def evaluate(
         part = rows.take(np.arange(start, min(start + micro_batch_size, len(rows))))
         if device.compiles and len(part) < micro_batch_size:
             part = _filled(part, micro_batch_size)
-        sums += model(make(part).to(device.device))
+        totals += model(make(part).to(device.device))
         device.mark_step()
     model.train()
     mark("evaluation, waiting for all ranks")
-    counts = [rows.num_masked, rows.num_sequences]
-    *sums, masked, sequences = exchange.sum([*sums.tolist(), *counts])  # a host sync, once per evaluation
+    numbers = [*totals.tolist(), *counts, rows.num_sequences]  # a host sync, once per evaluation
+    *found, sequences = exchange.sum(numbers)
+    means = objective.means(found[: len(totals)], found[len(totals) :])
     return {
-        "eval_mlm_loss": sums[0] / max(masked, 1),
-        "eval_nsp_loss": sums[1] / max(sequences, 1),
-        "eval_mlm_accuracy": sums[2] / max(masked, 1),
-        "eval_nsp_accuracy": sums[3] / max(sequences, 1),
-        "eval_unigram_loss": held_out.unigram_loss,
-        "eval_nsp_majority": held_out.nsp_majority,
+        **{f"eval_{name}": mean for name, mean in means.items()},
+        **held_out.baselines,
         "eval_sequences": int(sequences),
     }
 

@@ -1,24 +1,38 @@
 """What a run is seen to do between two reports: sums on the device, counts and times on the host."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
+from central.runtime.device import Device
 from central.runtime.exits import Diverged
+from pretraining.batches import Step
+from pretraining.distributed import Alone
 from pretraining.model_stats import batch_flops
+from pretraining.modeling import BertConfig
+from pretraining.objective import Objective
 
 STAGES = ("data", "forward", "backward", "exchange", "step")
 
 
-class Watch:
+class Metrics:
     """Gathers without waiting for the device; `read` waits once. `name_rows` puts places of rows into words.
 
     `peak_flops` is that of this rank's device; None: reports have no mfu.
     """
 
-    def __init__(self, device, config, peak_flops: float | None, exchange, name_rows: Callable[[range], str]):
-        self._device, self._config, self._exchange, self._name_rows = device, config, exchange, name_rows
+    def __init__(
+        self,
+        device: Device,
+        config: BertConfig,
+        objective: Objective,
+        peak_flops: float | None,
+        exchange: Alone,
+        name_rows: Callable[[range], str],
+    ):
+        self._device, self._config, self._objective = device, config, objective
+        self._exchange, self._name_rows = exchange, name_rows
         peak, lacking = exchange.sum([peak_flops or 0.0, float(peak_flops is None)])  # of all ranks together
         self._peak = None if lacking else peak
         self.train_time = 0.0  # s in steps, without evaluation and saving
@@ -28,8 +42,9 @@ class Watch:
 
     def _reset(self) -> None:
         self._steps = self._micro_steps = 0
-        self._masked = self._sequences = self._tokens = self._flops = 0.0
-        self._totals = torch.zeros(4, device=self._device.device)
+        self._sequences = self._tokens = self._flops = 0.0
+        self._counts = [0.0] * len(self._objective.losses)
+        self._totals = torch.zeros(2 * len(self._counts), device=self._device.device)
         self._loss = torch.zeros((), device=self._device.device)
         self._step_loss = torch.zeros((), device=self._device.device)
         self._unread = []  # (global norm, lr, step, places of its rows) of steps not looked at yet
@@ -54,10 +69,10 @@ class Watch:
         self._totals = self._totals + sums.detach()
         self._micro_steps += 1
 
-    def count(self, batch, masked: float, sequences: float, tokens: float) -> None:
-        """Book a finished step: this rank's batch and the counts of all ranks."""
+    def count(self, batch: Step, counts: Sequence[float], sequences: float, tokens: float) -> None:
+        """Book a finished step: this rank's batch and the numbers of all ranks."""
         self._steps += 1
-        self._masked += masked
+        self._counts = [total + count for total, count in zip(self._counts, counts)]
         self._sequences += sequences
         self._tokens += tokens
         self._flops += sum(batch_flops(self._config, micro_batch) for micro_batch in batch.micro_batches)
@@ -87,21 +102,18 @@ class Watch:
         self.settle()
         numbers = [self._loss.item(), self._step_loss.item(), *self._totals.tolist(), self._flops, 1.0]
         self.lap("step")
-        loss, step_loss, mlm_loss, nsp_loss, mlm_right, nsp_right, flops, ranks = self._exchange.sum(numbers)
+        loss, step_loss, *sums, flops, ranks = self._exchange.sum(numbers)
         seconds = sum(self._times.values())
         self.train_time += seconds
         self.sequences += self._sequences
-        steps, masked, sequences = self._steps, max(self._masked, 1), max(self._sequences, 1)
+        steps = self._steps
         report = {
             "average_loss": loss / steps,
             "step_loss": step_loss,
             "learning_rate": self._lr,
             "average_training_time_step": seconds / self._micro_steps,
             "average_perf_per_step": self._sequences / ranks / seconds,
-            "mlm_loss": mlm_loss / masked,
-            "nsp_loss": nsp_loss / sequences,
-            "mlm_accuracy": mlm_right / masked,
-            "nsp_accuracy": nsp_right / sequences,
+            **self._objective.means(sums, self._counts),
             "grad_norm": self._norm,
             "sequences_per_second": self._sequences / seconds,
             "tokens_per_second": self._tokens / seconds,

@@ -1,4 +1,4 @@
-"""BERT with its two pre-training heads; weights are named as Hugging Face names them.
+"""BERT with its pre-training heads, one for each loss; weights are named as Hugging Face names them.
 
 Shapes: T tokens of a micro-batch (padding counted only where shapes are static), N sequences, M masked positions,
 h hidden size, V vocabulary padded to a multiple of 8. How each step is computed is the business of the `kernels`
@@ -6,6 +6,7 @@ that the model is given (`kernels/plain.py`, `cpu.py`, `cuda.py`); the network i
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,9 +69,9 @@ class BertConfig:
     def padded_vocab_size(self) -> int:
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
-    def to_hugging_face(self) -> dict:
-        """The content of a `config.json` that `from_pretrained` reads."""
-        return {"architectures": ["BertForPreTraining"], "model_type": "bert", **dataclasses.asdict(self)}
+    def to_hugging_face(self, architecture: str) -> dict:
+        """The content of a `config.json` that `from_pretrained` of this class reads."""
+        return {"architectures": [architecture], "model_type": "bert", **dataclasses.asdict(self)}
 
 
 class Embeddings(nn.Module):
@@ -154,11 +155,11 @@ class Pooler(nn.Module):
 
 
 class Bert(nn.Module):
-    def __init__(self, config: BertConfig):
+    def __init__(self, config: BertConfig, pools: bool):
         super().__init__()
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
-        self.pooler = Pooler(config)
+        self.pooler = Pooler(config) if pools else None
 
     def forward(self, batch, kernels, checkpoint_activations: bool):
         x, batch = self.embeddings(batch, kernels), kernels.prepared(batch)
@@ -185,39 +186,62 @@ class Predictions(nn.Module):
         self.transform = Transform(config)
         self.bias = nn.Parameter(torch.zeros(config.padded_vocab_size))
 
+    def loss(self, hidden, batch, kernels, bert: Bert):
+        """Summed loss and number of right answers over the masked tokens."""
+        x = kernels.linear(hidden.index_select(0, batch.masked_positions), self.transform.dense)
+        x = kernels.layer_norm(nn.functional.gelu(x), self.transform.LayerNorm)  # M x h
+        weight = bert.embeddings.word_embeddings.weight
+        return kernels.masked_lm_loss(x, weight, self.bias, batch.masked_labels, batch.masked_weights)
+
+
+class NextSentence(nn.Linear):
+    """Next-sentence head: whether the second segment of a sequence is a random one."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config.hidden_size, 2)
+
+    def loss(self, hidden, batch, kernels, bert: Bert):
+        """Summed loss and number of right answers over the sequences."""
+        cls = hidden.index_select(0, batch.cls_positions)
+        pooled = torch.tanh(kernels.linear(cls, bert.pooler.dense))  # N x h
+        scores = kernels.linear(pooled, self)  # N x 2
+        return next_sentence_loss(scores, batch.next_sentence_labels, batch.next_sentence_weights)
+
+
+HEADS = {"mlm": ("predictions", Predictions), "nsp": ("seq_relationship", NextSentence)}  # of a loss: name and class
+POOLED = ("nsp",)  # losses whose heads see [CLS] through the pooler
+
 
 class Heads(nn.Module):
-    def __init__(self, config: BertConfig):
+    def __init__(self, config: BertConfig, losses: Sequence[str]):
         super().__init__()
-        self.predictions = Predictions(config)
-        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+        for name, head in (HEADS[loss] for loss in losses):
+            self.add_module(name, head(config))
 
 
 class BertForPreTraining(nn.Module):
-    """Calling it with a batch returns four sums, so that micro-batches of any size add up to one step's loss."""
+    """Calling it with a batch returns sums, so that micro-batches of any size add up to one step's loss."""
 
-    def __init__(self, config: BertConfig, kernels, checkpoint_activations: bool = False):
+    def __init__(
+        self,
+        config: BertConfig,
+        kernels,
+        checkpoint_activations: bool = False,
+        losses: Sequence[str] = ("mlm", "nsp"),
+    ):
         super().__init__()
         self.config = config
         self.kernels = kernels
         self.checkpoint_activations = checkpoint_activations
-        self.bert = Bert(config)
-        self.cls = Heads(config)
+        self.bert = Bert(config, pools=any(loss in POOLED for loss in losses))
+        self.cls = Heads(config, losses)
 
     def forward(self, batch):
-        """Sums over the batch, fp32: masked-LM loss, next-sentence loss, right masked tokens, right next sentences."""
-        kernels, heads = self.kernels, self.cls
-        with kernels.autocast():
-            hidden = self.bert(batch, kernels, self.checkpoint_activations and self.training)
-            x = kernels.linear(hidden.index_select(0, batch.masked_positions), heads.predictions.transform.dense)
-            x = kernels.layer_norm(nn.functional.gelu(x), heads.predictions.transform.LayerNorm)  # M x h
-            weight, bias = self.bert.embeddings.word_embeddings.weight, heads.predictions.bias
-            mlm_loss, mlm_correct = kernels.masked_lm_loss(x, weight, bias, batch.masked_labels, batch.masked_weights)
-            cls = hidden.index_select(0, batch.cls_positions)
-            pooled = torch.tanh(kernels.linear(cls, self.bert.pooler.dense))  # N x h
-            scores = kernels.linear(pooled, heads.seq_relationship)  # N x 2
-            nsp_loss, nsp_correct = next_sentence_loss(scores, batch.next_sentence_labels, batch.next_sentence_weights)
-        return torch.stack([mlm_loss, nsp_loss, mlm_correct, nsp_correct])
+        """Sums over the batch, fp32: each loss, then the number of right answers of each."""
+        with self.kernels.autocast():
+            hidden = self.bert(batch, self.kernels, self.checkpoint_activations and self.training)
+            found = [head.loss(hidden, batch, self.kernels, self.bert) for head in self.cls.children()]
+        return torch.stack([*(loss for loss, _ in found), *(right for _, right in found)])
 
 
 def next_sentence_loss(scores, labels, weights):

@@ -8,11 +8,20 @@ from central.runtime.device import Device
 from central.runtime.exits import BadRequest
 from central.runtime.rank import Rank
 from pretraining import model_stats
-from pretraining.dataset import Limits, Shard, ShardReader, Share, average_sequences_per_row, find_shards, open_shards
+from pretraining.dataset import (
+    BatchShape,
+    Limits,
+    Shard,
+    ShardReader,
+    average_sequences_per_row,
+    find_shards,
+    open_shards,
+)
 from pretraining.modeling import BertConfig
-from pretraining.resume import Start
+from pretraining.objective import OBJECTIVES
+from pretraining.resume import ResumePoint
 from pretraining.settings import Settings
-from pretraining.vocabulary import Vocabulary, find_vocabulary, fingerprint_of
+from pretraining.vocabulary import SPECIAL_TOKENS, Vocabulary, find_vocabulary, fingerprint_of
 
 NAMED_SIZES = os.path.dirname(os.path.abspath(__file__))  # configurations here take their vocabulary size from the data
 ARCHITECTURE = (  # what weights do not show by their shapes, and what they show
@@ -28,20 +37,24 @@ ARCHITECTURE = (  # what weights do not show by their shapes, and what they show
 
 
 @dataclass(frozen=True)
-class Request:
+class Checked:
     """What the checks before the first step have found out."""
 
     config: BertConfig
     vocabulary: Vocabulary | None
     limits: Limits
     reader: ShardReader
-    share: Share
+    shape: BatchShape
     test_shards: list[Shard]
     memory_bytes: int
     notes: tuple[str, ...] = ()  # lines to say
 
+    @property
+    def special_ids(self) -> dict[str, int]:
+        return self.vocabulary.special_ids() if self.vocabulary else SPECIAL_TOKENS
 
-def check_request(settings: Settings, start: Start, device: Device, rank: Rank) -> Request:
+
+def check_request(settings: Settings, start: ResumePoint, device: Device, rank: Rank) -> Checked:
     """Look at everything that can be known before the first step; raises BadRequest."""
     vocabulary = find_vocabulary(settings.vocab_file, settings.input_dir)
     config = _config(settings, vocabulary)
@@ -50,6 +63,7 @@ def check_request(settings: Settings, start: Start, device: Device, rank: Rank) 
         settings.max_seq_length,
         config.max_position_embeddings,
         settings.max_predictions_per_seq,
+        columns=OBJECTIVES[settings.objective].columns,
         masks_drawn=settings.dynamic_masking,
     )
     _check_start(start, config, vocabulary)
@@ -64,7 +78,7 @@ def check_request(settings: Settings, start: Start, device: Device, rank: Rank) 
     notes = reader.check_first()
     average = average_sequences_per_row(settings.input_dir, shards)
     micro_batches = max(1, round(settings.grad_accum_steps / average))
-    share = Share(rank.rank, rank.world_size, settings.micro_batch_size, micro_batches)
+    shape = BatchShape(rank.rank, rank.world_size, settings.micro_batch_size, micro_batches)
     memory = model_stats.check_memory(
         config,
         device,
@@ -76,7 +90,7 @@ def check_request(settings: Settings, start: Start, device: Device, rank: Rank) 
     )
     if rank.is_main:
         _check_output(settings, config)
-    return Request(config, vocabulary, limits, reader, share, test_shards, memory, tuple(notes))
+    return Checked(config, vocabulary, limits, reader, shape, test_shards, memory, tuple(notes))
 
 
 def _config(settings: Settings, vocabulary: Vocabulary | None) -> BertConfig:
@@ -94,7 +108,7 @@ def _config(settings: Settings, vocabulary: Vocabulary | None) -> BertConfig:
     )
 
 
-def _check_start(start: Start, config: BertConfig, vocabulary: Vocabulary | None) -> None:
+def _check_start(start: ResumePoint, config: BertConfig, vocabulary: Vocabulary | None) -> None:
     """The folder to start from holds a model like `config`, with the vocabulary of the data."""
     if start.path is None or not start.path.is_dir():
         return

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from central.runtime import reports
 from central.runtime.checkpoints import check_content, list_checkpoints, read_state, remedy
 from central.runtime.exits import BadRequest
+from pretraining import reports
 from pretraining.checkpoint import step_of
 from pretraining.dataset import find_shards
+from pretraining.objective import OBJECTIVES
 from pretraining.settings import Settings
 
 # Settings that decide a run, by their field; the data and the size of the model are compared elsewhere.
@@ -27,7 +28,7 @@ NEEDED = {"phase": int, "step": int, "global_step": int, "data": dict, "settings
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """`path` holds weights (None: fresh ones); `exact` when it is a checkpoint of this very phase to continue."""
 
     path: Path | None
@@ -39,7 +40,7 @@ class Start:
     state: dict | None = None
 
 
-def find_start(settings: Settings) -> Start:
+def find_start(settings: Settings) -> ResumePoint:
     """Decide from the flags and from what lies in the output folder; raises BadRequest where that is unclear, or where
     the checkpoint to start from is not what was written."""
     start = _find_start(settings)
@@ -51,7 +52,7 @@ def find_start(settings: Settings) -> Start:
     return start
 
 
-def _find_start(settings: Settings) -> Start:
+def _find_start(settings: Settings) -> ResumePoint:
     found = [(path, _state(path)) for path in list_checkpoints(settings.output_dir)]
     older = [path for path in sorted(settings.output_dir.glob("ckpt_*.pt")) if step_of(path) is not None]
     if not settings.resume:
@@ -60,7 +61,7 @@ def _find_start(settings: Settings) -> Start:
                 f"{settings.output_dir}: holds {(found[-1][0] if found else older[-1]).name}: give "
                 "--resume_from_checkpoint to go on from it, or another --output_dir"
             )
-        return _from_weights(settings, found) if settings.init_checkpoint else Start(None, "start anew")
+        return _from_weights(settings, found) if settings.init_checkpoint else ResumePoint(None, "start anew")
     whole = [(path, state) for path, state in found if not isinstance(state, ValueError)]
     if settings.resume_step is not None and not settings.init_checkpoint:
         damaged = [
@@ -83,14 +84,14 @@ def _find_start(settings: Settings) -> Start:
     if settings.phase == 1:
         if older:
             return _from_pt(settings, older)
-        return Start(None, f"{settings.output_dir}: no checkpoint of phase 1 to resume: start anew")
+        return ResumePoint(None, f"{settings.output_dir}: no checkpoint of phase 1 to resume: start anew")
     if whole:
         path, state = whole[-1]
         note = f"phase 2 starts from {path.name}, step {state['step']} of phase {state['phase']}"
         planned = state["settings"].get("max_steps")
         if isinstance(planned, int) and state["step"] < planned:
             note = f"{note}, which was to have {planned}: phase {state['phase']} is not finished"
-        return Start(path, note, global_step=state["global_step"], state=state)
+        return ResumePoint(path, note, global_step=state["global_step"], state=state)
     if older:
         return _from_pt(settings, older)
     raise BadRequest(
@@ -99,7 +100,7 @@ def _find_start(settings: Settings) -> Start:
     )
 
 
-def of_the_run(settings: Settings, start: Start, world_size: int) -> tuple[Settings, list[str]]:
+def of_the_run(settings: Settings, start: ResumePoint, world_size: int) -> tuple[Settings, list[str]]:
     """Settings with what a run keeps from its beginning when it is resumed, and lines to say: each that now differs.
 
     Raises BadRequest for an end before the step that the run has reached.
@@ -121,7 +122,7 @@ def of_the_run(settings: Settings, start: Start, world_size: int) -> tuple[Setti
     return kept, [*(said if kept.seed != settings.seed else []), *_changed(settings, start, world_size)]
 
 
-def _changed(settings: Settings, start: Start, world_size: int) -> list[str]:
+def _changed(settings: Settings, start: ResumePoint, world_size: int) -> list[str]:
     """A line for each setting that decides a run and is another one from here on."""
     begun, until = start.state["settings"], f"up to step {start.step}"
     pairs = [(flag, begun.get(field), getattr(settings, field)) for field, flag in DECIDING.items()]
@@ -131,16 +132,17 @@ def _changed(settings: Settings, start: Start, world_size: int) -> list[str]:
     return [f"{what}: {now} from here on, {was} {until}" for what, was, now in pairs if was not in (None, now)]
 
 
-def lacks_evaluation(settings: Settings, start: Start) -> bool:
+def lacks_evaluation(settings: Settings, start: ResumePoint) -> bool:
     """Whether a finished phase was killed after its last checkpoint and before the held-out rows were evaluated."""
     if not (start.exact and find_shards(settings.eval_dir or settings.input_dir, "test")):
         return False
     trained = evaluated = False
+    number = OBJECTIVES[settings.objective].evaluated
     try:
         for (_, step), data in reports.read_log(settings.json_summary):
             if data.get("phase") == settings.phase:
                 trained |= "average_loss" in data
-                evaluated |= "eval_mlm_loss" in data and step == start.global_step
+                evaluated |= number in data and step == start.global_step
     except OSError:
         return False  # no log of the run that could lack a line
     return trained and not evaluated
@@ -164,7 +166,7 @@ def _state(path: Path):
     return state
 
 
-def _continued(settings: Settings, own: list) -> Start:
+def _continued(settings: Settings, own: list) -> ResumePoint:
     path, state = own[-1]
     begun_with = state["settings"].get("init_checkpoint")
     if settings.init_checkpoint and Path(begun_with or "").resolve() != settings.init_checkpoint.resolve():
@@ -173,10 +175,10 @@ def _continued(settings: Settings, own: list) -> Start:
             f"{settings.init_checkpoint}: give another --output_dir"
         )
     note = f"resume from {path.name}: step {state['step']} of phase {state['phase']}"
-    return Start(path, note, state["step"], state["global_step"], state["data"]["rows_read"], True, state)
+    return ResumePoint(path, note, state["step"], state["global_step"], state["data"]["rows_read"], True, state)
 
 
-def _from_weights(settings: Settings, whole: list) -> Start:
+def _from_weights(settings: Settings, whole: list) -> ResumePoint:
     """--init_checkpoint: weights and moments, step 0, fresh schedule. Never counts over checkpoints already there."""
     path, done = settings.init_checkpoint, 0
     state = _state(path) if (path / "state.json").is_file() else None
@@ -187,10 +189,10 @@ def _from_weights(settings: Settings, whole: list) -> Start:
         done = max([state["global_step"] if state else named, *(earlier["global_step"] for _, earlier in whole)])
     elif whole:
         raise BadRequest(f"{settings.output_dir}: holds checkpoints of phase 2: give another --output_dir")
-    return Start(path, f"weights from {path}, step 0 of phase {settings.phase}", global_step=done, state=state)
+    return ResumePoint(path, f"weights from {path}, step 0 of phase {settings.phase}", global_step=done, state=state)
 
 
-def _from_pt(settings: Settings, older: list[Path]) -> Start:
+def _from_pt(settings: Settings, older: list[Path]) -> ResumePoint:
     """A `.pt` of the reference says its global step by its name and its phase not at all."""
     by_step = {step_of(path): path for path in older}
     step = max(by_step) if settings.resume_step is None else settings.resume_step
@@ -198,7 +200,7 @@ def _from_pt(settings: Settings, older: list[Path]) -> Start:
         raise BadRequest(f"{settings.output_dir}: no ckpt_{step}.pt")
     path = by_step[step]
     if settings.phase == 1:
-        return Start(path, f"resume from {path.name}: step {step} of phase 1", step, step, None)
+        return ResumePoint(path, f"resume from {path.name}: step {step} of phase 1", step, step, None)
     done = max(0, step - settings.phase1_end_step)
     note = f"phase 2 from {path.name}: step {done} (phase 1 ended at {settings.phase1_end_step})"
-    return Start(path, note, done, step, None)
+    return ResumePoint(path, note, done, step, None)

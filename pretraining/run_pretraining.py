@@ -23,7 +23,6 @@ from central.runtime.process_group import init_process_group
 from pretraining.preflight import check_request
 from pretraining.resume import find_start, lacks_evaluation, of_the_run
 from pretraining.settings import parse
-from pretraining.train_loop import train
 from pretraining.trainer import Run
 
 
@@ -44,19 +43,18 @@ def main(argv: list[str] | None = None) -> int:
         device = open_device(settings.device_name, settings.mode, settings.data_type, rank)
     except ValueError as error:
         raise BadRequest(str(error).splitlines()) from error
-    request = check_request(settings, start, device, rank)
+    checked = check_request(settings, start, device, rank)
     init_process_group(device, rank)
-    training = Run(settings, start, device, rank, request, stop)
+    training = Run(settings, start, device, rank, checked, stop)
     try:
         if settings.do_train:
-            train(training)
+            training.train()
         else:
             training.evaluate()
     except BaseException:
         training.abandon()
         raise
     training.close()
-    training.finish()
     return DONE
 
 

@@ -64,6 +64,10 @@ class Settings:
         return "fused_lamb" if self.fused_lamb else "lamb"
 
     @property
+    def objective(self) -> str:
+        return "mlm_nsp"
+
+    @property
     def stop_step(self) -> int:
         return min(self.max_steps, self.steps_this_run) if self.steps_this_run > 0 else self.max_steps
 

@@ -158,7 +158,7 @@ def small_disk(folder: Path, megabytes: int):
 
 def logged(out: Path) -> tuple[dict, dict]:
     """From the run's log: training lines by global step, evaluation lines by (phase, global step)."""
-    from central.runtime.reports import read_log
+    from pretraining.reports import read_log
 
     training, held_out = {}, {}
     for (_, step), data in read_log(out / "results" / "dllogger.json"):

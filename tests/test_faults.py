@@ -71,7 +71,7 @@ FINETUNING = {
     "evaluation": ["central.finetuning.trainer.FineTuningTrainer.evaluation_loop"],
 }
 # What takes half the time of so small a run, and changes nothing in it: left out.
-LEFT_OUT = ["central.runtime.reports.draw_training", "central.runtime.device.Device.matrix_peak"]
+LEFT_OUT = ["pretraining.reports.draw_training", "central.runtime.device.Device.matrix_peak"]
 PRELOADED = ["torch._dynamo", "pretraining.run_pretraining", "pretraining.data.prepare", "matplotlib.figure"]
 PRELOADED += ["run_glue"]
 
@@ -385,7 +385,7 @@ def save_forever(board: Board, argv: list) -> None:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step(global_norm([parameter.grad for parameter in model.parameters()]))
     checkpoint.sweep(folder)
-    saver = checkpoint.Saver(folder, LIMIT)
+    saver = checkpoint.CheckpointWriter(folder, LIMIT)
     for step in itertools.count(max(map(checkpoint_step, list_checkpoints(folder)), default=0) + 1):
         with torch.no_grad():
             for parameter in model.parameters():

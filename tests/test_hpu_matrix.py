@@ -18,7 +18,7 @@ from emulated_gaudi import ROOT, Gaudi, free_port
 from transformers.trainer_pt_utils import safe_globals
 
 from central.finetuning.batching import HPU_ROWS
-from central.runtime.reports import read_log
+from pretraining.reports import read_log
 
 pytest_plugins = ("finetuning_fixtures",)
 

@@ -18,7 +18,7 @@ from central.runtime import tensor_files
 from central.runtime.checkpoints import is_complete, is_ours, list_checkpoints, newest_checkpoint, read_state
 from central.runtime.exits import BadRequest
 from pretraining import checkpoint
-from pretraining.convert import Inert, read_foreign
+from pretraining.convert import Inert, convert
 from pretraining.kernels.cpu import CpuKernels
 from pretraining.lamb import Lamb, global_norm
 from pretraining.modeling import BertConfig, BertForPreTraining, initialise
@@ -51,7 +51,7 @@ def state(step, phase=1):
 
 def saved(folder, step=1, phase=1, model=None, optimizer=None, texts=None):
     model = model or make_model()
-    saver = checkpoint.Saver(folder, limit=100)
+    saver = checkpoint.CheckpointWriter(folder, limit=100)
     saver.save(model, optimizer or stepped(model), state(step, phase), texts or {})
     saver.wait()
     return folder / f"ckpt_{step}"
@@ -105,7 +105,7 @@ def test_saving_and_loading_is_exact(tmp_path):
 def test_saving_copies_before_it_returns(tmp_path):
     model = make_model()
     before = model.bert.pooler.dense.weight.detach().clone()
-    saver = checkpoint.Saver(tmp_path, 3)
+    saver = checkpoint.CheckpointWriter(tmp_path, 3)
     saver.save(model, Lamb(model.parameters()), state(1), {})
     with torch.no_grad():
         model.bert.pooler.dense.weight.zero_()
@@ -116,7 +116,7 @@ def test_saving_copies_before_it_returns(tmp_path):
 def test_the_newest_and_the_last_of_each_phase_are_kept(tmp_path):
     model = make_model()
     optimizer = stepped(model)
-    saver = checkpoint.Saver(tmp_path, limit=2)
+    saver = checkpoint.CheckpointWriter(tmp_path, limit=2)
     for step, phase in ((1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2)):
         saver.save(model, optimizer, state(step, phase), {})
     saver.wait()
@@ -192,7 +192,7 @@ from pathlib import Path
 from test_pretraining_checkpoint import *
 big = make_model(config=BertConfig(vocab_size=8000, hidden_size=256, num_hidden_layers=2, num_attention_heads=4))
 folder = Path({folder!r})
-optimizer, saver = stepped(big), checkpoint.Saver(folder, 2)
+optimizer, saver = stepped(big), checkpoint.CheckpointWriter(folder, 2)
 first = max([checkpoint.step_of(path) for path in list_checkpoints(folder)], default=0) + 1
 for step in range(first, first + 1000):
     saver.save(big, optimizer, state(step), {{}})
@@ -224,7 +224,7 @@ def test_a_full_disk_costs_the_new_checkpoint_only(tmp_path):
         model = make_model()
         size = sum(path.stat().st_size for path in saved(small, 1, model=model).iterdir())
         (small / "filler").write_bytes(b"x" * (os.statvfs(small).f_bavail * os.statvfs(small).f_frsize - size // 2))
-        saver = checkpoint.Saver(small, 3)
+        saver = checkpoint.CheckpointWriter(small, 3)
         saver.save(model, stepped(model), state(2), {})
         with pytest.raises(BadRequest, match=r"ckpt_2: the disk is full.*older ones are whole"):
             saver.wait()
@@ -279,7 +279,7 @@ def test_a_pt_of_the_reference_is_read_and_runs_nothing(tmp_path, prefix):
     optimizer.step()
     path = reference_pt(tmp_path / "ckpt_7038.pt", model, optimizer, prefix)
     other = make_model(seed=2)
-    found = read_foreign(path, other)
+    found = convert(path, other)
     assert not (tmp_path / "ran").exists() and not found.notes
     checkpoint.load_weights(other, found.weights, path)
     resumed = Lamb(other.parameters(), lr=0.01)
@@ -297,7 +297,7 @@ def test_an_optimizer_state_of_another_kind_is_said(tmp_path):
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     foreign.step()
-    found = read_foreign(reference_pt(tmp_path / "a.pt", model, foreign), model)
+    found = convert(reference_pt(tmp_path / "a.pt", model, foreign), model)
     assert found.moments is None and "moments begin at zero" in found.notes[0]
 
 
@@ -312,7 +312,7 @@ def test_restricted_reading_makes_foreign_objects_inert(tmp_path):
     assert torch.equal(content["half"], torch.ones(3, 2).half()) and content["p"].tolist() == [0.0, 1.0, 2.0]
     (tmp_path / "b.pt").write_bytes(pickle.dumps({"x": Unsafe()}))
     with pytest.raises(BadRequest, match=r"b\.pt: not a checkpoint"):
-        read_foreign(tmp_path / "b.pt", make_model())
+        convert(tmp_path / "b.pt", make_model())
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_hugging_face_folders_of_every_kind(tmp_path, kind, note):
     peer.save_pretrained(tmp_path)
     model = make_model()
     fresh = model.cls.seq_relationship.weight.detach().clone()
-    found = read_foreign(tmp_path, model)
+    found = convert(tmp_path, model)
     checkpoint.load_weights(model, found.weights, tmp_path)
     encoder = peer if kind == "BertModel" else peer.bert
     for name, parameter in encoder.named_parameters():
@@ -345,10 +345,10 @@ def test_hugging_face_folders_of_every_kind(tmp_path, kind, note):
 
 def test_folders_without_weights_are_named(tmp_path):
     with pytest.raises(BadRequest, match=r"no model\.safetensors"):
-        read_foreign(tmp_path, make_model())
+        convert(tmp_path, make_model())
     (tmp_path / "model.safetensors").write_bytes(b"123")
     with pytest.raises(BadRequest, match="cannot be read"):
-        read_foreign(tmp_path, make_model())
+        convert(tmp_path, make_model())
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors.index.json"])
@@ -361,7 +361,7 @@ def test_files_that_hold_something_else_are_named(tmp_path, name, content):
     else:
         torch.save(content, tmp_path / name)
     with pytest.raises(BadRequest, match="cannot be read|holds no model weights") as refused:
-        read_foreign(tmp_path, make_model())
+        convert(tmp_path, make_model())
     (problem,) = refused.value.problems
     assert str(tmp_path) in problem and "\n" not in problem
 
@@ -374,14 +374,14 @@ def test_weights_that_inflate_are_refused_before_they_are_read(tmp_path, kind):
         for entry in plain.infolist():
             packed.writestr(entry.filename, plain.read(entry))
     with pytest.raises(BadRequest, match="unpack to 15"):
-        read_foreign(path if kind == "pt" else tmp_path, make_model())
+        convert(path if kind == "pt" else tmp_path, make_model())
 
 
 def test_a_pt_without_weights_is_named(tmp_path):
     for content in ({"epoch": 3}, {"model": {}}, [1, 2], torch.ones(3)):
         torch.save(content, tmp_path / "a.pt")
         with pytest.raises(BadRequest, match=r"a\.pt: holds no model weights"):
-            read_foreign(tmp_path / "a.pt", make_model())
+            convert(tmp_path / "a.pt", make_model())
 
 
 def test_fused_lambs_state_is_read(tmp_path):

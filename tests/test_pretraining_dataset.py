@@ -14,10 +14,10 @@ from pretraining_helpers import VOCAB_SIZE, make_columns, make_corpus, write_sha
 from central.runtime.exits import BadRequest
 from pretraining.batches import Masking, flat_micro_batch, static_micro_batch
 from pretraining.dataset import (
+    BatchShape,
     Limits,
     Prefetch,
     ShardReader,
-    Share,
     average_sequences_per_row,
     find_shards,
     open_shards,
@@ -25,8 +25,10 @@ from pretraining.dataset import (
     read_shard,
     steps,
 )
-from pretraining.evaluation import load_held_out, nsp_majority, training_counts, unigram_loss
+from pretraining.evaluation import load_held_out, training_counts
+from pretraining.objective import OBJECTIVES, nsp_majority, unigram_loss
 
+MLM_NSP = OBJECTIVES["mlm_nsp"]
 LIMITS = Limits(VOCAB_SIZE, 32, 64, 5)
 
 
@@ -103,8 +105,8 @@ def test_any_number_of_ranks_shares_any_number_of_shards(tmp_path, world_size, s
     """The global batch of each step is the same rows in the same order, one shard and eight ranks included."""
     corpus = make_corpus(tmp_path / "c", shards=shards, rows=10)
     whole = reader_of(corpus).read(0, 32)
-    shares = [Share(rank, world_size, 8 // world_size, 1) for rank in range(world_size)]
-    streams = [steps(reader_of(corpus), share, 0, 0, True, None) for share in shares]
+    shares = [BatchShape(rank, world_size, 8 // world_size, 1) for rank in range(world_size)]
+    streams = [steps(reader_of(corpus), share, 0, 0, True, None, MLM_NSP) for share in shares]
     found = []
     for _ in range(4):
         for stream in streams:
@@ -114,11 +116,11 @@ def test_any_number_of_ranks_shares_any_number_of_shards(tmp_path, world_size, s
 
 def test_steps_resume_at_a_place(tmp_path):
     corpus = make_corpus(tmp_path / "c")
-    share = Share(0, 1, 4, 2)
+    share = BatchShape(0, 1, 4, 2)
     masking = Masking(VOCAB_SIZE, 4, (0, 2, 3))
-    whole = steps(reader_of(corpus), share, 0, 0, False, masking)
+    whole = steps(reader_of(corpus), share, 0, 0, False, masking, MLM_NSP)
     wanted = [next(whole) for _ in range(8)]
-    resumed = steps(reader_of(corpus), share, 5 * 8, 5, False, masking)
+    resumed = steps(reader_of(corpus), share, 5 * 8, 5, False, masking, MLM_NSP)
     for step in wanted[5:]:
         again = next(resumed)
         assert len(again.micro_batches) == len(step.micro_batches) == 2
@@ -468,7 +470,7 @@ def test_a_damaged_shard_met_late_is_named(tmp_path, monkeypatch):
             file["input_ids"][3, 3] = 9999
     reader = reader_of(corpus)
     reader.check_first()
-    batches = Prefetch(steps(reader, Share(0, 1, 4, 1), 0, 0, False, None))
+    batches = Prefetch(steps(reader, BatchShape(0, 1, 4, 1), 0, 0, False, None, MLM_NSP))
     with pytest.raises(BadRequest, match=r"c_training_\d\.hdf5: input_ids has ids outside"):
         for _ in range(12):
             next(batches)
@@ -529,8 +531,8 @@ def test_next_sentence_majority_by_hand(tmp_path, labels, share):
     write_shard(corpus / "c_test_0.hdf5", columns)
     shards = open_shards(corpus, "test", LIMITS)
     for rank in range(2):
-        held_out = load_held_out(shards, LIMITS, rank, 2, np.ones(VOCAB_SIZE))
-        assert held_out.nsp_majority == pytest.approx(share)
+        held_out = load_held_out(shards, LIMITS, rank, 2, np.ones(VOCAB_SIZE), MLM_NSP)
+        assert held_out.baselines["eval_nsp_majority"] == pytest.approx(share)
     rows = read_shard(shards[0], LIMITS)
     filled = replace(rows, next_sentence_weights=np.arange(len(labels))[:, None] < 2)  # the rest holds no sequence
     assert nsp_majority(filled) == max(np.mean(labels[:2]), 1 - np.mean(labels[:2]))

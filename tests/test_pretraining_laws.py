@@ -21,6 +21,7 @@ from pretraining.batches import Step, flat_micro_batches
 from pretraining.dataset import Limits, ShardReader, open_shards
 from pretraining.distributed import Alone
 from pretraining.kernels.cpu import CpuKernels, DropoutAddNorm
+from pretraining.objective import OBJECTIVES
 from pretraining.train_loop import StopAgreement, TrainState, take_step
 
 
@@ -33,15 +34,14 @@ class Silent:
 
 def loop_over(model, rows, *, rows_per_micro_batch=3, **state):
     """What `take_step` needs of a run, with an update that keeps the gradients; and its step."""
-    batch = Step(
-        tuple(flat_micro_batches(rows, rows_per_micro_batch)), rows.num_masked, rows.num_sequences, rows.num_tokens
-    )
+    micro_batches = tuple(flat_micro_batches(rows, rows_per_micro_batch))
+    batch = Step(micro_batches, OBJECTIVES["mlm_nsp"].counts(rows), rows.num_sequences, rows.num_tokens)
     settings = SimpleNamespace(seed=11, lr=0.1, warmup_proportion=0.1, max_steps=100)
     run = SimpleNamespace(
         settings=settings,
         state=TrainState(**{"phase": 1, "step": 0, "global_step": 0, "rows_read": 0, **state}),
         device=SimpleNamespace(device=torch.device("cpu"), mark_step=lambda: None),
-        watch=Silent(),
+        metrics=Silent(),
         watchdog=Silent(),
         optimizer=SimpleNamespace(
             param_groups=[{}],
@@ -51,7 +51,7 @@ def loop_over(model, rows, *, rows_per_micro_batch=3, **state):
         kernels=SimpleNamespace(reseed=lambda *integers: run.seeds.append(integers)),
         seeds=[],
         rank=SimpleNamespace(rank=0, world_size=1),
-        share=SimpleNamespace(global_rows_per_step=len(rows)),
+        shape=SimpleNamespace(global_rows_per_step=len(rows)),
         exchange=Alone(),
         model=model,
         parameters=list(model.parameters()),
@@ -62,7 +62,7 @@ def loop_over(model, rows, *, rows_per_micro_batch=3, **state):
 
 def step(run, batch):
     stops = StopAgreement(SimpleNamespace(requested=0), run.exchange, 0)
-    assert take_step(run, batch, batch.num_masked, batch.num_sequences, stops)
+    assert take_step(run, batch, batch.counts, stops)
     return run.kept
 
 

@@ -67,7 +67,7 @@ def test_a_second_optimizer_trains_and_resumes_to_the_bit(adamw, tmp_path):
     updates = optimizer.build("adamw", model, 0.01, CPU)
     before = trained(model, updates, 3)
     assert before[-1] < before[0]
-    saver = checkpoint.Saver(tmp_path, 3)
+    saver = checkpoint.CheckpointWriter(tmp_path, 3)
     saver.save(model, updates, {"phase": 1, "step": 3, "global_step": 3}, {})
     saver.wait()
     wanted = trained(model, updates, 3)
@@ -117,7 +117,7 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path):
     model = make_model()
     updates = optimizer.build("lamb", model, 0.01, CPU)
     trained(model, updates, 1)
-    saver = checkpoint.Saver(tmp_path, 3)
+    saver = checkpoint.CheckpointWriter(tmp_path, 3)
     saver.save(model, updates, {"phase": 1, "step": 1, "global_step": 1}, {})
     saver.wait()
     saved = checkpoint.read_moments(tmp_path / "ckpt_1")

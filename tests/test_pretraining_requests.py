@@ -32,9 +32,9 @@ from central.runtime.checkpoints import is_complete
 from central.runtime.device import Cpu, Device, open_device
 from central.runtime.exits import BadRequest
 from central.runtime.rank import Rank
-from central.runtime.reports import Console
 from pretraining import model_stats
 from pretraining.modeling import BertConfig
+from pretraining.reports import Console
 from pretraining.vocabulary import find_vocabulary
 
 NESTED = b'{"a":' * 3000 + b"1" + b"}" * 3000

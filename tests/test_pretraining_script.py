@@ -33,10 +33,10 @@ from pretraining_helpers import (
 )
 from safetensors.torch import load_file
 
-from central.runtime import reports
 from central.runtime.checkpoints import is_complete
 from central.runtime.exits import BadRequest, Diverged, Preempted
-from pretraining import trainer
+from pretraining import reports, trainer
+from pretraining.objective import OBJECTIVES
 
 STEPS = 100  # of a run that is killed, more than ten kills use up
 MPIRUN = ("--oversubscribe", "--bind-to", "none", "-n")
@@ -823,16 +823,16 @@ def test_a_picture_is_not_worth_a_run(corpora, tmp_path, monkeypatch, capsys):
     def failing(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("central.runtime.reports.draw_training", failing)
+    monkeypatch.setattr("pretraining.reports.draw_training", failing)
     assert call(script_argv(corpora[0], corpora[2], tmp_path, max_steps=4)) == 0
     assert len(checkpoints(tmp_path)) == 2 and capsys.readouterr().out.count("no training.png") == 1
 
 
 def test_what_a_run_went_back_from_is_not_drawn(tmp_path):
     """Phase 2 was begun twice: from step 4 of phase 1, and from its end."""
-    from central.runtime.reports import START, DlLogger, read_history, read_log
+    from pretraining.reports import START, DlLogger, read_history, read_log
 
-    log = DlLogger(tmp_path / "log.json", fresh=True)
+    log = DlLogger(tmp_path / "log.json", fresh=True, objective=OBJECTIVES["mlm_nsp"])
 
     def begin(step, phase):
         log.log("PARAMETER", {START: step, "phase": phase})
@@ -852,7 +852,7 @@ def test_what_a_run_went_back_from_is_not_drawn(tmp_path):
     begin(6, 2)
     line(6, 2, eval_mlm_loss=8.0)
     line(8, 2, average_loss=7.0)
-    for history in (log.history, read_history(tmp_path / "log.json")):
+    for history in (log.history, read_history(tmp_path / "log.json", OBJECTIVES["mlm_nsp"])):
         places = [
             {phase: [step for step, _ in curve.points] for phase, curve in curves.items()}
             for curves in (history.training, history.held_out)
@@ -863,7 +863,7 @@ def test_what_a_run_went_back_from_is_not_drawn(tmp_path):
 
 def test_the_picture_of_a_long_log_is_drawn_from_a_bounded_sample():
     """Of 300,000 steps about a thousand, evenly spaced, the newest included; a run that goes back cuts them off."""
-    history = reports.History()
+    history = reports.History(OBJECTIVES["mlm_nsp"])
     for step in range(1, 300_001):
         history.add([0, step], {"phase": 1, "average_loss": 1 / step, "learning_rate": 0.1, "step_time": 1.0})
         if step % 1000 == 0:
@@ -899,7 +899,7 @@ def test_results_that_are_deleted_during_a_run_are_made_again(corpora, tmp_path,
 
     drawn = []
     monkeypatch.setattr(trainer, "evaluate", deleting)
-    monkeypatch.setattr("central.runtime.reports.draw_training", lambda history, *_: drawn.append(history))
+    monkeypatch.setattr("pretraining.reports.draw_training", lambda history, *_: drawn.append(history))
     assert call(script_argv(corpora[0], corpora[2], tmp_path)) == 0
     assert capsys.readouterr().out.count("dllogger.json: was deleted, and begins anew") == 1
     training, held_out = logged(tmp_path)
@@ -954,12 +954,12 @@ def test_phase_2_from_an_unfinished_phase_1_is_said(corpora, tmp_path, capsys):
 
 
 def test_a_log_begun_by_the_reference_is_drawn(tmp_path):
-    from central.runtime.reports import DlLogger, draw_training
+    from pretraining.reports import DlLogger, draw_training
 
-    log = DlLogger(tmp_path / "log.json", fresh=True)
+    log = DlLogger(tmp_path / "log.json", fresh=True, objective=OBJECTIVES["mlm_nsp"])
     log.log([0, 1], {"average_loss": 9.0, "step_loss": 9.0, "learning_rate": 0.1})  # all that the reference logs
     log.log([0, 2], {"average_loss": 8.0, "learning_rate": 0.2, "sequences_per_second": 3.0})
-    draw_training(log.history, tmp_path / "a.png", "title")
+    draw_training(log.history, tmp_path / "a.png", "title", OBJECTIVES["mlm_nsp"])
     assert (tmp_path / "a.png").exists()
 
 
