@@ -46,7 +46,23 @@ WITHOUT_EFFECT = {
     "per_param_grad_clipping": "the norm of all gradients is clipped",
     "sdp_on_bf16": "the operation lists decide what runs in bf16",
 }
+GAUDI = "hpu"
 ON, OFF = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
+
+
+def device_asked(device: str, use_habana: bool, no_cuda: bool) -> str:
+    """The device that --device, or one of the reference's flags in its place, names; ValueError where two are named."""
+    flags = {"--use_habana": GAUDI if use_habana else None, "--no_cuda": "cpu" if no_cuda else None}
+    named = {flag: name for flag, name in flags.items() if name}
+    if device != "auto":
+        named[f"--device {device}"] = device
+    if len(set(named.values())) > 1:
+        raise ValueError(f"{' and '.join(named)} ask for two devices: leave out one")
+    return next(iter(named.values()), "auto")
+
+
+def is_gaudi(device: str) -> bool:
+    return device == GAUDI
 
 
 def translate(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> tuple[list[str], list[str]]:

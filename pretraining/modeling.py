@@ -69,7 +69,7 @@ class BertConfig:
     def padded_vocab_size(self) -> int:
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
-    def to_hugging_face(self, architecture: str) -> dict:
+    def to_hugging_face(self, architecture: str = "BertForPreTraining") -> dict:
         """The content of a `config.json` that `from_pretrained` of this class reads."""
         return {"architectures": [architecture], "model_type": "bert", **dataclasses.asdict(self)}
 

@@ -214,7 +214,7 @@ class Reporter:
         """`fresh`: the log begins anew, and an earlier one is kept under another name. Raises BadRequest."""
         self._settings, self._objective, self._title = settings, objective, title
         self._rows_per_epoch, self._state, self._peak = rows_per_epoch, state, peak_flops
-        self._console = Console(settings.stop_step, state.step, settings.progress_bar)
+        self._console = Console(settings.stop_step, state.step, not settings.disable_progress_bar)
         with self._writing_log():
             self._log = DlLogger(settings.json_summary, fresh, objective)
         try:

@@ -22,6 +22,8 @@ DECIDING = {
     "data_type": "precision",
     "bf16_exchange": "--allreduce_post_accumulation_fp16",
     "fused_lamb": "--use_fused_lamb",
+    "optimizer_name": "--optimizer",
+    "objective": "--objective",
 }
 MOST_STEPS = 1 << 53  # more than any training has, and still exact as a double
 NEEDED = {"phase": int, "step": int, "global_step": int, "data": dict, "settings": dict}  # in a state.json

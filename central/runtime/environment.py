@@ -13,7 +13,7 @@ from pathlib import Path
 from central import gaudi_environment
 from central.files import is_special
 from central.gaudi_environment import AUTOLOAD, COMPILED_AUTOGRAD, LAZY_MODE
-from central.habana_flags import translate
+from central.habana_flags import is_gaudi, translate
 from central.runtime import exits
 from central.runtime import rank as ranks
 from central.runtime.exits import BadRequest
@@ -31,13 +31,13 @@ RENAMED_OPS = {
 
 
 def apply(argv: Sequence[str] | None = None, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Set the PT_HPU_* variables that `argv` (default: the process's own) asks for; without --use_habana do nothing.
+    """Set the PT_HPU_* variables that `argv` (default: the process's own) asks for; nothing on another device.
 
     Raises BadRequest for a value that contradicts one already set, for a torch that has already read the variables,
     and for an op list that Habana's autocast would misread.
     """
     args = _parse(sys.argv[1:] if argv is None else argv, environ)
-    if not args.use_habana:
+    if not (args.use_habana or is_gaudi(args.device)):
         return
     problems = []
     if args.use_lazy_mode and args.torch_compile:
@@ -102,7 +102,7 @@ def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespac
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for switch in ("use_habana", "use_lazy_mode", "torch_compile"):
         parser.add_argument(f"--{switch}", nargs="?", const=True, default=False, type=_truth)
-    for file in ("hmp_bf16", "hmp_fp32"):
+    for file in ("hmp_bf16", "hmp_fp32", "device"):
         parser.add_argument(f"--{file}", nargs="?", default="")
     return parser.parse_known_args(translate(argv, environ)[0])[0]
 
