@@ -1,28 +1,37 @@
 """From raw text to a fine-tuned score on this machine's CPU: `make demo`, or `python demo/run.py` in the environment.
 
-The text is the language reference that every Python carries (`pydoc_data.topics`); every step is a command line of
-this project, printed as it can be pasted. Everything is written under demo_output/.
+Every step is a command line of this project, printed as it can be pasted. Everything is written under demo_output/.
 """
 
 import json
+import math
+import os
 import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from pydoc_data import topics
+
+import text
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path("demo_output")
-TEXT = OUT / "text" / "python_reference.txt"
+TEXT = OUT / "text" / "python.txt"
+PAIRS_TRAIN, PAIRS_DEV = OUT / "text" / "pairs_train.tsv", OUT / "text" / "pairs_dev.tsv"
 VOCAB = OUT / "vocab.txt"
 DATA = OUT / "data"
+CORPUS = "python"
 PRETRAINED = OUT / "pretraining"
+RANDOM = OUT / "random_weights"
 FINETUNED = OUT / "finetuning"
-CORPUS = "python_reference"
+OTHERS = OUT / "beside.log"  # output of commands that run beside the one that is shown
+CHECKPOINTS = PRETRAINED / "results" / "checkpoints"
+PAIRS, DEV_PAIRS = 1000, 1000
+SEEDS = 3
 DUPE_FACTOR = 5
 RANDOM_SEED = 12345
+HDF5_KEYS = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions", "masked_lm_ids", "next_sentence_labels")
 
 
 @dataclass(frozen=True)
@@ -36,20 +45,35 @@ class Phase:
     batch_size: int
     max_steps: int
     learning_rate: float
-    warmup: float
 
     @property
-    def data_dir(self) -> Path:
-        name = (
-            f"hdf5_lower_case_1_seq_len_{self.max_seq_length}_max_pred_{self.max_predictions}"
-            f"_masked_lm_prob_0.15_random_seed_{RANDOM_SEED}_dupe_factor_{DUPE_FACTOR}"
-        )
-        return DATA / name / CORPUS
+    def test_shards(self) -> list[Path]:
+        return sorted(DATA.glob(f"*_seq_len_{self.max_seq_length}_*/{CORPUS}/*_test_*.hdf5"))
 
 
 PHASES = (
-    Phase(1, 128, 20, micro_batch_size=32, batch_size=64, max_steps=400, learning_rate=8e-3, warmup=0.1),
-    Phase(2, 512, 80, micro_batch_size=8, batch_size=16, max_steps=80, learning_rate=3e-3, warmup=0.1),
+    Phase(1, 64, 10, micro_batch_size=32, batch_size=64, max_steps=850, learning_rate=1e-2),
+    Phase(2, 128, 20, micro_batch_size=32, batch_size=64, max_steps=70, learning_rate=5e-3),
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A row of the table: what was reached, what needs no learning, and how much chance is in the first."""
+
+    name: str
+    score: float
+    baseline: float
+    better: str  # "higher" or "lower"
+    standard_error: float
+    baseline_name: str
+
+
+NEXT = (
+    f"pretraining/data/prepare.py --input my_text --vocab_file {VOCAB} --output_dir my_data",
+    "demo_bert.py pretraining --model_name_or_path base --data_type bf16 --data_dir my_data --output_dir my_bert",
+    f"demo_bert.py finetuning --model_name_or_path {PRETRAINED} --task_name mrpc --data_type fp32 "
+    "--train_file my_train.tsv --validation_file my_dev.tsv --do_eval --output_dir my_model",
 )
 
 
@@ -59,7 +83,15 @@ def main() -> int:
     write_text()
     for title, words in steps():
         run(title, words)
-    print(summary(time.monotonic() - started))
+    write_random_weights()
+    run(
+        "Fine-tuning of that checkpoint and, at the same time, of random weights: does a sentence follow another?",
+        finetuning(PRETRAINED, "pretrained"),
+        finetuning(RANDOM, "random"),
+    )
+    scores = read_scores()
+    (OUT / "demo.json").write_text(json.dumps([asdict(score) for score in scores], indent=2) + "\n")
+    print(summary(scores, time.monotonic() - started))
     return 0
 
 
@@ -72,35 +104,44 @@ def keep_old_output() -> None:
 
 
 def write_text() -> None:
-    """Write the language reference as BERT's data preparation reads it: a paragraph a line, a blank line a document."""
-    documents = ("\n".join(paragraphs(text)) for _, text in sorted(topics.topics.items()))
+    """The text, a blank line between documents; every tenth document is kept from pre-training and gives the pairs."""
+    documents = text.documents()
+    kept = documents[::10]
+    training = [document for place, document in enumerate(documents) if place % 10]
     TEXT.parent.mkdir(parents=True)
-    TEXT.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
-    print(f"{TEXT}: {len(topics.topics)} documents, {TEXT.stat().st_size / 1e6:.2f} MB")
+    TEXT.write_text("\n\n".join(training) + "\n", encoding="utf-8")
+    middle = len(kept) * 6 // 10
+    write_pairs(PAIRS_TRAIN, text.neighbours(kept[:middle], PAIRS, seed=1))
+    write_pairs(PAIRS_DEV, text.neighbours(kept[middle:], DEV_PAIRS, seed=2))
+    print(
+        f"{TEXT}: the language reference and docstrings of this Python and its packages, {len(training)} documents, "
+        f"{TEXT.stat().st_size / 1e6:.1f} MB; {len(kept)} more documents are kept for the fine-tuning"
+    )
 
 
-def paragraphs(text: str) -> list[str]:
-    """Paragraphs of one topic, each joined to one line; headings lose the row of stars or dashes under them."""
-    blocks = (block.splitlines() for block in text.split("\n\n"))
-    joined = (" ".join(line.strip() for line in lines if line.strip(" *=-~^")) for lines in blocks)
-    return [paragraph for paragraph in joined if paragraph]
+def write_pairs(path: Path, rows: list[tuple[int, str, str]]) -> None:
+    lines = ["label\tsentence1\tsentence2", *(f"{label}\t{first}\t{second}" for label, first, second in rows)]
+    path.write_text("\n".join(lines).replace('"', "'") + "\n", encoding="utf-8")
+
+
+def python() -> str:
+    """This Python, as it is written from the project's folder."""
+    path = Path(sys.executable)
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def steps() -> list[tuple[str, list[str]]]:
-    """(what it does, command line) of every step, in order."""
-    python = sys.executable
-    if Path(python).is_relative_to(ROOT):
-        python = str(Path(python).relative_to(ROOT))
+    """(what it does, command line) of the steps up to the pre-trained model, in order."""
+    prepare = [python(), "pretraining/data/prepare.py"]
     return [
         (
             "A WordPiece vocabulary learned from the text",
-            [python, "pretraining/data/prepare.py", "vocab", *options(input=TEXT, vocab_size=4096, vocab_file=VOCAB)],
+            [*prepare, "vocab", *options(input=TEXT, vocab_size=4096, vocab_file=VOCAB)],
         ),
         (
             "Masked sequences for both phases, a tenth of the documents held out",
             [
-                python,
-                "pretraining/data/prepare.py",
+                *prepare,
                 *options(
                     input=TEXT,
                     vocab_file=VOCAB,
@@ -119,7 +160,7 @@ def steps() -> list[tuple[str, list[str]]]:
         (
             "Pre-training, both phases, two ranks under mpirun",
             [
-                python,
+                python(),
                 "demo_bert.py",
                 "pretraining",
                 *options(
@@ -128,43 +169,45 @@ def steps() -> list[tuple[str, list[str]]]:
                     device="cpu",
                     world_size=2,
                     output_dir=PRETRAINED,
-                    data_dir=[phase.data_dir for phase in PHASES],
+                    data_dir=DATA,
                     max_seq_length=[phase.max_seq_length for phase in PHASES],
                     batch_size=[phase.micro_batch_size for phase in PHASES],
                     train_batch_size=[phase.batch_size for phase in PHASES],
                     max_steps=[phase.max_steps for phase in PHASES],
                     learning_rate=[phase.learning_rate for phase in PHASES],
-                    warmup=[phase.warmup for phase in PHASES],
+                    warmup=[0.1, 0.1],
                 ),
                 "--accumulate_gradients",
                 "--allreduce_post_accumulation",
                 "--",
-                "--log_freq=20",
+                "--log_freq=50",
+                "--num_steps_per_checkpoint=300",
             ],
         ),
-        (
-            "Fine-tuning of that checkpoint: do two sentences say the same?",
-            [
-                python,
-                "demo_bert.py",
-                "finetuning",
-                *options(
-                    model_name_or_path=PRETRAINED,
-                    task_name="mrpc",
-                    data_type="fp32",
-                    device="cpu",
-                    train_file="demo/paraphrases_train.tsv",
-                    validation_file="demo/paraphrases_dev.tsv",
-                    max_seq_length=64,
-                    batch_size=16,
-                    num_train_epochs=8,
-                    learning_rate=3e-4,
-                    logging_steps=30,
-                    output_dir=FINETUNED,
-                ),
-                "--do_eval",
-            ],
+    ]
+
+
+def finetuning(model: Path, name: str) -> list[str]:
+    """The command line that fine-tunes `model`, once a seed."""
+    return [
+        python(),
+        "demo_bert.py",
+        "finetuning",
+        *options(
+            model_name_or_path=model,
+            task_name="mrpc",
+            data_type="fp32",
+            device="cpu",
+            train_file=PAIRS_TRAIN,
+            validation_file=PAIRS_DEV,
+            max_seq_length=64,
+            batch_size=16,
+            num_train_epochs=2,
+            learning_rate=3e-4,
+            seeds=SEEDS,
+            output_dir=FINETUNED / name,
         ),
+        "--do_eval",
     ]
 
 
@@ -176,12 +219,36 @@ def options(**values) -> list[str]:
     return words
 
 
-def run(title: str, words: list[str]) -> None:
-    """Show a command as a line that can be pasted, run it, and stop the demo with its status if it fails."""
-    print(f"\n== {title}\n$ {shlex.join(words)}", flush=True)
-    status = subprocess.run(words, cwd=ROOT).returncode
-    if status:
-        sys.exit(f"error: the step above ended with status {status}; its output says why")
+def run(title: str, *commands: list[str]) -> None:
+    """Show commands as lines that can be pasted and run them at once; the demo stops with the status of one that fails.
+
+    The output of the first is shown, that of the others kept in a file. Where there are several each takes one thread.
+    """
+    print(f"\n== {title}", *(f"$ {shlex.join(words)}" for words in commands), sep="\n", flush=True)
+    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if len(commands) > 1 else {})
+    first, *others = commands
+    with open(OTHERS, "ab") as log:
+        running = [subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=log) for words in others]
+        statuses = [subprocess.run(first, cwd=ROOT, env=environment).returncode, *(other.wait() for other in running)]
+    if any(statuses):
+        failed = next(number for number, status in enumerate(statuses) if status)
+        where = f"{OTHERS} says" if failed else "its output says"
+        sys.exit(f"error: the step above ended with status {statuses[failed]}; {where} why")
+
+
+def checkpoint() -> Path:
+    """The newest checkpoint, a Hugging Face folder."""
+    return max(CHECKPOINTS.glob("ckpt_*"), key=lambda path: int(path.name.split("_")[1]))
+
+
+def write_random_weights() -> None:
+    """A model like the checkpoint, tokenizer included, that has learned nothing."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForPreTraining
+
+    torch.manual_seed(0)
+    BertForPreTraining(BertConfig.from_pretrained(checkpoint())).save_pretrained(RANDOM)
+    AutoTokenizer.from_pretrained(checkpoint()).save_pretrained(RANDOM)
 
 
 def log_lines(path: Path) -> list[dict]:
@@ -190,44 +257,96 @@ def log_lines(path: Path) -> list[dict]:
     return [json.loads(line.removeprefix("DLLL "))["data"] for line in lines if line.startswith("DLLL ")]
 
 
-def summary(seconds: float) -> str:
-    """The table at the end, from the logs alone."""
+def read_scores() -> list[Score]:
+    """All rows: losses and accuracies by Hugging Face's model, baselines from the log, the rest from result files."""
     data = log_lines(PRETRAINED / "results" / "dllogger.json")
-    scores = json.loads((FINETUNED / "mrpc" / "all_results.json").read_text())
-    rows = [f"{'':34}{'masked LM':>12}{'masked LM':>12}{'next sentence':>16}"]
-    rows += [f"{'held-out text':34}{'loss':>12}{'accuracy':>12}{'accuracy':>16}"]
-    speeds = []
+    scores, steps = [], 0
     for phase in PHASES:
-        evaluations = [line for line in data if line.get("phase") == phase.number and "eval_mlm_loss" in line]
-        training = [
-            line["sequences_per_second"] for line in data if line.get("phase") == phase.number and "step_loss" in line
+        steps += phase.max_steps
+        logged = [line for line in data if line.get("phase") == phase.number and "eval_mlm_loss" in line][-1]
+        losses, masked, right = evaluate(CHECKPOINTS / f"ckpt_{steps}", phase.test_shards)
+        loss = losses.sum() / masked.sum()
+        error = float(((losses - loss * masked) ** 2).sum() ** 0.5 / masked.sum())  # of a ratio of two sums
+        what = f"phase {phase.number}, {phase.max_seq_length} tokens"
+        scores += [
+            Score(f"masked LM loss, {what}", float(loss), logged["eval_unigram_loss"], "lower", error, "unigram"),
+            accuracy(
+                f"next sentence, {what}", float(right.mean()), logged["eval_nsp_majority"], len(right), "majority"
+            ),
         ]
-        what = f"phase {phase.number} ({phase.max_seq_length} tokens)"
-        for when, line in (("before", evaluations[0]), ("after", evaluations[-1])):
-            rows.append(
-                f"{when + ' ' + what:34}{line['eval_mlm_loss']:12.2f}{line['eval_mlm_accuracy']:12.1%}"
-                f"{line['eval_nsp_accuracy']:16.1%}"
-            )
-        rows.append(f"{'  unigram baseline of this text':34}{evaluations[-1]['eval_unigram_loss']:12.2f}")
-        speeds.append(f"{sorted(training)[len(training) // 2]:.0f} sequences/s in phase {phase.number}")
-    checkpoint = max((PRETRAINED / "results/checkpoints").glob("ckpt_*"), key=lambda p: int(p.name.split("_")[1]))
+    tuned, unlearned = (mean_accuracy(FINETUNED / name / "mrpc" / "seeds.json") for name in ("pretrained", "random"))
+    name = f"sentence pairs, {SEEDS} seeds"
+    scores.append(accuracy(name, tuned, 0.5, DEV_PAIRS, "majority"))
+    scores.append(accuracy(name, tuned, unlearned, DEV_PAIRS, "random weights"))
+    return scores
+
+
+def evaluate(folder: Path, shards: list[Path]):
+    """Of each of N held-out sequences the masked LM losses (nats, summed), the masked tokens, and whether the next
+    sentence was told: three arrays [N].
+
+    By Hugging Face's own BertForPreTraining, so that no score rests on this project's arithmetic.
+    """
+    import h5py
+    import numpy as np
+    import torch
+    from transformers import BertForPreTraining
+
+    model = BertForPreTraining.from_pretrained(folder).eval()
+    found = []
+    for shard in shards:
+        with h5py.File(shard) as file:
+            rows = {name: torch.from_numpy(file[name][:].astype(np.int64)) for name in file}
+        for at in range(0, len(rows["input_ids"]), 64):
+            ids, mask, segments, positions, labels, following = (rows[name][at : at + 64] for name in HDF5_KEYS)
+            with torch.no_grad():
+                output = model(input_ids=ids, attention_mask=mask, token_type_ids=segments)
+            words = output.prediction_logits.gather(1, positions[..., None].expand(-1, -1, model.config.vocab_size))
+            losses = torch.nn.functional.cross_entropy(words.transpose(1, 2), labels, ignore_index=0, reduction="none")
+            right = output.seq_relationship_logits.argmax(-1) == following
+            found.append((losses.sum(1), (labels != 0).sum(1), right.float()))
+    return [torch.cat(column).double().numpy() for column in zip(*found)]
+
+
+def accuracy(name: str, score: float, baseline: float, count: int, baseline_name: str) -> Score:
+    """A row whose score is a share of `count` things."""
+    return Score(name, score, baseline, "higher", math.sqrt(score * (1 - score) / count), baseline_name)
+
+
+def mean_accuracy(path: Path) -> float:
+    """Of all seeds of a fine-tuning."""
+    summaries = json.loads(path.read_text())["scores"]
+    return next(summary["mean"] for summary in summaries if summary["name"] == "eval_accuracy")
+
+
+def summary(scores: list[Score], seconds: float) -> str:
+    """The table at the end, and what to do next."""
+    width = max(len(score.name) for score in scores)
+    rows = [f"{'held out':{width}}  {'score':>8}  {'+-':>7}  {'baseline':>8}"]
+    for score in scores:
+        numbers = (score.score, score.standard_error, score.baseline)
+        cells = [f"{n:.2f}" for n in numbers] if score.better == "lower" else [f"{n:.1%}" for n in numbers]
+        rows.append(f"{score.name:{width}}  {cells[0]:>8}  {cells[1]:>7}  {cells[2]:>8}  ({score.baseline_name})")
+    results = PRETRAINED / "results"
     return "\n".join(
         [
             "",
-            "=" * 74,
+            "=" * 78,
             *rows,
             "",
-            f"paraphrases, fine-tuned           accuracy {scores['eval_accuracy']:.1%}"
-            f"   (always the majority class: {scores['eval_majority_class']:.1%})",
-            "  a tiny model that has read 0.4 MB hardly beats chance here: this shows the way, not what BERT can do",
-            f"speed, two ranks                  {', '.join(speeds)}",
-            f"time                              {seconds:.0f} s",
+            "Losses are nats a masked word; +- is the standard error. No model has seen these documents before. The",
+            f"pairs ask whether one sentence follows another, learned from {PAIRS} labels; the last row is beside the",
+            "same fine-tuning of random weights. Four minutes teach so small a model which words keep company.",
             "",
-            f"pre-trained model   {checkpoint}   (a Hugging Face folder)",
-            f"fine-tuned model    {FINETUNED / 'mrpc'}",
-            f"log                 {PRETRAINED / 'results/dllogger.json'}",
-            f"picture             {PRETRAINED / 'results/training.png'}",
-            "=" * 74,
+            f"time                {seconds:.0f} s",
+            f"pre-trained model   {checkpoint()}   (a Hugging Face folder)",
+            f"fine-tuned models   {FINETUNED}/pretrained/mrpc/seed_*",
+            f"log and picture     {results}/dllogger.json, {results}/training.png",
+            f"this table          {OUT}/demo.json",
+            "",
+            "Next (README.md and docs/data.md say more): your own text, a card, your own pairs of sentences",
+            *(f"  {shlex.quote(python())} {words}" for words in NEXT),
+            "=" * 78,
         ]
     )
 

@@ -3,6 +3,7 @@
 A comment before each block of commands says which: `<!-- test: run -->`, `dry`, `fresh`, or `by hand` with the reason.
 """
 
+import json
 import os
 import re
 import shutil
@@ -87,3 +88,6 @@ def test_a_fresh_clone_does_what_the_readme_says(checkout):
                 ["bash", "-c", line], cwd=checkout, env=clean, capture_output=True, text=True, stdin=subprocess.DEVNULL
             )
             assert done.returncode == 0, f"{line}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    for row in json.loads((checkout / "demo_output/demo.json").read_text()):
+        gain = row["score"] - row["baseline"] if row["better"] == "higher" else row["baseline"] - row["score"]
+        assert gain > row["standard_error"] > 0, row
