@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from central.files import is_special, parse_json
 
@@ -78,19 +79,19 @@ def _state_checksum(state: dict) -> str:
 def remedy(folder: Path) -> str:
     """How a run goes on where this checkpoint cannot be read: from the whole one before it, if there is one."""
     step = checkpoint_step(folder)
-    older = [path for path in list_checkpoints(folder.parent) if step is not None and checkpoint_step(path) < step]
-    whole = [path for path in older if is_complete(path)]
+    older = [(at, path) for at, path in numbered_checkpoints(folder.parent) if step is not None and at < step]
+    whole = [(at, path) for at, path in older if is_complete(path)]
     if not whole:
         return "no whole checkpoint lies before it: copy it again from where it was written, or begin anew elsewhere"
-    before = checkpoint_step(whole[-1])
-    return f"--resume_step {before} goes on from {whole[-1].name}, the whole one before it, and keeps this one aside"
+    at, before = whole[-1]
+    return f"--resume_step {at} goes on from {before.name}, the whole one before it, and keeps this one aside"
 
 
 def _whole_state(folder: Path) -> dict:
     try:
         if is_special(folder / "state.json"):
             raise ValueError("a pipe, socket or device")
-        state = parse_json((folder / "state.json").read_text())
+        state: Any = parse_json((folder / "state.json").read_text())
         sizes = dict(state["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: not a whole checkpoint, its state.json cannot be read ({error})") from error
@@ -106,10 +107,15 @@ def _whole_state(folder: Path) -> dict:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Folders named like checkpoints, oldest first, whole or not."""
+    return [path for _, path in numbered_checkpoints(folder)]
+
+
+def numbered_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """`list_checkpoints` with the global step of each."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if path.is_dir() and checkpoint_step(path) is not None]
-    return sorted(found, key=checkpoint_step)
+    steps = ((checkpoint_step(path), path) for path in folder.iterdir() if path.is_dir())
+    return sorted((step, path) for step, path in steps if step is not None)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

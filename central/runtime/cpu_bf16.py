@@ -8,6 +8,8 @@ import functools
 import os
 import platform
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -66,8 +68,8 @@ def replace_products() -> torch.library.Library:
     return library
 
 
-def _in_fp32(kernel):
-    def product(keys, *tensors, **scales):
+def _in_fp32(kernel: Any) -> Callable[..., torch.Tensor]:
+    def product(keys: Any, *tensors: torch.Tensor, **scales: float) -> torch.Tensor:
         if tensors[0].dtype != torch.bfloat16:
             return kernel.call_boxed(keys, *tensors, **scales)
         return kernel.call_boxed(keys, *(tensor.float() for tensor in tensors), **scales).to(torch.bfloat16)
@@ -75,8 +77,8 @@ def _in_fp32(kernel):
     return product
 
 
-def _into(kernel, product):
-    def product_into(keys, *tensors, out, **scales):
+def _into(kernel: Any, product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def product_into(keys: Any, *tensors: torch.Tensor, out: torch.Tensor, **scales: float) -> torch.Tensor:
         if tensors[0].dtype != torch.bfloat16:
             return kernel.call_boxed(keys, *tensors, out=out, **scales)
         return out.copy_(product(*tensors, **scales))

@@ -5,7 +5,8 @@ per element, compared with a threshold and applied as a bit mask: dropping with 
 """
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,11 +35,11 @@ class DropoutBits:
         self._stream = np.random.SFC64(seeds)
 
     @property
-    def state(self):
+    def state(self) -> Any:
         return self._stream.state
 
     @contextlib.contextmanager
-    def replay(self, state):
+    def replay(self, state: Any) -> Iterator[None]:
         """Repeat the masks drawn since `state`, then go on where the stream was."""
         here, self._stream.state = self._stream.state, state
         try:
@@ -81,14 +82,14 @@ class Dropout(Function):
     """Dropout of x with masks of a `DropoutBits`."""
 
     @staticmethod
-    def forward(ctx, bits, x, p):
+    def forward(ctx: Any, bits: DropoutBits, x: torch.Tensor, p: float) -> torch.Tensor:
         kept = bits.kept(x, p)
         ctx.save_for_backward(kept)
         ctx.scale = 1 / (1 - p)
         return zeroed(x.contiguous(), kept).mul_(ctx.scale)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[None, torch.Tensor, None]:
         return None, zeroed(g.contiguous(), *ctx.saved_tensors).mul_(ctx.scale), None
 
 

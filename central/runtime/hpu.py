@@ -7,6 +7,7 @@ import importlib.util
 import os
 from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,11 +37,12 @@ def initialize(rank: Rank) -> torch.device:
     import habana_frameworks.torch.core  # noqa: F401  registers torch.hpu
 
     restore_torchs_files()
-    if not torch.hpu.is_available():
+    cards = torch.get_device_module("hpu")
+    if not cards.is_available():
         raise ValueError("device hpu: the Habana plugin counts no card: look at what hl-smi lists")
-    if torch.hpu.device_count() < rank.local_world_size:
+    if cards.device_count() < rank.local_world_size:
         raise ValueError(
-            f"device hpu: {rank.local_world_size} ranks on this server but {torch.hpu.device_count()} cards, "
+            f"device hpu: {rank.local_world_size} ranks on this server but {cards.device_count()} cards, "
             "and a card serves one process only: start fewer ranks"
         )
     return torch.device("hpu")
@@ -117,10 +119,10 @@ def fused_adamw() -> type[torch.optim.Optimizer]:
     from habana_frameworks.torch.hpex.optimizers import FusedAdamW
 
     class InterchangeableAdamW(FusedAdamW):
-        def state_dict(self):
+        def state_dict(self) -> dict[str, Any]:
             return as_torchs_adamw(super().state_dict())
 
-        def load_state_dict(self, state_dict):
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
             super().load_state_dict(as_fused_adamw(state_dict, self.param_groups))
 
     return InterchangeableAdamW
@@ -185,7 +187,7 @@ class Reading:
     def __init__(self, numbers: torch.Tensor):
         mark_step()
         self._numbers = numbers.to("cpu", non_blocking=True)
-        self._copied = torch.hpu.Event()
+        self._copied = torch.get_device_module("hpu").Event()
         self._copied.record()
 
     def is_there(self) -> bool:

@@ -20,7 +20,7 @@ from central.runtime.rank import Rank
 ANY_OTHER_HOST = "198.51.100.1"  # an address of nobody (RFC 5737), for the default route
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # rank 0 may be writing or compiling while the others wait
 
-_groups: list[dist.ProcessGroup] = []  # those joined, kept to the end of the process
+_groups: list[dist.ProcessGroup | None] = []  # those joined, kept to the end of the process
 
 
 def init_process_group(device: Device, rank: Rank) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from types import FrameType
 
 from central import meeting
 from central.meeting import LAUNCHER, LOCAL_WORLD_SIZE, RUN_ID, WORLD_SIZE
@@ -219,7 +220,7 @@ class StopRequest:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # torchrun is started with them blocked
         threading.Thread(target=self._listen, args=(heard, numbers), daemon=True, name="stop").start()
 
-    def _request(self, number, frame) -> None:
+    def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
 
     def _listen(self, heard: int, numbers: set[int]) -> None:

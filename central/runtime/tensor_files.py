@@ -7,14 +7,20 @@ tensors, arrays and plain containers, and nothing else.
 """
 
 import collections
+import importlib
 import io
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
 
+Wrapped = TypeVar("Wrapped", bound=Callable)
+
+NUMPY_CORE: Any = importlib.import_module("numpy._core")  # what its pickles name is not in its stubs
 PROTOCOL = 2  # the only one that torch's weights-only reader takes in full
 STORAGES = {
     "FloatStorage": torch.float32,
@@ -40,12 +46,12 @@ def save(content: object, path: Path) -> None:
         stock(torch.save)(content, file, pickle_protocol=PROTOCOL)
 
 
-def stock(function):
+def stock(function: Wrapped) -> Wrapped:
     """What stood in a function's place before the Gaudi plugin wrapped it; the function itself elsewhere."""
     return getattr(function, "__wrapped__", function)
 
 
-def load(path: Path, foreign: type | None = None) -> object:
+def load(path: Path, foreign: type | None = None) -> Any:
     """Content of a file of `torch.save` in any pickle protocol, its tensors on the host.
 
     A class that is not known is replaced by `foreign`; without it the file is refused. Raises ValueError for a file
@@ -54,8 +60,8 @@ def load(path: Path, foreign: type | None = None) -> object:
     """
     if not zipfile.is_zipfile(path):
         raise ValueError("not in torch's zip format; save it again with torch 1.6 or later")
-    reader = torch._C.PyTorchFileReader(str(path))
-    storages = {}
+    reader: Any = torch._C.PyTorchFileReader(str(path))  # its stub knows no storages
+    storages: dict[str, torch.storage.TypedStorage] = {}
 
     def storage_of(key: str, dtype: torch.dtype, count: int) -> torch.storage.TypedStorage:
         if key not in storages:
@@ -88,9 +94,9 @@ HARMLESS = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("numpy", "dtype"): np.dtype,
     ("numpy", "ndarray"): np.ndarray,
-    ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-    ("numpy._core.numeric", "_frombuffer"): np._core.numeric._frombuffer,
+    ("numpy._core.multiarray", "_reconstruct"): NUMPY_CORE.multiarray._reconstruct,
+    ("numpy.core.multiarray", "_reconstruct"): NUMPY_CORE.multiarray._reconstruct,
+    ("numpy._core.numeric", "_frombuffer"): NUMPY_CORE.numeric._frombuffer,
     ("torch", "Size"): torch.Size,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
@@ -98,11 +104,16 @@ HARMLESS = {
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    def __init__(self, stream, storage_of, foreign: type | None):
+    def __init__(
+        self,
+        stream: IO[bytes],
+        storage_of: Callable[[str, torch.dtype, int], torch.storage.TypedStorage],
+        foreign: type | None,
+    ):
         super().__init__(stream)
         self._storage_of, self._foreign = storage_of, foreign
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         if module in ("torch", "torch.storage") and name in STORAGES:
             return _Storage(STORAGES[name])
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
@@ -112,7 +123,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is neither a tensor nor a plain value")
         return found
 
-    def persistent_load(self, pid):
+    def persistent_load(self, pid: Any) -> torch.storage.TypedStorage:
         _, kind, key, _, count = pid[:5]
         dtype = kind.dtype if isinstance(kind, _Storage) else torch.uint8
         return self._storage_of(key, dtype, count)

@@ -11,7 +11,11 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
+
+from torch.distributed import Store
 
 from central.errors import HUNG
 from central.runtime.rank import Rank, StopRequest
@@ -68,7 +72,9 @@ class Watchdog:
     has seen pass, so that a run suspended as a whole may go on.
     """
 
-    def __init__(self, rank: Rank, timeout: float, stop: StopRequest, store=None, compiles: bool = False):
+    def __init__(
+        self, rank: Rank, timeout: float, stop: StopRequest, store: Store | None = None, compiles: bool = False
+    ):
         self._rank, self._timeout, self._stop = rank, timeout, stop
         self._store = store
         self._first_limit = COMPILING if compiles else 0
@@ -79,9 +85,10 @@ class Watchdog:
         self._store_silence = 0
         self._closed = threading.Event()
         self._told = threading.Event()
-        work = [self._watch, *([self._talk] if store is not None else [])] if timeout else []
-        if len(work) > 1:
-            self._tell(0)  # whoever has done a step with this rank can ask for it
+        work: list[Callable[[], None]] = [self._watch] if timeout else []
+        if timeout and store is not None:
+            work.append(partial(self._talk, store))
+            self._tell(store, 0)  # whoever has done a step with this rank can ask for it
         self._threads = [threading.Thread(target=target, daemon=True) for target in work]
         for thread in self._threads:
             thread.start()
@@ -96,7 +103,7 @@ class Watchdog:
         """A step is done: the next may take as long as the longest and the timeout."""
         now = time.monotonic()
         if self._store is not None and self._timeout and not self._seen:
-            self._look()
+            self._look(self._store)
         if self._progress:
             self._longest = max(self._longest, now - self._step_began)
             self._first_limit = 0
@@ -115,26 +122,26 @@ class Watchdog:
         for thread in self._threads:  # one that is in torch while the interpreter ends would abort it
             thread.join(timeout=2)
 
-    def _talk(self) -> None:
+    def _talk(self, store: Store) -> None:
         count = 0
         while not self._closed.wait(1):
             count += 1
             try:
-                if self._tell(count) == BUSY:
+                if self._tell(store, count) == BUSY:
                     self._told.set()
                 if self._idle >= 2:
-                    self._look()
+                    self._look(store)
                 self._store_silence = 0
             except Exception:  # a rank has left: the exchange tells so, too
                 time.sleep(1)
 
-    def _tell(self, count: int) -> str:
+    def _tell(self, store: Store, count: int) -> str:
         beat = Beat(count, self._progress, self._doing, self._host)
-        self._store.set(_key(self._rank.rank), json.dumps(asdict(beat)))
+        store.set(_key(self._rank.rank), json.dumps(asdict(beat)))
         return beat.doing
 
-    def _look(self) -> None:
-        texts = self._store.multi_get([_key(rank) for rank in range(self._rank.world_size)])
+    def _look(self, store: Store) -> None:
+        texts = store.multi_get([_key(rank) for rank in range(self._rank.world_size)])
         seen = {}
         for rank, beat in enumerate(Beat(**json.loads(text)) for text in texts):
             before = self._seen.get(rank)
