@@ -37,12 +37,12 @@ def initialize(rank: Rank) -> torch.device:
     import habana_frameworks.torch.core  # noqa: F401  registers torch.hpu
 
     restore_torchs_files()
-    cards = torch.get_device_module("hpu")
-    if not cards.is_available():
+    if not torch.hpu.is_available():  # type: ignore[attr-defined]
         raise ValueError("device hpu: the Habana plugin counts no card: look at what hl-smi lists")
-    if cards.device_count() < rank.local_world_size:
+    count = torch.hpu.device_count()  # type: ignore[attr-defined]
+    if count < rank.local_world_size:
         raise ValueError(
-            f"device hpu: {rank.local_world_size} ranks on this server but {cards.device_count()} cards, "
+            f"device hpu: {rank.local_world_size} ranks on this server but {count} cards, "
             "and a card serves one process only: start fewer ranks"
         )
     return torch.device("hpu")
@@ -187,7 +187,7 @@ class Reading:
     def __init__(self, numbers: torch.Tensor):
         mark_step()
         self._numbers = numbers.to("cpu", non_blocking=True)
-        self._copied = torch.get_device_module("hpu").Event()
+        self._copied = torch.hpu.Event()  # type: ignore[attr-defined]
         self._copied.record()
 
     def is_there(self) -> bool:
