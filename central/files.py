@@ -10,6 +10,7 @@ from contextlib import suppress
 from central.errors import BadRequest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # of the project
+COMMIT = ("git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=12")  # the words that tell its own
 CHECKPOINT_BYTES = 12  # per parameter: weight and two moments, fp32
 ROOM_BESIDE = 1 << 20  # for vocabulary, configuration and reports
 MOST_INFLATED = 4  # times its size that a file of weights may unpack to
@@ -23,6 +24,23 @@ def parse_json(text: str) -> object:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Write a JSON file that is whole or absent: beside, synced, renamed."""
+    import json  # the launcher's start needs none
+
+    unfinished = f"{os.fspath(path)}.tmp"
+    try:
+        with open(unfinished, "w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError:
+        with suppress(OSError):
+            os.remove(unfinished)
+        raise
 
 
 def move_aside(path: str | os.PathLike) -> str | None:
@@ -131,15 +149,16 @@ def lack_of_room(folder: str | os.PathLike, parameters: int) -> str:
     if free >= needed:
         return ""
     what = "another checkpoint takes" if there else "two checkpoints take"
-    return f"{os.fspath(folder)}: {_bytes(free)} are free, {what} {_bytes(needed)}: make room, or name another folder"
+    sizes = f"{size_in_words(free)} are free, {what} {size_in_words(needed)}"
+    return f"{os.fspath(folder)}: {sizes}: make room, or name another folder"
 
 
-def _bytes(number: int) -> str:
+def size_in_words(number: float) -> str:
     """A size as people say it: 12 kB, 3.4 MB, 8.1 GB."""
     for unit, size in (("GB", 10**9), ("MB", 10**6)):
         if number >= size:
             return f"{number / size:.1f} {unit}"
-    return f"{number // 1000} kB"
+    return f"{number // 1000:.0f} kB"
 
 
 def changed_since(mark: str, folder: str, but: str) -> bool:

@@ -36,7 +36,8 @@ class Metrics:
         peak, lacking = exchange.sum([peak_flops or 0.0, float(peak_flops is None)])  # of all ranks together
         self._peak = None if lacking else peak
         self.train_time = 0.0  # s in steps, without evaluation and saving
-        self.sequences = 0  # trained on by this process, over all ranks
+        self.steps = 0  # of this process
+        self.sequences = self.tokens = 0.0  # trained on in them, over all ranks
         self._mark = time.perf_counter()
         self._reset()
 
@@ -97,6 +98,15 @@ class Metrics:
         self._norm, self._lr = norms[-1], self._unread[-1][1]
         self._unread = []
 
+    def throughput(self) -> dict[str, float | None]:
+        """Of all steps that were read, over all ranks; None where there were none."""
+        steps, seconds = self.steps, self.train_time
+        return {
+            "sequences_per_second": self.sequences / seconds if steps else None,
+            "tokens_per_second": self.tokens / seconds if steps else None,
+            "step_time": seconds / steps if steps else None,
+        }
+
     def read(self) -> dict[str, float]:
         """The numbers of the steps since the last report, over all ranks. All ranks call it together."""
         self.settle()
@@ -106,7 +116,9 @@ class Metrics:
         seconds = sum(self._times.values())
         self.train_time += seconds
         self.sequences += self._sequences
+        self.tokens += self._tokens
         steps = self._steps
+        self.steps += steps
         report = {
             "average_loss": loss / steps,
             "step_loss": step_loss,

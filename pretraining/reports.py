@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from tqdm import tqdm
 
 from central.files import leads_to, move_aside, parse_json
 from central.runtime.exits import BadRequest
+from pretraining import results
 from pretraining.metrics import Metrics
 from pretraining.objective import Objective, Panel
+from pretraining.results import Facts
 from pretraining.settings import Settings
 from pretraining.train_loop import TrainState
 
 BAR = "[{bar:24}] {n_fmt}/{total_fmt}  {postfix}"
+PICTURE = "training.png"
 MOST_SECONDS = 10**11  # a time left of some 3,000 years; a timedelta holds no more than 10**14
 START = "start_global_step"  # in the log: the step that a process began at, with its phase
 LACKING = float("nan")  # in the picture: a gap, for what the reference or an older version did not log
@@ -205,22 +209,25 @@ class Reporter:
         self,
         settings: Settings,
         objective: Objective,
-        title: str,
+        facts: Facts,
         rows_per_epoch: int,
         state: TrainState,
         peak_flops: float | None,
         fresh: bool,
     ):
-        """`fresh`: the log begins anew, and an earlier one is kept under another name. Raises BadRequest."""
-        self._settings, self._objective, self._title = settings, objective, title
+        """`fresh`: log and results begin anew, and earlier ones are kept under other names. Raises BadRequest."""
+        self._settings, self._objective, self._facts = settings, objective, facts
         self._rows_per_epoch, self._state, self._peak = rows_per_epoch, state, peak_flops
         self._console = Console(settings.stop_step, state.step, not settings.disable_progress_bar)
-        with self._writing_log():
+        with self._writing(self._settings.json_summary):
             self._log = DlLogger(settings.json_summary, fresh, objective)
+            if fresh:
+                move_aside(self._results)
         try:
             self._board = open_tensorboard(settings.results_dir / "tensorboard") if settings.tensorboard else None
         except ValueError as error:
             raise BadRequest(str(error)) from error
+        self._versions = results.versions()  # of the files that run, whatever is pulled meanwhile
         self._training: dict[str, float] = {}  # the last report
         self._evaluation: dict[str, float] = {}  # the last one
         self._passed_peak = self._no_picture = False
@@ -240,18 +247,19 @@ class Reporter:
         """The steps since the last report."""
         self._training = {"phase": self._state.phase, **numbers}
         self._record(self._place, self._training)
-        self._console.step(
-            self._state.step,
-            f"loss {numbers['average_loss']:.4f}  lr {numbers['learning_rate']:.2e}  "
-            f"{numbers['sequences_per_second']:.1f} seq/s  {numbers['tokens_per_second']:.0f} tokens/s"
-            + (f"  mfu {numbers['mfu']:.1%}" if "mfu" in numbers else ""),
-        )
         if self._peak is not None and numbers.get("mfu", 0) > 1 and not self._passed_peak:
             self._passed_peak = True
             self.say(
                 f"mfu above 100 %: {self._peak / 1e9:.0f} GFLOP/s, the matrix peak measured at the start, was too low; "
                 "take no mfu of this run for a measurement"
             )
+        says_mfu = "mfu" in numbers and not self._passed_peak
+        self._console.step(
+            self._state.step,
+            f"loss {numbers['average_loss']:.4f}  lr {numbers['learning_rate']:.2e}  "
+            f"{numbers['sequences_per_second']:.1f} seq/s  {numbers['tokens_per_second']:.0f} tokens/s"
+            + (f"  mfu {numbers['mfu']:.1%}" if says_mfu else ""),
+        )
 
     def evaluation(self, numbers: dict[str, float]) -> None:
         self._evaluation = numbers
@@ -260,15 +268,15 @@ class Reporter:
 
     def draw(self) -> None:
         try:
-            picture = self._settings.results_dir / "training.png"
-            draw_training(self._log.history, picture, self._title, self._objective)
+            picture = self._settings.results_dir / PICTURE
+            draw_training(self._log.history, picture, self._facts.title, self._objective)
         except Exception as error:  # a picture is not worth a run: matplotlib is missing, the disk is full, ...
             if not self._no_picture:
                 self.say(f"no training.png: {type(error).__name__}: {error}")
             self._no_picture = True
 
     def finish(self, e2e_train_time: float, metrics: Metrics, peak_memory: int) -> None:
-        """The line of the whole run and the last picture."""
+        """The line of the whole run, the results, the last picture, and where all of it lies."""
         self._console.end()
         seconds = metrics.train_time
         self._record(
@@ -282,12 +290,50 @@ class Reporter:
                 "peak_memory_bytes": peak_memory,
             },
         )
+        if self._settings.do_train:
+            self._add_results(metrics, peak_memory)
         if self._training or self._evaluation:
             self.draw()
+        self.say(self._where_all_is())
+
+    def _add_results(self, metrics: Metrics, peak_memory: int) -> None:
+        """What the phase came to, as far as it has come."""
+        numbers = {
+            **self._state.in_phase(),
+            "max_steps": self._settings.max_steps,
+            **asdict(self._facts),
+            "train_loss": self._training.get("average_loss"),
+            **self._evaluation,
+            **metrics.throughput(),
+            "peak_memory_bytes": peak_memory,
+            **self._versions,
+        }
+        with self._writing(self._results):
+            results.add_phase(self._results, self._state.phase, numbers)
+
+    def _where_all_is(self) -> str:
+        """The line that ends a run: what lies where."""
+        folder, model = self._settings.results_dir, self._settings.output_dir / f"ckpt_{self._state.global_step}"
+        files = {
+            "the model": model,
+            "picture": folder / PICTURE,
+            "log": self._settings.json_summary,
+            "results": self._results,
+        }
+        there = {
+            what: file.relative_to(folder) if file.is_relative_to(folder) else file
+            for what, file in files.items()
+            if file.exists()
+        }
+        return f"in {folder}: {', '.join(f'{what} ({file})' for what, file in there.items())}"
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+
+    @property
+    def _results(self) -> Path:
+        return self._settings.results_dir / results.NAME
 
     @property
     def _place(self) -> list[int]:
@@ -295,7 +341,7 @@ class Reporter:
 
     def _record(self, place: str | Sequence[int], numbers: Mapping[str, object]) -> None:
         """A line of the log; what belongs to a step goes to TensorBoard, too."""
-        with self._writing_log():
+        with self._writing(self._settings.json_summary):
             if not self._log.log(place, numbers):
                 self.say(f"{self._settings.json_summary}: was deleted, and begins anew")
             if self._board is not None and place == self._place:
@@ -303,13 +349,13 @@ class Reporter:
                     self._board.add_scalar(name, value, self._state.global_step)
 
     @contextlib.contextmanager
-    def _writing_log(self) -> Iterator[None]:
+    def _writing(self, file: Path) -> Iterator[None]:
         """Reports that cannot be written, most likely because the disk is full, end the run in one line."""
         try:
             yield
         except OSError as error:
             raise BadRequest(
-                f"{self._settings.json_summary}: cannot be written ({error.strerror or error}): make room, then "
+                f"{file}: cannot be written ({error.strerror or error}): make room, then "
                 "--resume_from_checkpoint; the checkpoints are whole"
             ) from error
 

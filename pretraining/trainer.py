@@ -13,7 +13,7 @@ from central.runtime.exits import BadRequest, Diverged, Preempted
 from central.runtime.process_group import open_store
 from central.runtime.rank import Rank, StopRequest
 from central.runtime.watchdog import BUSY, Watchdog
-from pretraining import checkpoint, model_stats
+from pretraining import checkpoint
 from pretraining.batches import Masking
 from pretraining.convert import convert
 from pretraining.dataset import Prefetch, ShardReader, steps
@@ -26,6 +26,7 @@ from pretraining.objective import OBJECTIVES, Objective
 from pretraining.optimizer import Optimizer, build
 from pretraining.preflight import Checked
 from pretraining.reports import START, Reporter
+from pretraining.results import Facts
 from pretraining.resume import ResumePoint
 from pretraining.settings import Settings
 from pretraining.train_loop import Parts, TrainState, train
@@ -189,10 +190,20 @@ class Run:
 
     def _open_reporter(self, start: ResumePoint, peak: float | None, notes: list[str]) -> Reporter:
         settings, device, checked, world_size = self._settings, self._device, self._checked, self._rank.world_size
-        title = f"{settings.bert_model}, {device.type} {device.data_type}"
+        kept = (checkpoint.unpadded(name, part, checked.config) for name, part in self._model.named_parameters())
+        facts = Facts(
+            model=settings.bert_model,
+            parameters=sum(part.numel() for part in kept),
+            device=device.type,
+            device_name=device.name,
+            mode=device.mode,
+            data_type=device.data_type,
+            world_size=world_size,
+            global_batch_size=settings.train_batch_size * world_size,
+        )
         fresh = start.path is None and settings.phase == 1
         rows_per_epoch = checked.reader.rows_per_epoch
-        reporter = Reporter(settings, self._objective, title, rows_per_epoch, self.state, peak, fresh)
+        reporter = Reporter(settings, self._objective, facts, rows_per_epoch, self.state, peak, fresh)
         if checked.vocabulary is None:
             notes.append("no vocab.txt beside the shards and no --vocab_file: checkpoints get no tokenizer")
         notes += device.remarks(bf16_exchange=settings.bf16_exchange and world_size > 1)
@@ -203,9 +214,8 @@ class Run:
         reporter.parameters(**{START: self.state.global_step, "phase": self.state.phase})
         if reporter.log_kept_as:
             notes.append(f"{settings.json_summary}: the log of an earlier run is kept as {reporter.log_kept_as}")
-        sizes = f"{model_stats.count_parameters(checked.config) / 1e6:.1f} M parameters"
         for line in (
-            f"{settings.bert_model}: {sizes}, {device.type} {device.mode} {device.data_type}, {world_size} rank(s), "
+            f"{facts.model}: {facts.size}, {device.type} {device.mode} {device.data_type}, {world_size} rank(s), "
             f"about {checked.memory_bytes / 2**30:.1f} GiB per process",
             f"{checked.shape.global_rows_per_step} rows a step: {world_size} rank(s) x "
             f"{checked.shape.num_micro_batches} micro-steps x {checked.shape.rows_per_micro_batch}; {rows_per_epoch} "

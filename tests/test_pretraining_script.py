@@ -37,6 +37,7 @@ from central.runtime.checkpoints import is_complete
 from central.runtime.exits import BadRequest, Diverged, Preempted
 from pretraining import reports, trainer
 from pretraining.objective import OBJECTIVES
+from pretraining.results import add_phase
 
 STEPS = 100  # of a run that is killed, more than ten kills use up
 MPIRUN = ("--oversubscribe", "--bind-to", "none", "-n")
@@ -111,6 +112,72 @@ def test_log_lines_are_dlloggers(whole_run, corpora):
     wanted = {"eval_mlm_loss", "eval_mlm_accuracy", "eval_nsp_accuracy", "eval_nsp_loss", "eval_unigram_loss"}
     wanted |= {"eval_nsp_majority"}
     assert wanted | {"phase", "eval_sequences"} == set(held_out[2, 12]) and held_out[1, 0]["eval_sequences"] == 8
+
+
+def results(out):
+    return json.loads((out / "results" / "results.json").read_text())
+
+
+def test_results_of_both_phases_for_a_ci_job(whole_run):
+    """A flat object a phase: last scores of the log, throughput, and what ran on what."""
+    from transformers import BertForPreTraining
+
+    out, first, second = whole_run
+    training, held_out = logged(out)
+    found = results(out)
+    assert list(found) == ["phase_1", "phase_2"]
+    for phase, global_step in ((1, 6), (2, 12)):
+        entry = found[f"phase_{phase}"]
+        assert all(isinstance(value, str | int | float | None) for value in entry.values())
+        assert held_out[phase, global_step].items() <= entry.items()
+        assert (entry["phase"], entry["step"], entry["max_steps"], entry["global_step"]) == (phase, 6, 6, global_step)
+        assert entry["train_loss"] == training[global_step]["average_loss"]
+        assert 0 < entry["step_time"] == pytest.approx(8 / entry["sequences_per_second"])
+        assert entry["tokens_per_second"] > entry["sequences_per_second"] and entry["peak_memory_bytes"] > 1 << 20
+        assert (entry["model"], entry["device"], entry["data_type"]) == ("bert-large-uncased", "cpu", "fp32")
+        assert (entry["world_size"], entry["global_batch_size"]) == (1, 8)
+        assert entry["parameters"] == BertForPreTraining.from_pretrained(checkpoints(out)[-1]).num_parameters()
+        assert (entry["torch"], entry["numpy"]) == (torch.__version__, np.__version__) and "commit" in entry
+    for done, step in ((first, 6), (second, 12)):
+        assert done.stdout.splitlines()[-1] == (
+            f"in {out / 'results'}: the model (checkpoints/ckpt_{step}), picture (training.png), log (dllogger.json), "
+            "results (results.json)"
+        )
+
+
+def test_results_when_a_run_goes_on(corpora, tmp_path):
+    """A phase that is resumed writes its own anew, and those before it stay; a phase behind it has other weights."""
+    short, long, config = corpora
+
+    def run(corpus, **flags):
+        assert call(script_argv(corpus, config, tmp_path, **flags)) == 0
+        return {name: entry["step"] for name, entry in results(tmp_path).items()}
+
+    assert run(short, steps_this_run=2) == {"phase_1": 2}
+    assert run(short, resume_from_checkpoint=True) == {"phase_1": 6}
+    assert run(long, phase2=True, resume_from_checkpoint=True, steps_this_run=2) == {"phase_1": 6, "phase_2": 2}
+    first = results(tmp_path)["phase_1"]
+    assert run(long, phase2=True, resume_from_checkpoint=True) == {"phase_1": 6, "phase_2": 6}
+    assert results(tmp_path)["phase_1"] == first
+    assert run(short, max_steps=8, resume_from_checkpoint=True) == {"phase_1": 8}
+    assert not list((tmp_path / "results").glob("*.tmp"))
+
+
+def test_damaged_results_are_written_anew(tmp_path):
+    file = tmp_path / "results.json"
+    for text in ("", "[1]", "{", "\udcff"):
+        file.write_text(text, errors="surrogateescape")
+        add_phase(file, 2, {"step": 1})
+        assert json.loads(file.read_text()) == {"phase_2": {"step": 1}}
+
+
+def test_the_picture_says_what_was_trained(corpora, tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(
+        "pretraining.reports.draw_training", lambda history, picture, title, objective: titles.append(title)
+    )
+    assert call([*script_argv(corpora[0], corpora[2], tmp_path, max_steps=1), "--bert_model=tiny"]) == 0
+    assert set(titles) == {"tiny, 0.0 M parameters, cpu fp32"}
 
 
 def test_schedule_and_moments_over_the_phases(whole_run):
@@ -912,11 +979,9 @@ def test_a_second_run_without_checkpoints_keeps_the_log_of_the_first(corpora, tm
     for number in range(3):
         assert call([*script_argv(corpora[0], corpora[2], tmp_path), "--skip_checkpoint", "--steps_this_run=1"]) == 0
         assert ("the log of an earlier run is kept as" in capsys.readouterr().out) == (number > 0)
-    assert sorted(path.name for path in (tmp_path / "results").glob("dllogger*")) == [
-        "dllogger.json",
-        "dllogger.json.1",
-        "dllogger.json.2",
-    ]
+    for name in ("dllogger.json", "results.json"):
+        kept = sorted(path.name for path in (tmp_path / "results").glob(f"{name}*"))
+        assert kept == [name, f"{name}.1", f"{name}.2"]
 
 
 def test_settings_that_differ_when_a_run_goes_on_are_said(corpora, tmp_path, capsys):

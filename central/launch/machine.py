@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from central import cgroups, meeting
-from central.files import ROOT
+from central.files import COMMIT
 from central.gaudi_environment import VISIBLE_MODULES
 from central.launch.options import Common
 
@@ -126,8 +126,7 @@ def gpu_names(capture: Callable) -> list[str]:
 
 def commit(capture: Callable) -> str:
     """The commit of the project, and whether files differ from it."""
-    answer = capture(["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=12"])
-    return answer.stdout.strip() or "not known: no git, or no clone"
+    return capture(COMMIT).stdout.strip() or "not known: no git, or no clone"
 
 
 def processor(cpuinfo: str = "/proc/cpuinfo") -> str:

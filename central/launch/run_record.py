@@ -6,7 +6,6 @@ The YAML files of Habana's release 1.1.1 are read, too: `parameters` with the op
 switches and `dataset_parameters` with the numbers of each task and data type.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -71,9 +70,7 @@ def write(record: dict, results_dir: str) -> str | None:
     """Write results/run.json whole or not at all; that of an earlier run becomes run.json.1, .2, ..., returned."""
     file_name = os.path.join(results_dir, NAME)
     earlier = files.move_aside(file_name)
-    with open(file_name + ".tmp", "w") as file:
-        json.dump(record, file, indent=2)
-    os.replace(file_name + ".tmp", file_name)
+    files.write_json(file_name, record)
     return earlier
 
 
