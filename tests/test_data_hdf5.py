@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pretraining.data.hdf5 import deflate_planes, rows_per_chunk, whole_or_absent, write_rows, write_synced
+from central.runtime.exits import BadRequest
+from pretraining.data.hdf5 import (
+    check_space,
+    deflate_planes,
+    rows_per_chunk,
+    whole_or_absent,
+    write_rows,
+    write_synced,
+)
 
 ARRAYS = st.sampled_from([np.int32, np.int8, np.uint16]).flatmap(
     lambda kind: hnp.arrays(kind, hnp.array_shapes(min_dims=1, max_dims=2, max_side=40))
@@ -96,3 +104,10 @@ def test_noise_is_no_larger_than_its_entropy(tmp_path):
 
 def test_chunks_fit_the_readers_cache():
     assert rows_per_chunk(128) * 128 * 4 <= 1 << 20 and rows_per_chunk(1 << 20) == 1
+
+
+def test_room_is_told_in_a_unit_that_fits(tmp_path, capsys):
+    check_space(tmp_path, "files", 23_800.0)
+    assert capsys.readouterr().out.startswith("files: about 23 kB to write, ")
+    with pytest.raises(BadRequest, match=r"files need about 1000000000\.0 GB, .* are free"):
+        check_space(tmp_path, "files", 1e18)

@@ -1,6 +1,7 @@
 """`verify`: the numbers of a sound folder, and every damaged file by name."""
 
 import random
+import re
 
 import h5py
 import numpy as np
@@ -53,7 +54,9 @@ def test_the_page_of_a_sound_folder(corpus, capsys):
     assert f"mean length {tokens / rows:.1f}, padding {1 - tokens / rows / 64:.1%}" in said
     assert "270 documents, 2700 sentences" in said and "30 documents, 300 sentences" in said
     assert "unigram entropy 3.9" in said  # 50 words, equally likely: log(50)
-    assert "[CLS]" in said and "[MASK]<w" in said
+    assert "in a<b> the text has b" in said and "[MASK]<w" in said
+    examples = re.findall(r"    \d, next sentence (?:a random one|the one that follows): (\[CLS\] .* \[SEP\])\n", said)
+    assert len(examples) == 3 and all(len(example.split()) <= 41 for example in examples)
     share = float(said.split("duplicate lines: ")[1].split("%")[0])
     assert 40 < share < 60
     assert (corpus / "lengths.png").read_bytes().startswith(b"\x89PNG")

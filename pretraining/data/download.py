@@ -11,6 +11,7 @@ from email.utils import formatdate
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
+from central.files import size_in_words
 from central.runtime.exits import BadRequest
 from pretraining.data.hdf5 import replace_synced
 from pretraining.data.progress import BYTES, Progress
@@ -123,7 +124,7 @@ def _total_of_range(content_range: str) -> int:
 def _check_space(part: Path, needed: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if needed > free:
-        raise BadRequest(f"{part.parent}: {needed / 1e9:.3g} GB still to download, {free / 1e9:.3g} GB free")
+        raise BadRequest(f"{part.parent}: {size_in_words(needed)} still to download, {size_in_words(free)} free")
 
 
 def _parse(checksum: str | None) -> tuple[str | None, str | None]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from central.files import size_in_words
 from central.runtime.exits import BadRequest
 
 # Data sets of a pre-training file, as BERT, NVIDIA and Habana name them.
@@ -114,9 +115,9 @@ def remove_unfinished(folder: Path, pattern: str = "*") -> None:
 def check_space(folder: Path, what: str, needed: float) -> None:
     """Say how much will be written; BadRequest when it does not fit."""
     free = shutil.disk_usage(folder).free
-    print(f"{what}: about {needed / 1e9:.3g} GB to write, {free / 1e9:.3g} GB free")
+    print(f"{what}: about {size_in_words(needed)} to write, {size_in_words(free)} free")
     if needed > free:
-        raise BadRequest(f"{folder}: {what} need about {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free")
+        raise BadRequest(f"{folder}: {what} need about {size_in_words(needed)}, {size_in_words(free)} are free")
 
 
 def replace_synced(unfinished: Path, path: Path) -> None:

@@ -18,6 +18,7 @@ from pretraining.data.workers import Workers
 
 BLOCK_ROWS = 8192
 EXAMPLES = 3
+SHOWN_TOKENS = 40  # of an example: its beginning and its end
 SAME_IN_A_FOLDER = (
     "vocab_sha256",
     "vocab_size",
@@ -240,15 +241,22 @@ def _print_examples(reports: list[FileReport], vocabulary: Vocabulary) -> None:
     sound = [report for report in reports if not report.faults and report.attributes.get("vocab_sha256", own) == own]
     if not sound:
         return
+    print("  examples; in a<b> the text has b, the model sees a, and is asked for b:")
     with h5py.File(sound[0].path, "r") as file:
         for row in range(min(EXAMPLES, len(file["input_ids"]))):
-            ids = file["input_ids"][row]
-            text = [vocabulary.tokens[number] for number in ids[file["input_mask"][row] > 0]]
+            ids, mask = file["input_ids"][row], file["input_mask"][row]
+            text = [vocabulary.tokens[number] for number in ids[mask > 0]]
             for place, label in zip(file["masked_lm_positions"][row], file["masked_lm_ids"][row], strict=True):
                 if place:
                     text[place] = f"{text[place]}<{vocabulary.tokens[label]}>"
-            label = np.asarray(file["next_sentence_labels"][row]).tolist()
-            print(f"  example {row + 1}, next sentence random: {label}\n    {' '.join(text).replace(' ##', '')}")
+            labels = np.atleast_1d(file["next_sentence_labels"][row])[: mask.max()]  # of the sequences in the row
+            following = ", ".join("a random one" if label else "the one that follows" for label in labels)
+            print(f"    {row + 1}, next sentence {following}: {' '.join(_shortened(text)).replace(' ##', '')}")
+
+
+def _shortened(tokens: list[str]) -> list[str]:
+    half = SHOWN_TOKENS // 2
+    return tokens if len(tokens) <= SHOWN_TOKENS else [*tokens[:half], "...", *tokens[-half:]]
 
 
 def _draw(corpus: Path, histograms: dict[str, np.ndarray]) -> None:
