@@ -71,7 +71,8 @@ class Score:
 
 NEXT = (
     f"pretraining/data/prepare.py --input my_text --vocab_file {VOCAB} --output_dir my_data",
-    "demo_bert.py pretraining --model_name_or_path base --data_type bf16 --data_dir my_data --output_dir my_bert",
+    "demo_bert.py pretraining --model_name_or_path base --data_type bf16 --train_batch_size 1024 512 "
+    "--accumulate_gradients --learning_rate 9e-4 6e-4 --data_dir my_data --output_dir my_bert",
     f"demo_bert.py finetuning --model_name_or_path {PRETRAINED} --task_name mrpc --data_type fp32 "
     "--train_file my_train.tsv --validation_file my_dev.tsv --do_eval --output_dir my_model",
 )
@@ -341,7 +342,7 @@ def summary(scores: list[Score], seconds: float) -> str:
             f"time                {seconds:.0f} s",
             f"pre-trained model   {checkpoint()}   (a Hugging Face folder)",
             f"fine-tuned models   {FINETUNED}/pretrained/mrpc/seed_*",
-            f"log and picture     {results}/dllogger.json, {results}/training.png",
+            f"results, picture    {results}/results.json, {results}/training.png",
             f"this table          {OUT}/demo.json",
             "",
             "Next (README.md and docs/data.md say more): your own text, a card, your own pairs of sentences",

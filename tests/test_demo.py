@@ -1,5 +1,7 @@
 """The demo's text and pairs; the demo itself runs under `make test-fresh`."""
 
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +18,21 @@ def text():
 
         yield text
         del sys.modules["text"]
+
+
+def test_the_lines_to_go_on_with_compose(text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(DEMO))
+        import run
+
+        del sys.modules["run"]
+    lines = [shlex.split(line) for line in run.NEXT if line.startswith("demo_bert.py")]
+    assert lines
+    for words in lines:
+        done = subprocess.run(
+            [sys.executable, *words, "--dry_run"], cwd=DEMO.parent, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0 and "run_" in done.stdout, done.stderr
 
 
 def test_docstrings_are_read_from_source_and_nothing_is_imported(text, tmp_path):
