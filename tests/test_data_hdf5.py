@@ -1,6 +1,5 @@
 """Chunks made by hand: any reader gets back what was written, and a failure leaves nothing under a final name."""
 
-import os
 import subprocess
 import sys
 import zlib
@@ -12,15 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from central.runtime.exits import BadRequest
-from pretraining.data.hdf5 import (
-    check_space,
-    deflate_planes,
-    rows_per_chunk,
-    whole_or_absent,
-    write_rows,
-    write_synced,
-)
+from pretraining.data.hdf5 import deflate_planes, rows_per_chunk, write_rows
 
 ARRAYS = st.sampled_from([np.int32, np.int8, np.uint16]).flatmap(
     lambda kind: hnp.arrays(kind, hnp.array_shapes(min_dims=1, max_dims=2, max_side=40))
@@ -75,27 +66,6 @@ def test_an_error_in_the_middle_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_small_files_are_whole_or_absent(tmp_path):
-    write_synced(tmp_path / "x", b"data")
-    assert (tmp_path / "x").read_bytes() == b"data" and len(list(tmp_path.iterdir())) == 1
-    with pytest.raises(OSError):
-        write_synced(tmp_path / "none" / "x", b"data")
-
-
-def test_a_worker_of_a_killed_run_does_no_harm(tmp_path, monkeypatch):
-    """It may finish a file that the next run is already writing again."""
-    path = tmp_path / "x"
-    late = whole_or_absent(path)
-    late.__enter__().write_text("whole")
-    monkeypatch.setattr(os, "getpid", lambda: -1)
-    with whole_or_absent(path) as unfinished:
-        unfinished.write_text("who")
-        late.__exit__(None, None, None)
-        assert path.read_text() == "whole"
-        unfinished.write_text("whole")
-    assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
-
-
 def test_noise_is_no_larger_than_its_entropy(tmp_path):
     """Ids below 2**15 in 4 bytes: a byte of noise, one that compresses, two of zeros."""
     ids = np.random.default_rng(0).integers(0, 30_522, (1024, 128)).astype(np.int32)
@@ -104,10 +74,3 @@ def test_noise_is_no_larger_than_its_entropy(tmp_path):
 
 def test_chunks_fit_the_readers_cache():
     assert rows_per_chunk(128) * 128 * 4 <= 1 << 20 and rows_per_chunk(1 << 20) == 1
-
-
-def test_room_is_told_in_a_unit_that_fits(tmp_path, capsys):
-    check_space(tmp_path, "files", 23_800.0)
-    assert capsys.readouterr().out.startswith("files: about 23 kB to write, ")
-    with pytest.raises(BadRequest, match=r"files need about 1000000000\.0 GB, .* are free"):
-        check_space(tmp_path, "files", 1e18)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from central.files import size_in_words
 from central.runtime.exits import BadRequest
-from pretraining.data.hdf5 import replace_synced
+from pretraining.data.files import replace_synced
 from pretraining.data.progress import BYTES, Progress
 
 BLOCK_BYTES = 1 << 20

@@ -4,24 +4,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from central.runtime.exits import BadRequest
-from pretraining.data.claims import claim_folder, describe_sources, show_notes
 from pretraining.data.documents import NO_TEXT, TextSettings, canonical_text
-from pretraining.data.hdf5 import check_space, write_synced
+from pretraining.data.files import changed_fields, check_space, own_folder, write_synced
 from pretraining.data.progress import BYTES, Progress
-from pretraining.data.sources import Batch, HubDataset, Source, batches, text_bytes
+from pretraining.data.sources import Batch, HubDataset, Source, batches, describe_sources, show_notes, text_bytes
 from pretraining.data.workers import Workers
+
+TEXT_VERSION = 1  # goes up when the same request gives other text
 
 
 def extract(
     sources: list[Source], dataset: HubDataset | None, text: TextSettings, folder: Path, workers: Workers
 ) -> None:
     """Write one file a batch; files that are there are not made again."""
-    description: dict[str, object] = {
-        "sources": describe_sources(tuple(sources)),
-        "dataset": repr(dataset),
-        "text": repr(text),
+    found = describe_sources(tuple(sources))
+    request = {
+        "sources": found,
+        "version": TEXT_VERSION,
+        "dataset": changed_fields(dataset),
+        "text": changed_fields(text),
     }
-    claim_folder(folder, description, ours=False)
+    formerly = {"sources": found, "dataset": repr(dataset), "text": repr(text)}  # of this text before it had a version
+    own_folder(folder, request, may_empty=False, formerly=formerly)
     there = sum(path.stat().st_size for path in folder.glob("text_*.txt"))
     check_space(folder, "text files", max(0.0, text_bytes(sources) - there))
     progress = Progress("extracting", sum(source.size for source in sources), BYTES)

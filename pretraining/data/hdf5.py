@@ -5,19 +5,14 @@ stream is made byte plane by byte plane: of a 4-byte id two planes are zero and 
 so it is stored as it is. That is several times faster than zlib over all of it, and no larger.
 """
 
-import io
-import os
-import shutil
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from central.files import size_in_words
-from central.runtime.exits import BadRequest
+from pretraining.data.files import whole_or_absent
 
 # Data sets of a pre-training file, as BERT, NVIDIA and Habana name them.
 KEYS = (
@@ -89,55 +84,6 @@ def outside(values: np.ndarray, stop: int) -> int | None:
 def rows_per_chunk(seq_len: int) -> int:
     """Rows of one chunk, the same for all datasets of a file."""
     return max(1, CHUNK_VALUES // seq_len)
-
-
-@contextmanager
-def whole_or_absent(path: Path) -> Iterator[Path]:
-    """Where to write a file that gets its name `path` when all is well; an error leaves nothing behind.
-
-    Each process has a place of its own: workers of a killed run may still be writing the same file.
-    """
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        yield unfinished
-        replace_synced(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
-def remove_unfinished(folder: Path, pattern: str = "*") -> None:
-    """Drop what a killed run was writing."""
-    for unfinished in folder.glob(f"{pattern}.tmp"):
-        unfinished.unlink(missing_ok=True)
-
-
-def check_space(folder: Path, what: str, needed: float) -> None:
-    """Say how much will be written; BadRequest when it does not fit."""
-    free = shutil.disk_usage(folder).free
-    print(f"{what}: about {size_in_words(needed)} to write, {size_in_words(free)} free")
-    if needed > free:
-        raise BadRequest(f"{folder}: {what} need about {size_in_words(needed)}, {size_in_words(free)} are free")
-
-
-def replace_synced(unfinished: Path, path: Path) -> None:
-    """Give a finished file its name, once its content is on disk."""
-    with open(unfinished, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-
-
-def array_bytes(array: np.ndarray) -> bytes:
-    """The content of a .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file that is whole or absent."""
-    with whole_or_absent(path) as unfinished:
-        unfinished.write_bytes(data)
 
 
 def _create_dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype, chunk_rows: int) -> None:

@@ -12,18 +12,8 @@ import numpy as np
 from central.files import why_no_file
 from central.runtime.exits import BadRequest
 from pretraining.data import report
-from pretraining.data.hdf5 import (
-    KEYS,
-    attribute,
-    check_space,
-    member,
-    outside,
-    remove_unfinished,
-    rows_per_chunk,
-    whole_or_absent,
-    write_rows,
-    write_synced,
-)
+from pretraining.data.files import check_space, remove_unfinished, whole_or_absent, write_synced
+from pretraining.data.hdf5 import KEYS, attribute, member, outside, rows_per_chunk, write_rows
 from pretraining.data.progress import Progress
 from pretraining.data.shards import check_finished
 from pretraining.data.workers import Workers

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,16 @@ import numpy as np
 from central.files import parse_json
 from central.runtime.exits import BadRequest
 from pretraining.data import report
-from pretraining.data.claims import RECORD, claim_folder, describe_sources, show_notes
 from pretraining.data.documents import TextSettings
-from pretraining.data.hdf5 import array_bytes, check_space, remove_unfinished, write_synced
+from pretraining.data.files import (
+    RECORD,
+    array_bytes,
+    changed_fields,
+    check_space,
+    own_folder,
+    remove_unfinished,
+    write_synced,
+)
 from pretraining.data.progress import BYTES, Progress
 from pretraining.data.report import Histogram, TextNumbers, refusals, usage_of
 from pretraining.data.shards import (
@@ -31,7 +38,7 @@ from pretraining.data.shards import (
     shard_attributes,
     write_shard,
 )
-from pretraining.data.sources import HubDataset, Source, batches, text_bytes
+from pretraining.data.sources import HubDataset, Source, batches, describe_sources, show_notes, text_bytes
 from pretraining.data.tokens import Part, PartSummary, summary, tokenize_batch
 from pretraining.data.wordpiece import Usage, Vocabulary, VocabularyFile
 from pretraining.data.workers import Workers
@@ -141,7 +148,7 @@ def _record(folder: Path) -> dict[str, object]:
 def tokenize(request: Request, workers: Workers, need_tokens: bool = False) -> Corpus:
     """Tokenise what is not tokenised yet; of a finished run the numbers are enough, unless tokens are needed."""
     folder = request.tokens_folder
-    claim_folder(folder, _description(request), ours=True)
+    own_folder(folder, _description(request), may_empty=True)
     parts = None if need_tokens else _stored_parts(folder)
     if parts is None:
         check_space(folder, "tokens", _tokens_size(request))
@@ -220,20 +227,12 @@ def _description(request: Request) -> dict[str, object]:
     return {
         "sources": describe_sources(request.sources),
         "version": TOKENS_VERSION,
-        "dataset": _changed_fields(request.dataset),
-        "text": _changed_fields(request.text),
+        "dataset": changed_fields(request.dataset),
+        "text": changed_fields(request.text),
         "vocabulary": vocabulary.sha256,
         "do_lower_case": vocabulary.do_lower_case,
         "strip_accents": vocabulary.strips_accents,
     }
-
-
-def _changed_fields(settings: HubDataset | TextSettings | None) -> dict[str, object] | None:
-    """The fields that are not at their defaults: a new option leaves what was made without it as it is."""
-    if settings is None:
-        return None
-    values = ((field.name, getattr(settings, field.name), field.default) for field in fields(settings))
-    return {name: value for name, value, default in values if value != default}
 
 
 def write_hdf5(request: Request, corpus: Corpus, workers: Workers) -> None:

@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 
 from central.runtime.exits import BadRequest
-from pretraining.data.hdf5 import array_bytes, rows_per_chunk, write_rows, write_synced
+from pretraining.data.files import array_bytes, write_synced
+from pretraining.data.hdf5 import rows_per_chunk, write_rows
 from pretraining.data.instances import SPECIALS, Documents, Pairs, covered_tokens, cut_long_sentences, make_pairs
 from pretraining.data.masking import MaskSettings, mask_rows, token_rows
 from pretraining.data.tokens import SENTENCE_TYPE, Part, PartSummary

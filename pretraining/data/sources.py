@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from central.runtime.exits import BadRequest
 from pretraining.data.blanks import one_line
+from pretraining.data.files import write_synced
 from pretraining.data.formats import (
     BOOK,
     DAMAGE,
@@ -40,6 +41,7 @@ BATCH_BYTES = 4 << 20
 READ_BYTES = 1 << 18
 PACKED_TEXT = 3.5  # bytes of text in a byte of a compressed file
 LONGEST_DOCUMENT = 32 << 20  # bytes; a longer one is cut, so that memory stays bounded
+SHOWN_NOTES = 20
 
 # After which bytes a record of each kind ends: a blank line, the file, a line, a page.
 _RECORD_ENDS = {
@@ -62,6 +64,15 @@ class Notes(list[str]):
     def leave_out(self, count: int, note: str) -> None:
         self.left_out += count
         self.append(note)
+
+
+def show_notes(notes: list[str], folder: Path) -> None:
+    """Print what a user should know of the input: the first few, all of them in a file."""
+    for note in notes[:SHOWN_NOTES]:
+        print(f"note: {one_line(note)}")
+    if len(notes) > SHOWN_NOTES:
+        write_synced(folder / ".notes.log", "".join(f"{one_line(note)}\n" for note in notes).encode())
+        print(f"note: {len(notes) - SHOWN_NOTES} more in {folder / '.notes.log'}")
 
 
 @dataclass(frozen=True)
@@ -152,6 +163,15 @@ def _source(path: Path, settings: FormSettings) -> Source:
     if form.remark:
         print(one_line(f"note: {path}: {form.remark}"))
     return Source(str(path), form.kind, path.stat().st_size, is_packed, settings)
+
+
+def describe_sources(sources: tuple[Source, ...]) -> list[list[object]]:
+    """What tells that files are still the same and read the same way: of archives, how their texts are."""
+    return [[s.path, s.kind, s.size, Path(s.path).stat().st_mtime_ns, *_told_of_members(s)] for s in sources]
+
+
+def _told_of_members(source: Source) -> list[object]:
+    return [source.form_settings.one_document_per_file] if source.kind in (TAR, ZIP) else []
 
 
 def text_bytes(sources: tuple[Source, ...] | list[Source]) -> float:

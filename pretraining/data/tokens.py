@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pretraining.data.documents import TextSettings, canonical_text
-from pretraining.data.hdf5 import write_synced
+from pretraining.data.files import write_synced
 from pretraining.data.report import Histogram, usage_arrays
 from pretraining.data.sources import Batch
 from pretraining.data.wordpiece import BLOCK_CHARACTERS, Tokenizer, VocabularyFile

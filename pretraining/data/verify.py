@@ -11,7 +11,8 @@ import numpy as np
 from central.files import why_no_file
 from central.runtime.exits import BadRequest
 from pretraining.data import report as corpus_report
-from pretraining.data.hdf5 import KEYS, attribute, member, whole_or_absent
+from pretraining.data.files import whole_or_absent
+from pretraining.data.hdf5 import KEYS, attribute, member
 from pretraining.data.progress import Progress
 from pretraining.data.wordpiece import Vocabulary, read_vocabulary
 from pretraining.data.workers import Workers

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from central.runtime.exits import BadRequest
 from pretraining.data.documents import TextSettings, canonical_text
-from pretraining.data.hdf5 import write_synced
+from pretraining.data.files import write_synced
 from pretraining.data.progress import BYTES, Progress
 from pretraining.data.sources import HubDataset, Source, batches
 from pretraining.data.wordpiece import SPECIAL_TOKENS, Normaliser
