@@ -51,12 +51,17 @@ def text(word: str) -> str:
 
 @values("PATH")
 def path(word: str) -> str:
-    return _in_one_line(word, "a path")
+    return _name(word, "a path")
 
 
-def _in_one_line(word: str, expected: str) -> str:
-    """The word itself: nothing is named by nothing, and commands are printed and recorded a line each."""
-    if not word or "\n" in word or "\r" in word:
+def in_one_line(word: str) -> bool:
+    """Whether a word fits into a line of output: commands are printed and recorded a line each."""
+    return not {"\n", "\r"} & set(word)
+
+
+def _name(word: str, expected: str) -> str:
+    """The word itself: nothing is named by nothing."""
+    if not word or not in_one_line(word):
         raise ValueError(f"expected {expected}, without line ends in it" if word else f"expected {expected}")
     return word
 
@@ -161,7 +166,7 @@ def path_or(*names: str) -> "Any":
 
     @values("NAME|PATH")
     def name_or_path(word: str) -> str:
-        return _in_one_line(word, "a name or a path")
+        return _name(word, "a name or a path")
 
     name_or_path.names = names  # type: ignore[attr-defined]
     return name_or_path

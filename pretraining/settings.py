@@ -83,7 +83,7 @@ def name_in(table: Mapping[str, object]) -> Callable[[str], str]:
 @values("PATH")
 def found(word: str) -> Path:
     """A file or folder that is there."""
-    path = Path(word)
+    path = folder(word)
     if not path.exists():
         raise ValueError("not found")
     if is_special(path):
@@ -95,12 +95,12 @@ def found(word: str) -> Path:
 def file_to_write(word: str) -> Path:
     if is_special(word):
         raise ValueError("not a regular file: give a file in a folder for results")
-    return Path(word)
+    return folder(word)
 
 
 @values("PATH")
 def folder(word: str) -> Path:
-    return Path(word)
+    return Path(options.path(word))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -692,6 +692,7 @@ def test_books_through_the_entry_of_the_reference(vocab, tmp_path):
     ("words", "fault"),
     [
         (["--output_dir", ""], "argument --output_dir: empty, or no name of a file"),
+        (["--output_dir", "o\nut"], "argument --output_dir: empty, or no name of a file in one line"),
         (["--output_dir", " "], "argument --output_dir: empty"),
         (["--vocab_file", ""], "argument --vocab_file: empty"),
         (["--max_seq_length", str(10**400)], "at most 65536"),

@@ -452,6 +452,21 @@ def test_a_resume_with_what_makes_it_another_run_is_refused(finished, tiny_model
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
+def test_a_flipped_bit_is_never_trained_on(finished, tiny_model, pairs, tmp_path, capsys, file):
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    shutil.rmtree(out / "checkpoint-4")
+    shutil.copytree(out / "checkpoint-2", out / "checkpoint-3")
+    content = bytearray((out / "checkpoint-3" / file).read_bytes())
+    content[len(content) // 2] ^= 4
+    (out / "checkpoint-3" / file).write_bytes(content)
+    words = ["--max_steps=4", "--save_steps=2", "--resume_from_checkpoint"]
+    assert run("run_glue", *glue_words(tiny_model, pairs, out, *words)) == exits.BAD_REQUEST
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"checkpoint-3/{file}: cannot be read (its content is not what was written" in line
+    assert line.endswith("checkpoint-2 goes on from the one before it")
+
+
 def test_a_checkpoint_without_a_record_is_resumed_and_keeps_one(finished, tiny_model, pairs, tmp_path):
     """One that Hugging Face's own Trainer wrote."""
     out = Path(shutil.copytree(finished, tmp_path / "out"))

@@ -79,6 +79,8 @@ def refused(words) -> list[str]:
         ({"save_total_limit": 0}, "--save_total_limit"),
         ({"use_habana": True}, "two devices"),
         ({"input_dir": "/nowhere"}, "--input_dir /nowhere: not found"),
+        ({"output_dir": "/o\nut"}, "--output_dir '/o\\nut': expected a path, without line ends in it"),
+        ({"json_summary": "/o\nut/log"}, "--json-summary '/o\\nut/log': expected a path"),
         ({"max_seq_length": 8}, "longer than --max_seq_length 8"),
         ({"max_seq_length": 2}, "--max_seq_length 2: at least 5"),
         ({"config_file": "/dev/zero"}, "--config_file /dev/zero: not a regular file"),

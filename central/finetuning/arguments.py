@@ -17,6 +17,7 @@ from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from central import options
 from central.files import is_special
 from central.habana_flags import translate
 from central.runtime import cpu_bf16, hpu
@@ -323,6 +324,8 @@ def _problems(data: DataArguments, training: TrainingArguments, flags: Reference
         problems.append("the first Gaudi has no fused attention: leave out --fused_sdpa")
     if not training.output_dir:
         problems.append("--output_dir is missing: where should the results go?")
+    elif not options.in_one_line(training.output_dir):
+        problems.append(f"--output_dir {training.output_dir!r}: give a path without line ends in it")
     if not (training.do_train or training.do_eval or training.do_predict):
         problems.append("nothing to do: give --do_train, --do_eval or --do_predict")
     for split, path in data.files.items():
@@ -341,9 +344,6 @@ def _problems(data: DataArguments, training: TrainingArguments, flags: Reference
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(training, name) < 1:
             problems.append(f"--{name} {getattr(training, name)}: must be at least 1")
-    for name in ("seed", "data_seed"):
-        if not 0 <= (getattr(training, name) or 0) < 2**32:
-            problems.append(f"--{name} {getattr(training, name)}: give a whole number from 0, below 2**32")
     if not 0 <= flags.hang_timeout < float("inf"):
         problems.append(f"--hang_timeout {flags.hang_timeout}: give seconds, or 0 for never")
     if training.prediction_loss_only:

@@ -16,6 +16,8 @@ from transformers.trainer_callback import ExportableState
 
 from central.errors import BadRequest
 from central.finetuning.features import Features, Ragged
+from central.finetuning.output_folder import unreadable
+from central.runtime.checkpoints import checksum
 
 DECIDING = (  # names of TrainingArguments, beside the data, the batch of all ranks and the precision
     "num_train_epochs",
@@ -37,10 +39,12 @@ DECIDING = (  # names of TrainingArguments, beside the data, the batch of all ra
 
 
 class Record(TrainerCallback, ExportableState):
-    """Kept in `trainer_state.json`; before a checkpoint the trainer sets `loss`, the sum over the steps done."""
+    """Kept in `trainer_state.json`; before a checkpoint the trainer sets `loss`, the sum over the steps done, and
+    `checksums`, by the names of its files."""
 
     def __init__(self, settings: dict | None = None):
         self.settings = settings or {}
+        self.checksums: dict[str, str] = {}
         self.loss = self.loss_before = 0.0  # sums over steps
         self.seconds_before = 0.0  # of training before this process
         self.began_at: list[int] = []  # steps at which a process began
@@ -59,7 +63,7 @@ class Record(TrainerCallback, ExportableState):
         """What `trainer_state.json` holds of this."""
         seconds = self.seconds_before + time.time() - self._began
         kept = {"settings": self.settings, "loss": self.loss, "seconds": seconds, "began_at": self.began_at}
-        return {"args": {}, "attributes": kept}
+        return {"args": {}, "attributes": {**kept, "sha256": self.checksums}}
 
 
 def deciding(training: TrainingArguments, features: Features) -> dict[str, str | int | float | None]:
@@ -87,10 +91,17 @@ def fingerprint(features: Features) -> str:
     return f"{len(features)} examples ({digest.hexdigest()[:16]})"
 
 
+def refuse_damage(checkpoint: Path) -> None:
+    """Raise BadRequest that names a file which is not as it was written; a checkpoint without a record passes."""
+    for name, expected in _recorded(checkpoint).get("sha256", {}).items():
+        if checksum(checkpoint / name) != expected:
+            fault = ValueError("its content is not what was written, by a damaged disk or copy")
+            raise unreadable(checkpoint / name, fault)
+
+
 def refuse_another_run(checkpoint: Path, settings: dict) -> None:
     """Raise BadRequest that names what differs from the run that wrote the checkpoint; one without a record passes."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    known = _attributes(state.get("stateful_callbacks")).get("settings", {})
+    known = _recorded(checkpoint).get("settings", {})
     differing = [
         f"{name} {settings[name]}, was {known[name]}"
         for name in settings
@@ -101,6 +112,11 @@ def refuse_another_run(checkpoint: Path, settings: dict) -> None:
             f"--resume_from_checkpoint {checkpoint}: is of another run: {'; '.join(differing)}: give what it had, or "
             f"begin a new run from its weights, with --model_name_or_path {checkpoint} and another --output_dir"
         )
+
+
+def _recorded(checkpoint: Path) -> dict:
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return _attributes(state.get("stateful_callbacks"))
 
 
 def _attributes(callbacks: object) -> dict:

@@ -87,8 +87,9 @@ def build_model(run: Run, task: Task, name: str) -> tuple[PreTrainedModel, PreTr
 
 
 def check_resume(run: Run, features: Features | None) -> None:
-    """Raise BadRequest where the checkpoint to resume from is of a run on other data or with other settings."""
+    """Raise BadRequest where the checkpoint to resume from is damaged, or of another run."""
     if features is not None and run.checkpoint:
+        resume.refuse_damage(run.checkpoint)
         resume.refuse_another_run(run.checkpoint, resume.deciding(run.request.training, features))
 
 

@@ -34,6 +34,7 @@ from central.finetuning.progress import ProgressBar, ProgressLines
 from central.finetuning.resume import Record, deciding
 from central.finetuning.task import Task
 from central.runtime import hpu, rank, tensor_files
+from central.runtime.checkpoints import checksum
 from central.runtime.device import Device, configure_compile
 from central.runtime.dropout import DropoutBits, fold
 from central.runtime.exits import BadRequest, Diverged, Preempted
@@ -46,6 +47,7 @@ CALLED = (
     "_evaluate",
     "_get_learning_rate",
 )  # private methods that are called and not overridden
+WEIGHTS_AND_MOMENTS = (".safetensors", ".pt")  # of the files of a checkpoint
 SHAPES_COMPILED = 32  # four lengths of whole and of last batches, in training and in evaluation, and room beside
 
 
@@ -324,6 +326,7 @@ class FineTuningTrainer(Trainer):
             loss = self._loss_before_step if amid_step else self._tr_loss
             unlogged = nested_gather(loss, self.args.parallel_mode).mean().item()
             self.record.loss = self.record.loss_before + self._total_loss_scalar + unlogged
+            self.record.checksums = {}
             super()._save_checkpoint(model, trial)
             self._saved_step = step
             self._stopping.stop.kept = f"checkpoint-{step}"
@@ -344,9 +347,13 @@ class FineTuningTrainer(Trainer):
 
     @override
     def _save_rng_state(self, output_dir: str) -> None:
-        """`trainer_state.json`, which rank 0 writes next, means that the state of every rank is there."""
+        """`trainer_state.json`, which rank 0 writes next, means that the state of every rank is there, and tells what
+        the files before it hold."""
         super()._save_rng_state(output_dir)
         self._stopping.meet()
+        if self.args.should_save:
+            files = [path for path in Path(output_dir).iterdir() if path.suffix in WEIGHTS_AND_MOMENTS]
+            self.record.checksums = {path.name: checksum(path) for path in files}
 
     @override
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

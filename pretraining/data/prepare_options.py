@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from central.options import in_one_line
 from central.runtime import rank as ranks
 from central.runtime.exits import BadRequest
 from pretraining.data.documents import TextSettings
@@ -27,8 +28,8 @@ WIKIPEDIA_SNAPSHOT = "20231101"  # its configurations are named SNAPSHOT.LANGUAG
 
 def some_path(text: str) -> Path:
     """A path from the command line; an empty one would mean the folder at hand, where nobody asked for files."""
-    if not text.strip() or "\0" in text:
-        raise argparse.ArgumentTypeError("empty, or no name of a file")
+    if not text.strip() or "\0" in text or not in_one_line(text):
+        raise argparse.ArgumentTypeError("empty, or no name of a file in one line")
     return Path(text)
 
 
