@@ -24,7 +24,7 @@ def raising(error):
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
-    for _, *names in rank.VARIABLES:
+    for names in rank.VARIABLES.values():
         for name in names:
             monkeypatch.delenv(name, raising=False)
 
@@ -88,6 +88,21 @@ def test_a_failing_rank_names_itself_last():
             | {"SLURM_STEP_TASKS_PER_NODE": "4,3(x2)"},
             rank.Rank(8, 1, 10, 3, "slurm"),
         ),
+        # By number of nodes in a batch system that tells of the job alone; of a node that it does not count.
+        (
+            {"SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "SLURM_NODEID": "1"}
+            | {"SLURM_TASKS_PER_NODE": "2,1(x2)", "SLURM_NTASKS_PER_NODE": "2"},
+            rank.Rank(2, 0, 4, 1, "slurm"),
+        ),
+        *(
+            (
+                {"SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "SLURM_NODEID": node}
+                | {"SLURM_TASKS_PER_NODE": "2(x2)", "SLURM_NTASKS_PER_NODE": "3"},
+                rank.Rank(2, 0, 4, 3, "slurm"),
+            )
+            for node in ("2", "x")
+        ),
+        ({"RANK": "", "LOCAL_RANK": "", "WORLD_SIZE": ""}, rank.Rank(0, 0, 1, 1, "torchrun")),
         # A step of one in a job of two, and the shell of `salloc -n2`.
         (
             {"SLURM_JOB_ID": "9", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
@@ -189,6 +204,34 @@ def test_export_of_leftovers(address, kept):
 )
 def test_first_slurm_host(nodes, host):
     assert rank.first_slurm_host({"SLURM_JOB_NODELIST": nodes}) == host
+
+
+@pytest.mark.parametrize(
+    ("environ", "run_id"),
+    [
+        ({"BERT_RUN_ID": "a", "TORCHELASTIC_RUN_ID": "b"}, "a"),
+        ({"TORCHELASTIC_RUN_ID": "b", "OMPI_COMM_WORLD_RANK": "0", "PMIX_NAMESPACE": "n"}, "b"),
+        ({"OMPI_COMM_WORLD_RANK": "0", "PMIX_NAMESPACE": "n", "SLURM_JOB_ID": "9"}, "n"),
+        ({"OMPI_COMM_WORLD_RANK": "0", "SLURM_JOB_ID": "9"}, ""),
+        ({"SLURM_JOB_ID": "9", "SLURM_STEP_ID": "0"}, "9.0"),
+        ({}, ""),
+    ],
+)
+def test_whose_run_a_rank_is_of(environ, run_id):
+    assert rank.run_id(environ) == run_id
+
+
+@pytest.mark.parametrize(
+    ("source", "environ", "address"),
+    [
+        ("slurm", {"SLURM_JOB_NODELIST": "n[4-5]"}, "n4"),
+        ("slurm", {"SLURM_JOB_NODELIST": "n[4-5]", "MASTER_ADDR": "n5"}, "n5"),
+        ("openmpi", {"SLURM_JOB_NODELIST": "n[4-5]"}, "localhost"),
+    ],
+)
+def test_ranks_of_several_nodes_meet_on_the_first(source, environ, address):
+    rank.export(rank.Rank(3, 1, 4, 2, source), environ)
+    assert environ["MASTER_ADDR"] == address
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -312,6 +312,7 @@ def test_addresses_count_with_process_per_node_only():
         ({"MULTI_HLS_IPS": "a,a"}, {"world_size": 8, "process_per_node": 4}, "twice"),
         ({}, {"world_size": 8, "process_per_node": 4}, "2 hosts: name them in MULTI_HLS_IPS"),
         ({"SLURM_JOB_NODELIST": "n[1-3]"}, {"world_size": 8}, "3 hosts"),
+        ({"SLURM_JOB_NODELIST": "n[1-3]"}, {"world_size": 2}, "give --world_size 3"),
         ({}, {"hostfile": "/does/not/exist"}, "No such file"),
     ],
 )
@@ -333,6 +334,12 @@ def test_hostfiles_that_are_refused(tmp_path, content):
     (tmp_path / "hosts").write_text(content)
     with pytest.raises(BadRequest):
         layout(hostfile=str(tmp_path / "hosts"))
+
+
+def test_a_host_with_too_few_slots_is_named(tmp_path):
+    (tmp_path / "hosts").write_text("a slots=4\nb slots=2\n")
+    with pytest.raises(BadRequest, match="fewer than --process_per_node 4 slots on b$"):
+        layout(hostfile=str(tmp_path / "hosts"), world_size=8, process_per_node=4)
 
 
 @pytest.mark.parametrize(
@@ -448,6 +455,27 @@ def test_mpirun_of_open_mpi_5():
     many = mpi.many_servers(mpi.Mpi(5, "/p"), Layout(6, 3, ("a", "b"), "x", True), Topology(2, 28), remote)
     assert many[-4:] == ["ppr:3:node:PE=14", "--rank-by", "slot", "--report-bindings"]
     assert many[many.index("-x") + 1] == "A=x y" and "core" not in many[many.index("--rank-by") :]
+
+
+@pytest.mark.parametrize(
+    ("major", "ranks_per_node", "words"),
+    [
+        (4, 8, "--map-by ppr:4:socket:PE=7 --rank-by core"),
+        (4, 3, "--map-by ppr:3:node:PE=14 --rank-by core"),
+        (5, 8, "--map-by ppr:8:node:PE=7 --rank-by slot"),
+    ],
+)
+def test_ranks_of_several_servers_are_put_on_sockets_where_open_mpi_4_can(major, ranks_per_node, words):
+    several = Layout(2 * ranks_per_node, ranks_per_node, ("a", "b"), "x", True)
+    remote = mpi.Remote("", "3022", (("MASTER_ADDR", "a"), ("MASTER_PORT", "1")))
+    many = mpi.many_servers(mpi.Mpi(major), several, Topology(2, 28), remote)
+    assert f" {words} --report-bindings" in " ".join(many)
+    unbound = mpi.many_servers(mpi.Mpi(major), several, Topology(1, 2), remote)
+    assert f"-H a:{ranks_per_node},b:{ranks_per_node} -n" in " ".join(unbound)
+
+
+def test_without_an_mpirun_or_with_a_blank_in_the_path_no_daemon_is_named():
+    assert mpi.daemon_out_of_reach(None, "/py") == {} == mpi.daemon_out_of_reach(mpi.Mpi(5), "/my py")
 
 
 @pytest.mark.parametrize("major", [4, 5])

@@ -220,6 +220,7 @@ def test_help_says_everything_within_the_width_of_a_terminal(capsys, subcommand)
     for option in options_of(subcommand.Settings):
         assert f"--{option}" in text
     assert "example:" in text and max(map(len, text.splitlines())) <= 120
+    assert {option.group for option in options_of(subcommand.Settings).values()} <= set(options.GROUPS)
     for heading in options.GROUPS:
         if any(option.group == heading for option in options_of(subcommand.Settings).values()):
             assert f"{heading}:" in text

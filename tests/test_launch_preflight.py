@@ -2,16 +2,18 @@
 
 import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import h5py
 import pytest
-from launch_project import checkpoints, copy_project, left_running, run, words
+from launch_project import checkpoints, copy_project, left_running, run, wait_until, words
 
-from central.launch import child_environment, cli, machine, options, preflight, pretraining, remote
+from central.launch import child_environment, cli, hostcheck, machine, options, preflight, pretraining, remote
 from central.launch.commands import Target
 from central.launch.hosts import Layout
 from central.launch.machine import Devices, MeetingPoint, Topology
@@ -447,6 +449,42 @@ def test_the_first_host_is_asked_for_the_port_where_the_ranks_meet():
     assert there["port_in_use"] == port and not remote.hostcheck.is_in_use(port)
 
 
+def test_a_host_that_misses_three_knocks_is_lost(monkeypatch):
+    """This machine is not watched, nor is a host that did not answer the first; one that answers again is forgiven."""
+    knocks = {"a": iter([True, False, False, True, False, False, False]), "b": iter([False])}
+    waits = []
+    monkeypatch.setattr(remote, "answers", lambda host, port: next(knocks[host]))
+    monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(remote.meeting, "is_this_machine", lambda host: host == "here")
+    watch = remote.HostWatch(["here", "a", "b"], "22")
+    wait_until(lambda: watch.lost)
+    assert watch.lost == "a" and waits == [10, 1, 1, 10, 1, 1]
+
+
+def test_a_host_answers_where_something_listens():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert remote.answers("127.0.0.1", port)
+    assert not remote.answers("127.0.0.1", port)
+
+
+def test_what_hosts_are_compared_by(monkeypatch, tmp_path):
+    found = hostcheck.facts()
+    assert found["host"] == socket.gethostname() and found["python"] == platform.python_version()
+    assert found["torch"] == hostcheck.version("torch") and hostcheck.version("no-such-thing") == "not installed"
+    monkeypatch.setattr(hostcheck, "ROOT", str(tmp_path))
+    (tmp_path / "central" / "a folder.py").mkdir(parents=True)
+    (tmp_path / "a folder.py").mkdir()
+    seen = {hostcheck.fingerprint()}
+    for name, content in (("demo.py", "1"), ("demo.py", "2"), ("other.py", "2"), ("central/a folder.py/a.json", "2")):
+        (tmp_path / name).write_text(content)
+        seen.add(hostcheck.fingerprint())
+    assert len(seen) == 5 and {len(print_) for print_ in seen} == {12}
+    (tmp_path / "notes.md").write_text("of no concern")
+    (tmp_path / "central" / "notes.md").write_text("of no concern")
+    assert hostcheck.fingerprint() in seen
+
+
 def test_hosts_with_one_name_are_told():
     same = Captured(0, json.dumps(HERE), "")
     (problem,) = remote.equal_names({"a": same, "b": same})
@@ -531,3 +569,15 @@ def test_check_tells_of_commit_processor_memory_and_gpus(tmp_path):
     listed = "GPU 0: NVIDIA H200 (UUID: GPU-1)\nGPU 1: NVIDIA H200 (UUID: GPU-2)\n"
     assert machine.gpu_names(lambda argv: Captured(0, listed, "")) == ["NVIDIA H200"] * 2
     assert machine.commit(lambda argv: Captured(128, "", "no repository")).startswith("not known")
+
+
+def test_check_tells_of_port_mpirun_and_hosts(monkeypatch):
+    def row(name, environ=None):
+        lines = cli.report(environ or {}, answering(mpirun=(0, "mpirun (Open MPI) 5.0.11\nReport bugs\n")))
+        return next(line.removeprefix(name).strip() for line in lines if line.startswith(name))
+
+    assert row("mpirun ") == "mpirun (Open MPI) 5.0.11"
+    assert row("MULTI_HLS_IPS", {"MULTI_HLS_IPS": "a, b"}) == "a b" and row("MULTI_HLS_IPS") == "not set"
+    for free, said in ((True, "free"), (False, "in use: a run takes another free one")):
+        monkeypatch.setattr(machine, "port_is_free", lambda port, free=free: free)
+        assert row("port 12345") == said

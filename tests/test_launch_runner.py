@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from launch_project import checkpoints, copy_project, descendants, left_running, run, start, wait_until, words
 
-from central.launch import options, pretraining, supervise
+from central.launch import options, pretraining, processes, supervise
 from central.launch.commands import Command, Plan
 from central.launch.mpi import parse_version
+from central.launch.supervise import Listener
 
 
 def mpirun_folders():
@@ -357,3 +359,61 @@ def test_the_summary_of_several_seeds_is_told_which_failed(tmp_path):
     assert told.read_text() == "--failed=8 --failed=10"
     assert supervise.run(Plan(commands[:1], summary=last)) == 0
     assert told.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "said"),
+    [
+        ("sys.exit(4)", 4, "one: exit status 4"),
+        ("os.kill(os.getpid(), 9)", 137, "one: exit status 137 (the training was killed by signal 9)"),
+        ("sys.stderr.write('x' * 10**6 + '\\nrank 3 on hosta: exit status 4\\n'); sys.exit(1)", 4,
+         "one: rank 3 on hosta: exit status 4"),
+        ("sys.exit(85)", 85, "one: stopped after saving"),
+    ],
+)  # fmt: skip
+def test_the_last_line_says_how_a_command_ended(capfd, program, status, said):
+    argv = (sys.executable, "-c", f"import os, sys; {program}")
+    assert supervise.run(Plan((Command(argv, (), "one"),))) == status
+    assert capfd.readouterr().err.splitlines()[-1] == f"demo_bert: {said}"
+
+
+def test_a_run_whose_host_is_gone_is_ended(capfd, monkeypatch):
+    monkeypatch.setattr(processes, "LAST_SECONDS", 0.2)
+    begin = time.monotonic()
+    plan = Plan((Command((sys.executable, "-c", "import time; time.sleep(30)"), (), "one"),))
+    assert supervise.run(plan, max_restarts=1, lost_host=lambda: "hostb") == 1
+    assert time.monotonic() - begin < 10
+    assert capfd.readouterr().err == "demo_bert: one: host hostb does not answer any more\n"
+
+
+def test_a_log_that_lacks_something_is_told(capfd, tmp_path):
+    plan = Plan((Command((sys.executable, "-c", "print('a line')"), (), "one"),))
+    lacking = "demo_bert: /dev/full: not all of the output could be written there\n"
+    for path, said in ((str(tmp_path / "log"), ""), ("/dev/full", lacking)):
+        assert supervise.run(plan, log_path=path) == 0
+        assert capfd.readouterr().err == said
+    assert (tmp_path / "log").read_text() == "a line\n"
+
+
+def test_ranks_that_save_may_take_their_time(monkeypatch):
+    """A second SIGTERM is a call to hurry 15 s after it, where no rank has said that it saves; a Ctrl-C at once."""
+    stop, listener = SimpleNamespace(hurries=0, repeated_at=None), Listener()
+    assert supervise._hurries(stop, listener) == 0
+    stop.repeated_at = time.monotonic()
+    assert supervise._hurries(stop, listener) == 0
+    stop.repeated_at -= 16
+    assert supervise._hurries(stop, listener) == 1
+    listener.feed(b"\xff\nrank 0 on hosta: asked to stop, and saves soon\n")
+    assert supervise._hurries(stop, listener) == 0
+    stop.hurries = 1
+    assert supervise._hurries(stop, listener) == 1
+
+
+def test_a_program_that_gives_no_answer_in_time_is_ended():
+    begin = time.monotonic()
+    assert processes.capture(["sleep", "30"], timeout=0.2) == processes.Captured(124, "", "no answer in time")
+    assert time.monotonic() - begin < 10
+    assert processes.capture(["no-such-program"]).status == 127
+    assert processes.capture(["sh", "-c", "echo $A; echo b >&2; exit 3"], env={"A": "a"}) == (
+        processes.Captured(3, "a\n", "b\n")
+    )

@@ -4,6 +4,7 @@ What needs a card is skipped where there is none; `python -m pytest -m cuda` run
 """
 
 import copy
+import dataclasses
 import functools
 
 import pytest
@@ -70,6 +71,40 @@ def test_attention_of_flat_tokens_reads_no_length_from_the_device(rows, monkeypa
     longest = max(batch.lengths)
     assert len(seen) == SMALL.num_hidden_layers
     assert all(call[:2] == (longest, longest) and call[2].equal(batch.offsets) for call in seen)
+
+
+@pytest.mark.parametrize(("training", "p"), [(True, 0.1), (False, 0.0)])
+def test_attention_drops_in_training_only(rows, monkeypatch, training, p):
+    seen = []
+    monkeypatch.setattr(kernels_cuda, "takes_flash", lambda q: True)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", lambda q, *words: (q, seen.append(words[6])))
+    batch = flat_micro_batch(rows)
+    CudaKernels().attention(torch.randn(len(batch.input_ids), 96), batch, 2, 0.1, training)
+    assert seen == [p]
+
+
+def test_heads_of_odd_sizes_go_the_plain_way(rows):
+    config = dataclasses.replace(SMALL, hidden_size=24, num_attention_heads=2)
+    model, plain, batch = make_model(CudaKernels(), config), make_model(CpuKernels(), config), flat_micro_batch(rows)
+    for each in (model, plain):
+        step_loss(each(batch), rows).backward()
+    assert_same_gradients(gradients(model), gradients(plain))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "built", "capability", "flash"),
+    [
+        (torch.bfloat16, True, (8, 0), True),
+        (torch.float16, True, (9, 0), True),
+        (torch.float32, True, (9, 0), False),
+        (torch.bfloat16, False, (9, 0), False),
+        (torch.bfloat16, True, (7, 5), False),
+    ],
+)
+def test_flash_attention_is_for_16_bits_on_cards_since_ampere(monkeypatch, dtype, built, capability, flash):
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: built)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert kernels_cuda.takes_flash(torch.zeros(1, dtype=dtype)) is flash
 
 
 def test_the_rest_of_a_step_reads_nothing_from_the_device(rows):

@@ -366,6 +366,13 @@ def test_training_learns_the_next_token():
     assert float(sums[2].detach()) / rows.num_masked > 0.3  # chance is 0.01
 
 
+def test_what_a_configuration_leaves_out_is_as_hugging_face_has_it():
+    from transformers import BertConfig as HfConfig
+
+    peer = HfConfig()
+    assert all(getattr(peer, field.name) == field.default for field in dataclasses.fields(BertConfig))
+
+
 def test_config_errors_name_the_file(tmp_path):
     with pytest.raises(ValueError, match=r"cfg\.json.*hidden_act"):
         BertConfig.from_json(write_config(tmp_path / "cfg.json", hidden_act="swish"))

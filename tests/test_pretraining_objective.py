@@ -1,8 +1,11 @@
 """A second objective made of losses there are is one line: here the masked words alone, trained, scored and saved."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import h5py
+import numpy as np
 import pytest
 from pretraining_helpers import call, checkpoints, logged, make_corpus, script_argv, write_config
 from transformers import BertForMaskedLM
@@ -46,3 +49,36 @@ def test_rows_without_what_an_objective_needs_are_refused(corpus, tmp_path):
 
 def test_the_first_objective_asks_for_every_column_of_a_shard():
     assert set(OBJECTIVES["mlm_nsp"].columns) == set(KEYS)
+
+
+def test_means_are_by_the_count_of_each_loss():
+    found = OBJECTIVES["mlm_nsp"].means((6.0, 3.0, 2.0, 1.0), (4, 1))
+    assert found == {"mlm_loss": 1.5, "nsp_loss": 3.0, "mlm_accuracy": 0.5, "nsp_accuracy": 1.0}
+    assert OBJECTIVES["mlm_nsp"].means((6.0, 0.0, 2.0, 0.0), (1, 0))["nsp_loss"] == 0
+
+
+def test_an_evaluation_is_told_with_its_baselines():
+    objective = OBJECTIVES["mlm_nsp"]
+    rows = SimpleNamespace(
+        masked_positions=np.array([[1, 2], [3, 0]]),
+        masked_ids=np.array([[0, 2], [1, 2]]),
+        next_sentence_labels=np.array([[1, 0], [1, 0]]),
+        next_sentence_weights=np.array([[1, 1], [1, 0]]),
+    )
+    baselines = objective.baselines(rows, np.array([3, 0, 1]))
+    unigram = -(math.log(4 / 7) + math.log(2 / 7) + math.log(1 / 7)) / 3
+    assert baselines == pytest.approx({"eval_unigram_loss": unigram, "eval_nsp_majority": 2 / 3})
+    scores = {"eval_mlm_loss": 2.0, "eval_mlm_accuracy": 0.25, "eval_nsp_loss": 0.5, "eval_nsp_accuracy": 0.75}
+    assert objective.summary({**scores, **baselines}) == (
+        f"MLM loss 2.0000 (unigram {unigram:.4f}), MLM accuracy 0.250, NSP accuracy 0.750 (majority 0.667)"
+    )
+    assert objective.final({**scores, **baselines}) == {"eval_nsp_accuracy": 0.75, "eval_nsp_majority": 2 / 3}
+
+
+def test_pictures_are_of_numbers_that_are_reported():
+    panels = OBJECTIVES["mlm_nsp"].panels
+    assert [(panel.label, panel.number, panel.baseline) for panel in panels] == [
+        ("loss (MLM + NSP)", "average_loss", ""),
+        ("held-out MLM loss", "eval_mlm_loss", "eval_unigram_loss"),
+        ("held-out NSP accuracy", "eval_nsp_accuracy", "eval_nsp_majority"),
+    ]

@@ -98,6 +98,7 @@ def test_matrices_decay_and_biases_do_not():
     names = {parameter: name for name, parameter in model.named_parameters()}
     for group in updates.param_groups:
         assert {decays(names[parameter]) for parameter in group["params"]} == {group["weight_decay"] > 0}
+    assert [group["weight_decay"] for group in updates.param_groups] == [0.01, 0.0]
 
 
 def test_the_fused_lamb_of_a_device_is_ours_where_there_is_none():
@@ -111,6 +112,20 @@ def test_the_fused_lamb_of_a_device_is_ours_where_there_is_none():
     updates = optimizer.build("fused_lamb", make_model(), 0.01, device)
     updates.step(torch.tensor(1.0))
     assert isinstance(updates, Habanas) and updates.seen and updates.moments == Lamb.moments
+    assert {group["lr"] for group in updates.param_groups} == {0.01}
+
+
+@pytest.mark.parametrize("has_kernel", [True, False])
+def test_lamb_takes_the_rate_and_the_kernel_of_the_device(monkeypatch, has_kernel):
+    device = SimpleNamespace(fused_lamb=lambda: None, has_fused_adamw=has_kernel)
+    for name in ("lamb", "fused_lamb"):
+        model = make_model()
+        updates = optimizer.build(name, model, 0.02, device)
+        assert {group["lr"] for group in updates.param_groups} == {0.02}
+        calls = []
+        monkeypatch.setattr(torch, "_fused_adamw_", lambda *_words, **_named: calls.append(name))  # noqa: B023
+        trained(model, updates, 1)
+        assert bool(calls) == has_kernel
 
 
 def test_the_state_of_another_optimizer_is_refused(tmp_path):

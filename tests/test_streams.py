@@ -168,10 +168,11 @@ def test_a_log_that_was_deleted_is_made_again_and_a_full_disk_ends_nothing(tmp_p
     path.parent.mkdir()
     log = Log(str(path))
     log.write(b"one\n")
+    opened = len(os.listdir("/proc/self/fd"))
     path.unlink()
     path.parent.rmdir()
     log.write(b"two\n")
-    assert path.read_text() == "two\n"
+    assert path.read_text() == "two\n" and len(os.listdir("/proc/self/fd")) == opened
     assert log.close()
     full = Log("/dev/full")
     full.write(b"three\n")
