@@ -291,8 +291,9 @@ def evaluate(folder: Path, shards: list[Path]):
     import h5py
     import numpy as np
     import torch
-    from transformers import BertForPreTraining
+    from transformers import BertForPreTraining, logging
 
+    logging.disable_progress_bar()
     model = BertForPreTraining.from_pretrained(folder).eval()
     found = []
     for shard in shards:
