@@ -326,6 +326,13 @@ def test_batches_are_whole_documents_whatever_their_size(tmp_path_factory, lists
             assert read([folder])[0] == expected
 
 
+@given(st.text(alphabet="\n\rx\u2028\x85").map(str.encode))
+def test_a_batch_ends_after_the_last_record_whatever_ends_it(data):
+    ends = sources._RECORD_ENDS["text"]
+    wanted = max((data.rfind(end) + len(end) for end in ends if end in data), default=0)
+    assert sources._after_last(ends, bytearray(data)) == wanted
+
+
 def test_pieces_tell_their_first_line(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "BATCH_BYTES", 32)
     text = "".join(f"line {number}\n\n" for number in range(40))

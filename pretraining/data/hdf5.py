@@ -43,11 +43,12 @@ def write_rows(
     with whole_or_absent(path) as unfinished, h5py.File(unfinished, "w") as file:
         counted, start = counted or {}, 0
         counts = dict.fromkeys(counted, 0)
+        datasets: dict[str, h5py.Dataset] = {}  # kept open: to find one by its name again costs time
         for block in blocks:
             for name, rows in block.items():
-                if start == 0:
-                    _create_dataset(file, name, (num_rows, *rows.shape[1:]), rows.dtype, chunk_rows)
-                _write_chunks(file[name], start, rows)
+                if name not in datasets:
+                    datasets[name] = _create_dataset(file, name, (num_rows, *rows.shape[1:]), rows.dtype, chunk_rows)
+                _write_chunks(datasets[name], start, rows)
             for attribute in counts:
                 counts[attribute] += int(np.count_nonzero(block[counted[attribute]]))
             start += len(rows)
@@ -86,8 +87,10 @@ def rows_per_chunk(seq_len: int) -> int:
     return max(1, CHUNK_VALUES // seq_len)
 
 
-def _create_dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype, chunk_rows: int) -> None:
-    file.create_dataset(
+def _create_dataset(
+    file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype, chunk_rows: int
+) -> h5py.Dataset:
+    return file.create_dataset(
         name,
         shape=shape,
         dtype=dtype,

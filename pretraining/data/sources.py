@@ -251,7 +251,7 @@ def _pieces_of(file: TextFile, source: Source, raw: BinaryIO) -> Iterator[Piece]
             wiki = site_info(bytes(buffer[:SITE_INFO_BYTES]))
             if not wiki.namespaces:
                 notes.append(f"{name}: a dump that does not name its name spaces; those of the larger wikis are taken")
-        cut = max((buffer.rfind(end) + len(end) for end in ends if end in buffer), default=0) if more else len(buffer)
+        cut = _after_last(ends, buffer) if more else len(buffer)
         if not cut and len(buffer) >= LONGEST_DOCUMENT:
             cut = _cut_inside(buffer)
             notes.append(f"{name}:{line}: a document of more than {LONGEST_DOCUMENT >> 20} MiB, cut there")
@@ -261,6 +261,15 @@ def _pieces_of(file: TextFile, source: Source, raw: BinaryIO) -> Iterator[Piece]
             line += data.count(b"\n")
             notes = []
             del buffer[:cut]
+
+
+def _after_last(ends: tuple[bytes, ...], buffer: bytearray) -> int:
+    """Where the last of any of these marks ends, 0 without one; each is sought behind the last that was found."""
+    cut = 0
+    for end in ends:
+        found = buffer.rfind(end, max(0, cut - len(end)))
+        cut = max(cut, found + len(end)) if found >= 0 else cut
+    return cut
 
 
 def _fill(buffer: bytearray, stream: io.BufferedReader | Recoded, size: int) -> bool:
