@@ -38,6 +38,7 @@ def train_vocabulary(
             f"--vocab_size {vocab_size}: the characters of the text, at the start of a word and inside of one,"
             f" are {len(first)} tokens already; ask for more"
         )
+    print(f"learning {vocab_size} tokens from {len(parts)} different words", flush=True)  # the learner itself is silent
     rare = dict.fromkeys(map(ord, characters.keys() - alphabet))
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
