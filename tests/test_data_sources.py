@@ -326,6 +326,29 @@ def test_batches_are_whole_documents_whatever_their_size(tmp_path_factory, lists
             assert read([folder])[0] == expected
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"id,text\r1,One here.\r2,Two.\r",  # as spreadsheets of old save them
+        b"id\ttext\r\n1\tOne here.\r\n2\tTwo.\r\n",
+        b'{"text": "One here."}\r{"text": "Two."}\r',
+        b'\x1e{"text": "One here."}\n\x1e{"text": "Two."}\n',  # a sequence of JSON, RFC 7464
+        '{"text": "One here."}\r\n{"text": "Two."}\r\n'.encode("utf-16"),
+    ],
+)
+def test_rows_whatever_ends_or_begins_their_lines(tmp_path, data):
+    (tmp_path / "a").write_bytes(data)
+    assert read([tmp_path / "a"]) == ([["One here."], ["Two."]], [])
+
+
+def test_a_json_array_a_line_is_refused(tmp_path):
+    (tmp_path / "a").write_text('["One.", "Two."]\n["Three."]\n')
+    with pytest.raises(BadRequest, match="a JSON array a line"):
+        read([tmp_path / "a"])
+    (tmp_path / "a").write_text("[Music]\n[He enters.]\n")
+    assert read([tmp_path / "a"])[0] == [["[Music]", "[He enters.]"]]
+
+
 @given(st.text(alphabet="\n\rx\u2028\x85").map(str.encode))
 def test_a_batch_ends_after_the_last_record_whatever_ends_it(data):
     ends = sources._RECORD_ENDS["text"]

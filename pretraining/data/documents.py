@@ -184,8 +184,11 @@ def _json_texts(piece: Piece, settings: TextSettings, notes: Notes) -> Iterator[
     """(line, text) of each row."""
     column = settings.text_column
     faults: dict[str, list[int]] = {}
-    for number, line in enumerate(_decode(piece, settings, notes).split("\n"), piece.first_line):
-        if not line.strip():
+    text = _decode(piece, settings, notes)
+    text = text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+    for number, line in enumerate(text.split("\n"), piece.first_line):
+        line = line.strip()  # also of the record separator in front of each, which RFC 7464 has
+        if not line:
             continue
         try:
             row = json.loads(line)

@@ -260,11 +260,15 @@ def _json(text: str, whole: bool, settings: FormSettings) -> Form | None:
     """JSON lines; other JSON is refused, and so are lines none of which has the text."""
     if re.match(r'\[\s*(?:[\[{"]|\])', text) and not re.match(r"\[[^\n]*\]\s*[^\s\]]", text):
         return Form(fault="a JSON array; a JSON object a line is read (jq -c '.[]' makes them)")
-    if not re.match(r'\{\s*(?:"|\})', text):
+    if text[:1] not in ("[", "{"):
         return None
-    lines = [line for line in text.split("\n") if line.strip()]
+    lines = [line for line in re.split(r"[\r\n]", text) if line.strip()]
     if not whole:
         lines.pop()
+    if len(lines) > 1 and all(re.fullmatch(r'\[\s*["\[{].*\]\s*', line) for line in lines):
+        return Form(fault="a JSON array a line; a JSON object a line is read (jq -c '{text: .[0]}' makes them)")
+    if not re.match(r'\{\s*(?:"|\})', text):
+        return None
     rows = [row for row in map(_json_object, lines) if row is not None]
     if not rows and len(lines) > 1:
         return Form(fault="JSON over several lines; a JSON object a line is read (jq -c . makes it one)")
@@ -309,7 +313,7 @@ def _tagged(text: str, whole: bool, settings: FormSettings) -> Form | None:
 
 def _table(text: str, whole: bool, settings: FormSettings) -> Form | None:
     """Comma or tab separated values, told by a header of names and rows of as many cells."""
-    header = text.split("\n", 1)[0].rstrip("\r")
+    header = re.split(r"[\r\n]", text, maxsplit=1)[0]
     for delimiter in "\t,;":
         names = next(csv.reader([header], delimiter=delimiter), []) if delimiter in header else []
         if (
@@ -322,7 +326,7 @@ def _table(text: str, whole: bool, settings: FormSettings) -> Form | None:
         if not named and any(" " in name.strip() for name in names):
             continue  # more likely the first line of a text
         try:
-            rows = list(csv.reader(io.StringIO(text), delimiter=delimiter))
+            rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
         except csv.Error:
             continue
         rows = rows[1:] if whole else rows[1:-1]

@@ -48,7 +48,7 @@ _RECORD_ENDS = {
     TEXT: tuple(f"{end}{end}".encode() for end in ("\n", "\r\n", "\r", "\u2028", "\u2029", "\x85")) + (b"\n\r\n",),
     BOOK: (),
     HTML: (),
-    JSONL: (b"\n",),
+    JSONL: (b"\n", b"\r"),
     EXTRACTED: (b"</doc>",),
     DUMP: (b"</page>",),
     WIKITEXT: (b"\n \n",),
