@@ -333,3 +333,10 @@ def test_streams_of_a_dump(tmp_path):
     assert read_file(tmp_path, whole) == (expected, [])
     found, notes = read_file(tmp_path, bz2.compress(parts[2].encode()))
     assert found == expected[2:4] and "does not name its name spaces" in notes[0]
+
+
+def test_a_hole_is_no_mark_of_a_sentence(tmp_path):
+    """Beside Greek, whose question mark a sign stands for meanwhile, and before a capital."""
+    wikitext = "It operates a {{unknown|1}} gauge. By {{unknown|1}} Railways. Τι κάνεις; Καλά."
+    found, notes = read_file(tmp_path, wiki_dump(names({}), wikitext))
+    assert found == [["Τι κάνεις;", "Καλά."]] and "2 of 4 sentences left out" in notes[0]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-HOLE = "\ufdd0"  # no character: Unicode keeps it for marks like this
+HOLE = "\ufdd4"  # no character: Unicode keeps it for marks like this; sentences.py has those before it
 
 # Notes and marks of authors: readers of the text see a footnote, or nothing.
 _SILENT = re.compile(
