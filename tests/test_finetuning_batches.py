@@ -186,6 +186,11 @@ def test_the_collator_pads_to_the_longest_or_to_a_bucket(side, ids):
         assert Collator(9, side, padded)(rows)["input_ids"].shape == (2, length)
 
 
+@pytest.mark.parametrize(("longest", "bucket"), [(1, 3), (3, 3), (4, 6), (6, 6), (8, 8)])
+def test_the_smallest_bucket_that_holds_the_longest_is_taken(longest, bucket):
+    assert to_bucket(2, longest, (3, 6, 8)) == bucket
+
+
 def test_buckets_are_few_and_end_at_the_maximum():
     assert buckets_of(128) == (32, 64, 96, 128)
     assert buckets_of(384) == (96, 192, 288, 384)

@@ -100,3 +100,10 @@ def test_where_looking_costs_nothing_every_step_is_looked_at(clock):
         found.check(torch.tensor(math.nan), 0.1, 2, range(4))
     found = make()
     found.check(torch.tensor(math.nan), 0.1, 1, range(4))  # until the next report
+
+
+def test_sums_are_kept_on_the_device():
+    device = SimpleNamespace(device=torch.device("meta"), checks_every_step=False)
+    found = Metrics(device, None, OBJECTIVES["mlm_nsp"], None, TwoRanksAlike(), str)
+    found.restart()
+    assert {sums.device.type for sums in (found._totals, found._loss, found._step_loss)} == {"meta"}
