@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import gc
 import json
 import os
 import sys
@@ -274,6 +275,7 @@ class Reporter:
             if not self._no_picture:
                 self.say(f"no training.png: {type(error).__name__}: {error}")
             self._no_picture = True
+        gc.collect()  # a figure's parts know each other: its megabytes would wait for a collection that comes rarely
 
     def finish(self, e2e_train_time: float, metrics: Metrics, peak_memory: int) -> None:
         """The line of the whole run, the results, the last picture, and where all of it lies."""

@@ -1,6 +1,7 @@
 """A run put together from a checked request: its parts are made here, handed to the loop, and told what it yields."""
 
 import contextlib
+import gc
 import time
 from functools import partial
 from pathlib import Path
@@ -93,6 +94,7 @@ class Run:
 
     def train(self) -> None:
         """Train to the stop step; raises Preempted when a signal asked to stop, after saving."""
+        gc.freeze()  # modules and parts live as long as the run: a collection shall not walk them
         self.evaluate()
         for due in train(self._parts):
             if due.stop:

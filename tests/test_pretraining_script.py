@@ -1,5 +1,6 @@
 """run_pretraining.py as users run it: both phases, exact resume, ranks, signals, divergence, bad input."""
 
+import gc
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -893,6 +895,24 @@ def test_a_picture_is_not_worth_a_run(corpora, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("pretraining.reports.draw_training", failing)
     assert call(script_argv(corpora[0], corpora[2], tmp_path, max_steps=4)) == 0
     assert len(checkpoints(tmp_path)) == 2 and capsys.readouterr().out.count("no training.png") == 1
+
+
+def test_a_picture_leaves_nothing_in_memory(corpora, tmp_path, monkeypatch):
+    """A figure is a cycle of objects of several megabytes; a collection of all of them comes rarely."""
+    figures = []
+
+    class Figure:
+        """Weakly referable."""
+
+    def draw(*_):
+        figure = Figure()
+        figure.canvas = SimpleNamespace(figure=figure)
+        figures.append(weakref.ref(figure))
+
+    monkeypatch.setattr(reports, "draw_training", draw)
+    monkeypatch.setattr(gc, "freeze", lambda: None)  # of a process of tests
+    call(script_argv(corpora[0], corpora[2], tmp_path))
+    assert figures and not any(figure() for figure in figures)
 
 
 def test_what_a_run_went_back_from_is_not_drawn(tmp_path):

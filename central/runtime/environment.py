@@ -4,8 +4,10 @@ Standard library only: an entry script calls `apply_or_exit()` in its first line
 """
 
 import argparse
+import importlib
 import os
 import re
+import resource
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
@@ -131,6 +133,31 @@ def _same(name: str, found: str, value: str) -> bool:
     return found == value or (name != LAZY_MODE and os.path.realpath(found) == os.path.realpath(value))
 
 
+def _refuse_too_little_room() -> None:
+    """Raise BadRequest where torch does not fit under a limit of the address space: its loader aborts the process that
+    it runs out of room in, so a child tries."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return
+    child = os.fork()
+    if not child:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        try:
+            importlib.import_module("torch")
+        finally:  # an error that Python raises is told where the script itself imports it
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        raise BadRequest(
+            f"out of memory while torch was loaded: the address space is limited to {limit >> 10} kB: raise the limit "
+            "(ulimit -v)"
+        )
+
+
 def _apply_as_main(argv: list[str]) -> int:
     apply(argv)
+    _refuse_too_little_room()
     return exits.DONE
