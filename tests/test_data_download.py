@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import os
 import re
+import shutil
 import threading
 import time
 import urllib.request
@@ -23,6 +24,7 @@ class Behaviour:
     stops_after: list[int] = field(default_factory=list)  # bytes sent by the first answers
     fails: list[int] = field(default_factory=list)  # statuses of the first answers
     ranges: bool = True
+    says_size: bool = True
     modified: float = 0.0  # s since the epoch: since when the file is what it is
     requests: list[str | None] = field(default_factory=list)  # Range of each request
 
@@ -50,7 +52,8 @@ def server():
                 self.end_headers()
                 return
             self.send_response(206 if asked and behaviour.ranges else 200)
-            self.send_header("Content-Length", str(len(CONTENT) - start))
+            if behaviour.says_size:
+                self.send_header("Content-Length", str(len(CONTENT) - start))
             self.end_headers()
             body = CONTENT[start:]
             if behaviour.stops_after:
@@ -155,6 +158,25 @@ def test_gives_up_at_last_and_says_how_to_go_on(server, tmp_path):
     with pytest.raises(BadRequest, match="given up after .* run the same command again"):
         download(url, tmp_path / "c", first_wait=0.001)
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("url", ["file:///dev/zero", "/dev/zero", "https://x/a\nb", "ftp://x/a", ""])
+def test_what_is_no_address_of_the_web_is_refused_at_once(tmp_path, url):
+    with pytest.raises(BadRequest, match="an address begins with http"):
+        download(url, tmp_path / "new" / "c")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_comes_without_a_size_leaves_room_on_the_disk(server, tmp_path, monkeypatch):
+    url, behaviour = server
+    behaviour.says_size = False
+    download(url, tmp_path / "c", sha256())
+    assert (tmp_path / "c").read_bytes() == CONTENT
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**12, 10**12, 10**8))
+    with pytest.raises(BadRequest, match="says no size, .* are free"):
+        download(url, tmp_path / "d")
+    assert not (tmp_path / "d").exists()
 
 
 def test_a_wrong_address_is_not_tried_twice(server, tmp_path):

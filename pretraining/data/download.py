@@ -10,6 +10,7 @@ import urllib.request
 from email.utils import formatdate
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from central.files import size_in_words
 from central.runtime.exits import BadRequest
@@ -20,6 +21,7 @@ BLOCK_BYTES = 1 << 20
 TIMEOUT = 60.0  # s without a byte
 TRIES = 6  # in a row without a byte
 FIRST_WAIT = 1.0  # s before the second try; doubled each time
+KEPT_FREE = 1 << 30  # bytes of the disk that a download without an end must leave
 WIKIPEDIA = "https://dumps.wikimedia.org/{language}wiki/latest/{language}wiki-latest-"
 DUMP_NAME = "pages-articles.xml.bz2"
 
@@ -30,6 +32,11 @@ def download(url: str, target: Path, checksum: str | None = None, first_wait: fl
     What is there of an interrupted download is kept beside as `<target>.part` and continued.
     """
     algorithm, expected = _parse(checksum)
+    if urlsplit(url).scheme not in ("http", "https") or re.search(r"[\s\0]", url):
+        raise BadRequest(
+            f"--url {url!r}: an address begins with http:// or https:// and has no blank in it; a file that is here is "
+            "read with --input"
+        )
     if target.exists():
         _check(target, algorithm, expected)
         print(f"{target}: there already")
@@ -104,6 +111,8 @@ def _fetch(url: str, part: Path) -> None:
             while block := answer.read(BLOCK_BYTES):
                 file.write(block)
                 progress.update(file.tell())
+                if not total:
+                    _check_end(part)
         progress.close()
     if total and _size(part) != total:
         raise ConnectionError(f"the server stopped at byte {_size(part)} of {total}")
@@ -125,6 +134,15 @@ def _check_space(part: Path, needed: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if needed > free:
         raise BadRequest(f"{part.parent}: {size_in_words(needed)} still to download, {size_in_words(free)} free")
+
+
+def _check_end(part: Path) -> None:
+    """What comes without a size may never end; a full disk would harm others, too."""
+    if (free := shutil.disk_usage(part.parent).free) < KEPT_FREE:
+        raise BadRequest(
+            f"{part}: the server says no size, {size_in_words(_size(part))} came and {size_in_words(free)} are free: "
+            "download to a larger disk"
+        )
 
 
 def _parse(checksum: str | None) -> tuple[str | None, str | None]:
