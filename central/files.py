@@ -9,6 +9,10 @@ from contextlib import suppress
 
 from central.errors import BadRequest
 
+TYPE_CHECKING = False  # typing is slow to import, and the launcher starts in a moment
+if TYPE_CHECKING:
+    from typing import Any
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # of the project
 COMMIT = ("git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=12")  # the words that tell its own
 CHECKPOINT_BYTES = 12  # per parameter: weight and two moments, fp32
@@ -16,7 +20,7 @@ ROOM_BESIDE = 1 << 20  # for vocabulary, configuration and reports
 MOST_INFLATED = 4  # times its size that a file of weights may unpack to
 
 
-def parse_json(text: str) -> object:
+def parse_json(text: str) -> "Any":
     """json.loads, with a ValueError also for what is nested deeper than Python reads."""
     import json  # the launcher's start needs none
 

@@ -90,6 +90,9 @@ class MicroBatch:
     def pinned(self) -> "MicroBatch":
         return self._with(torch.Tensor.pin_memory)
 
+    def with_attention_mask(self, mask: torch.Tensor) -> "MicroBatch":
+        return replace(self, attention_mask=mask)
+
     def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "MicroBatch":
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         return replace(self, **{name: change(value) for name, value in tensors.items()})

@@ -4,14 +4,32 @@ The state is laid out as Habana's FusedLamb lays it out (`exp_avg` and `exp_avg_
 so that the two read each other's checkpoints. No step waits for the device: no `.item()`, no `if` on a tensor.
 """
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 CHUNK = 1 << 18  # elements that fit a cache
 ROW = 1 << 10  # elements; a long fp32 sum of squares would be wrong in its third digit
 
 
-def square_sum(x):
+@dataclass(frozen=True)
+class Numbers:
+    """What one step of all tensors of a group is made with; tensors are 0-dim, fp32."""
+
+    step: Tensor  # this one, from 1
+    lr: Tensor
+    clip: Tensor  # what gradients are divided by
+    finite: Tensor  # 1.0, or 0.0 where weights and moments stay as they are
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+
+
+def square_sum(x: Tensor) -> Tensor:
     """Sum of squares as a 0-dim tensor; on a CPU over rows, to about 2e-7.
 
     A function of the values alone, wherever they lie in memory: `torch.dot` gives other bits at another alignment, and
@@ -26,56 +44,58 @@ def square_sum(x):
     return squares + torch.linalg.vector_norm(x[x.numel() - rest :]).square()
 
 
-def global_norm(gradients):
+def global_norm(gradients: Sequence[Tensor]) -> Tensor:
     """Norm over all gradients together, a 0-dim fp32 tensor; non-finite when any of them is."""
     return torch.stack([square_sum(gradient) for gradient in gradients]).sum().sqrt().float()
 
 
-def trust_ratio(weight_square, update_square):
+def trust_ratio(weight_square: Tensor, update_square: Tensor) -> Tensor:
     """|weights| / |update| from sums of squares, 1 where either is zero."""
     ratio = (weight_square / update_square).sqrt()
     return torch.where((weight_square > 0) & (update_square > 0), ratio, torch.ones_like(ratio)).float()
 
 
-def lamb_update(p, grad, exp_avg, exp_avg_sq, *, step, lr, betas, eps, weight_decay, clip, finite, fused):
-    """One step of one tensor, in place; uses `grad` up.
-
-    `step`, `lr`, `clip` (the number gradients are divided by) and `finite` (1.0 or 0.0) are 0-dim fp32 tensors.
-    """
-    options = {"step": step, "betas": betas, "eps": eps, "weight_decay": weight_decay, "clip": clip, "finite": finite}
+def lamb_update(p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, by: Numbers, fused: bool) -> None:
+    """One step of one tensor, in place; uses `grad` up."""
     direction = _fused_direction if fused else _plain_direction
-    minus_update, *squares = direction(p, grad, exp_avg, exp_avg_sq, **options)
-    scale = lr * trust_ratio(*squares) if weight_decay else lr
-    p.addcmul_(minus_update, torch.where(finite > 0, scale, torch.zeros_like(scale)))
+    minus_update, weight_square, update_square = direction(p, grad, exp_avg, exp_avg_sq, by)
+    scale = by.lr * trust_ratio(weight_square, update_square) if by.weight_decay else by.lr
+    p.addcmul_(minus_update, torch.where(by.finite > 0, scale, torch.zeros_like(scale)))
 
 
-def _plain_direction(p, grad, exp_avg, exp_avg_sq, *, step, betas, eps, weight_decay, clip, finite):
+def _plain_direction(
+    p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, by: Numbers
+) -> tuple[Tensor, Tensor, Tensor]:
     """-(Adam's direction + decay) and the squares of weights and update, in operations that every device has."""
-    grad = torch.where(finite > 0, grad / clip, torch.zeros_like(grad))
-    exp_avg.add_((grad - exp_avg) * (1 - betas[0]) * finite)
-    exp_avg_sq.add_((grad.square() - exp_avg_sq) * (1 - betas[1]) * finite)
-    correction, correction_sq = (1 - torch.pow(beta, step) for beta in betas)
-    adam = (exp_avg / correction) / ((exp_avg_sq / correction_sq).sqrt() + eps)
-    minus_update = -(adam + weight_decay * p)
+    (beta, beta_sq), finite = by.betas, by.finite
+    grad = torch.where(finite > 0, grad / by.clip, torch.zeros_like(grad))
+    exp_avg.add_((grad - exp_avg) * (1 - beta) * finite)
+    exp_avg_sq.add_((grad.square() - exp_avg_sq) * (1 - beta_sq) * finite)
+    correction, correction_sq = 1 - torch.pow(beta, by.step), 1 - torch.pow(beta_sq, by.step)
+    adam = (exp_avg / correction) / ((exp_avg_sq / correction_sq).sqrt() + by.eps)
+    minus_update = -(adam + by.weight_decay * p)
     return minus_update, square_sum(p), square_sum(minus_update)
 
 
-def _fused_direction(p, grad, exp_avg, exp_avg_sq, *, step, betas, eps, weight_decay, clip, finite):
+def _fused_direction(
+    p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, by: Numbers
+) -> tuple[Tensor, Tensor, Tensor]:
     """The same by torch's fused AdamW, which turns s into s - adam(g): s starts as -weight_decay * p.
 
     The result takes the place of `grad`. A CPU goes through a tensor in chunks that stay in its cache.
     """
     chunk = min(p.numel(), CHUNK) if p.is_cpu else p.numel()
-    scale, skip, squares, clipped = 1 / clip, 1 - finite, [], torch.empty(chunk, dtype=p.dtype, device=p.device)
+    scale, skip, squares, clipped = 1 / by.clip, 1 - by.finite, [], torch.empty(chunk, dtype=p.dtype, device=p.device)
     for w, s, m, v in zip(*(tensor.view(-1).split(chunk) for tensor in (p, grad, exp_avg, exp_avg_sq))):
         g = torch.mul(s, scale, out=clipped[: len(s)])
-        torch.mul(w, -weight_decay, out=s)
+        torch.mul(w, -by.weight_decay, out=s)
         torch._fused_adamw_(
-            [s], [g], [m], [v], max_exp_avg_sqs=[], state_steps=[step], lr=1.0, beta1=betas[0], beta2=betas[1],
-            weight_decay=0.0, eps=eps, amsgrad=False, maximize=False, found_inf=skip,
+            [s], [g], [m], [v], max_exp_avg_sqs=[], state_steps=[by.step], lr=1.0, beta1=by.betas[0],
+            beta2=by.betas[1], weight_decay=0.0, eps=by.eps, amsgrad=False, maximize=False, found_inf=skip,
         )  # fmt: skip
-        squares.append(torch.stack([square_sum(w), square_sum(s)]) if weight_decay else step.expand(2))
-    return grad, *torch.stack(squares).sum(0, dtype=torch.float64)
+        squares.append(torch.stack([square_sum(w), square_sum(s)]) if by.weight_decay else by.step.expand(2))
+    weight_square, update_square = torch.stack(squares).sum(0, dtype=torch.float64)
+    return grad, weight_square, update_square
 
 
 class Lamb(Optimizer):
@@ -84,9 +104,18 @@ class Lamb(Optimizer):
     `fused`: the device has torch's fused AdamW, which makes several passes over memory one.
     """
 
-    moments = ("exp_avg", "exp_avg_sq")
+    moments: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, max_grad_norm=1.0, fused=True):
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        max_grad_norm: float = 1.0,
+        fused: bool = True,
+    ):
         defaults = {"lr": lr, "bias_correction": True, "betas": betas, "eps": eps}  # with FusedLamb's names
         super().__init__(
             params, {**defaults, "weight_decay": weight_decay, "grad_averaging": True, "max_grad_norm": max_grad_norm}
@@ -99,7 +128,7 @@ class Lamb(Optimizer):
             group["step"] = step
 
     @torch.no_grad()
-    def step(self, norm=None):
+    def step(self, norm: Tensor | None = None) -> Tensor:  # type: ignore[override]  # torch's takes a closure
         """Apply one update, which uses the gradients up; after a non-finite norm weights and moments stay as they are.
 
         Returns a tensor, 1.0 if the norm was finite, else 0.0.
@@ -113,14 +142,12 @@ class Lamb(Optimizer):
             # Copied as a tensor: filled in as numbers they would make every step a new lazy graph.
             numbers = torch.tensor([group["step"], group["lr"]], dtype=norm.dtype)
             step, lr = numbers.to(norm.device, non_blocking=True).unbind()
+            by = Numbers(step, lr, clip, finite, group["betas"], group["eps"], group["weight_decay"])
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 state = self.state[p]
                 if not state:
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-                options = {name: group[name] for name in ("betas", "eps", "weight_decay")}
-                moments = state["exp_avg"], state["exp_avg_sq"]
-                numbers = {"step": step, "lr": lr, "clip": clip, "finite": finite}
-                lamb_update(p, p.grad, *moments, fused=self._fused, **numbers, **options)
+                lamb_update(p, p.grad, state["exp_avg"], state["exp_avg_sq"], by, self._fused)
         return finite

@@ -2,7 +2,9 @@
 
 from central.runtime.device import Device
 from central.runtime.exits import BadRequest
+from pretraining.batches import MicroBatch
 from pretraining.kernels.choice import KERNELS
+from pretraining.kernels.plain import flat_layout
 from pretraining.modeling import BertConfig
 
 BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments
@@ -18,15 +20,15 @@ def sequence_flops(config: BertConfig, tokens: int, masked: float) -> float:
     return 3 * (encoder + masked * (2 * h * h + 2 * h * vocab) + 2 * h * h)
 
 
-def batch_flops(config: BertConfig, micro_batch) -> float:
+def batch_flops(config: BertConfig, micro_batch: MicroBatch) -> float:
     """Forward and backward of one micro-batch, counted over real tokens only."""
-    masked, lengths = len(micro_batch.masked_positions), micro_batch.lengths
-    if lengths is None:  # static layout: rows hold padding and several sequences, slots may be unused
-        masked = float(micro_batch.masked_weights.sum())
-        ids = micro_batch.sequence_ids
-        lengths = [count for n in range(1, int(ids.max()) + 1) for count in (ids == n).sum(1).tolist() if count]
+    ids, weights = micro_batch.sequence_ids, micro_batch.masked_weights
+    if ids is not None and weights is not None:  # static layout: padding, several sequences a row, slots not used
+        masked = float(weights.sum())
+        lengths = [count for n in range(1, int(ids.max()) + 1) for count in ids.eq(n).sum(1).tolist() if count]
     else:
-        lengths = lengths[: len(micro_batch.next_sentence_labels)]  # without what fills the last tile
+        masked, (_, filled) = len(micro_batch.masked_positions), flat_layout(micro_batch)
+        lengths = list(filled[: len(micro_batch.next_sentence_labels)])  # without what fills the last tile
     return sum(sequence_flops(config, length, masked / len(lengths)) for length in lengths)
 
 

@@ -9,12 +9,16 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from central.files import parse_json
 from central.models import LARGEST_SIZE
+from pretraining.batches import MicroBatch
+from pretraining.kernels.choice import Kernels
+from pretraining.kernels.plain import Batch
 
 VOCAB_MULTIPLE = 8
 LEAST = {"type_vocab_size": 2, "pad_token_id": 0}  # of the whole numbers of a configuration; 1 of the others
@@ -37,7 +41,7 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.hidden_act != "gelu":
             raise ValueError(f"hidden_act {self.hidden_act!r}: only 'gelu' is implemented")
         for field in dataclasses.fields(self):
@@ -56,7 +60,7 @@ class BertConfig:
             )
 
     @classmethod
-    def from_json(cls, path: Path, **overrides) -> "BertConfig":
+    def from_json(cls, path: Path, **overrides: Any) -> "BertConfig":
         """Read BERT's keys from a JSON file, other keys are passed over; ValueError names the file."""
         try:
             found = parse_json(Path(path).read_text(encoding="utf-8"))
@@ -84,7 +88,7 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(h, eps=config.layer_norm_eps)
         self.dropout = config.hidden_dropout_prob
 
-    def forward(self, batch, kernels):
+    def forward(self, batch: MicroBatch, kernels: Kernels) -> Tensor:
         x = self.word_embeddings(batch.input_ids)
         x = x + self.position_embeddings(batch.positions) + self.token_type_embeddings(batch.segment_ids)
         return kernels.dropout(kernels.layer_norm(x, self.LayerNorm), self.dropout, self.training)  # T x h
@@ -97,7 +101,7 @@ class SelfAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
 
-    def forward(self, x, batch, kernels):
+    def forward(self, x: Tensor, batch: Batch, kernels: Kernels) -> Tensor:
         qkv = kernels.joint_linear(x, (self.query, self.key, self.value))  # T x 3h
         return kernels.attention(qkv, batch, self.num_heads, self.dropout, self.training)  # T x h
 
@@ -118,7 +122,7 @@ class Attention(nn.Module):
         self.self = SelfAttention(config)
         self.output = Output(config.hidden_size, config)
 
-    def forward(self, x, batch, kernels):
+    def forward(self, x: Tensor, batch: Batch, kernels: Kernels) -> Tensor:
         y = kernels.linear(self.self(x, batch, kernels), self.output.dense)
         return kernels.dropout_add_norm(y, x, self.output.LayerNorm, self.output.dropout, self.training)
 
@@ -136,7 +140,7 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = Output(config.intermediate_size, config)
 
-    def forward(self, x, batch, kernels):
+    def forward(self, x: Tensor, batch: Batch, kernels: Kernels) -> Tensor:
         x = self.attention(x, batch, kernels)
         y = kernels.feed_forward(x, self.intermediate.dense, self.output.dense)
         return kernels.dropout_add_norm(y, x, self.output.LayerNorm, self.output.dropout, self.training)
@@ -161,7 +165,7 @@ class Bert(nn.Module):
         self.encoder = Encoder(config)
         self.pooler = Pooler(config) if pools else None
 
-    def forward(self, batch, kernels, checkpoint_activations: bool):
+    def forward(self, batch: MicroBatch, kernels: Kernels, checkpoint_activations: bool) -> Tensor:
         x, batch = self.embeddings(batch, kernels), kernels.prepared(batch)
         for layer in self.encoder.layer:
             if checkpoint_activations:
@@ -186,7 +190,7 @@ class Predictions(nn.Module):
         self.transform = Transform(config)
         self.bias = nn.Parameter(torch.zeros(config.padded_vocab_size))
 
-    def loss(self, hidden, batch, kernels, bert: Bert):
+    def loss(self, hidden: Tensor, batch: MicroBatch, kernels: Kernels, bert: Bert) -> tuple[Tensor, Tensor]:
         """Summed loss and number of right answers over the masked tokens."""
         x = kernels.linear(hidden.index_select(0, batch.masked_positions), self.transform.dense)
         x = kernels.layer_norm(nn.functional.gelu(x), self.transform.LayerNorm)  # M x h
@@ -200,19 +204,26 @@ class NextSentence(nn.Linear):
     def __init__(self, config: BertConfig):
         super().__init__(config.hidden_size, 2)
 
-    def loss(self, hidden, batch, kernels, bert: Bert):
+    def loss(self, hidden: Tensor, batch: MicroBatch, kernels: Kernels, bert: Bert) -> tuple[Tensor, Tensor]:
         """Summed loss and number of right answers over the sequences."""
+        assert bert.pooler is not None
         cls = hidden.index_select(0, batch.cls_positions)
         pooled = torch.tanh(kernels.linear(cls, bert.pooler.dense))  # N x h
         scores = kernels.linear(pooled, self)  # N x 2
         return next_sentence_loss(scores, batch.next_sentence_labels, batch.next_sentence_weights)
 
 
-HEADS = {"mlm": ("predictions", Predictions), "nsp": ("seq_relationship", NextSentence)}  # of a loss: name and class
+HEADS: dict[str, tuple[str, type[Predictions | NextSentence]]] = {  # of a loss: name and class
+    "mlm": ("predictions", Predictions),
+    "nsp": ("seq_relationship", NextSentence),
+}
 POOLED = ("nsp",)  # losses whose heads see [CLS] through the pooler
 
 
 class Heads(nn.Module):
+    predictions: Predictions
+    seq_relationship: NextSentence
+
     def __init__(self, config: BertConfig, losses: Sequence[str]):
         super().__init__()
         for name, head in (HEADS[loss] for loss in losses):
@@ -225,7 +236,7 @@ class BertForPreTraining(nn.Module):
     def __init__(
         self,
         config: BertConfig,
-        kernels,
+        kernels: Kernels,
         checkpoint_activations: bool = False,
         losses: Sequence[str] = ("mlm", "nsp"),
     ):
@@ -236,15 +247,16 @@ class BertForPreTraining(nn.Module):
         self.bert = Bert(config, pools=any(loss in POOLED for loss in losses))
         self.cls = Heads(config, losses)
 
-    def forward(self, batch):
+    def forward(self, batch: MicroBatch) -> Tensor:
         """Sums over the batch, fp32: each loss, then the number of right answers of each."""
         with self.kernels.autocast():
             hidden = self.bert(batch, self.kernels, self.checkpoint_activations and self.training)
-            found = [head.loss(hidden, batch, self.kernels, self.bert) for head in self.cls.children()]
+            heads: Any = self.cls.children()
+            found = [head.loss(hidden, batch, self.kernels, self.bert) for head in heads]
         return torch.stack([*(loss for loss, _ in found), *(right for _, right in found)])
 
 
-def next_sentence_loss(scores, labels, weights):
+def next_sentence_loss(scores: Tensor, labels: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy and number of right answers; `weights` N, 0 where a packed row has no such sequence."""
     losses = nn.functional.cross_entropy(scores.float(), labels, reduction="none")
     right = (scores.argmax(-1) == labels).float()

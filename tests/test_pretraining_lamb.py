@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretraining.lamb import Lamb, _fused_direction, _plain_direction, global_norm, square_sum, trust_ratio
+from pretraining.lamb import Lamb, Numbers, _fused_direction, _plain_direction, global_norm, square_sum, trust_ratio
 from pretraining.schedule import poly_warmup
 
 SHAPES = [(7, 5), (5,), (300, 11), (1, 1)]
@@ -131,8 +131,8 @@ def test_plain_operations_and_the_fused_kernel_agree():
         generator = torch.Generator().manual_seed(3)
         p, grad, m, v = (torch.randn(40, 9, generator=generator) for _ in range(4))
         one, clip = torch.tensor(1.0), torch.tensor(1.7)
-        options = {"step": torch.tensor(4.0), "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01}
-        minus_update, *squares = direction(p, grad, m, v.abs_(), clip=clip, finite=one, **options)
+        by = Numbers(torch.tensor(4.0), one, clip, one, (0.9, 0.999), 1e-6, 0.01)
+        minus_update, *squares = direction(p, grad, m, v.abs_(), by)
         found.append([minus_update, m, v, *(square.float() for square in squares)])
     for plain, fused in zip(*found):
         torch.testing.assert_close(plain, fused, rtol=2e-5, atol=2e-6)

@@ -10,10 +10,11 @@ out, because on a CPU the time that is not matrix products is memory traffic and
 
 import contextlib
 import math
-from typing import Self
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -21,8 +22,12 @@ from torch.utils.checkpoint import checkpoint
 from central.runtime import cpu_bf16
 from central.runtime.device import Device
 from central.runtime.dropout import Dropout, DropoutBits, kept_by_sign, sign_dropped, zeroed
+from pretraining.kernels.plain import AnyBatch, Batch, flat_layout
 
 LOSS_ROWS = 512  # rows of logits computed at a time
+
+Run = tuple[int, int, int]  # first token, sequences, and their length
+Gradients = tuple[Tensor | None, ...]  # of each argument of a forward pass; None where it has none
 
 
 class CpuKernels:
@@ -39,7 +44,7 @@ class CpuKernels:
         self.in_place = in_place
         self.bits = DropoutBits()
         self.autocast = contextlib.nullcontext
-        self._copies = {}
+        self._copies: dict[tuple[int, ...], tuple[tuple[int, ...], Tensor]] = {}  # by parameters: versions, copy
 
     @classmethod
     def on(cls, device: Device, in_place: bool, fused_sdpa: object) -> Self:
@@ -53,18 +58,18 @@ class CpuKernels:
         """Make dropout from here on a function of `integers` (seed, global step, rank)."""
         self.bits.reseed(*integers)
 
-    def prepared(self, batch):
+    def prepared(self, batch: AnyBatch) -> AnyBatch:
         """The batch as it is: its layers share nothing."""
         return batch
 
-    def operand(self, x):
+    def operand(self, x: Tensor) -> Tensor:
         """A tensor of `dtype` in the type that products are computed in."""
         return x.to(self.arithmetic)
 
-    def result(self, product):
+    def result(self, product: Tensor) -> Tensor:
         return product.to(self.dtype)
 
-    def copy(self, *parameters):
+    def copy(self, *parameters: Tensor) -> Tensor:
         """The parameters, joined along the first dimension, as an operand."""
         if len(parameters) == 1 and parameters[0].dtype == self.dtype:
             return parameters[0].detach()
@@ -77,40 +82,43 @@ class CpuKernels:
             kept = self._copies[key] = (versions, joined)
         return kept[1]
 
-    def linear(self, x, dense: nn.Linear):
+    def linear(self, x: Tensor, dense: nn.Linear) -> Tensor:
         return self.joint_linear(x, (dense,))
 
-    def joint_linear(self, x, denses):
+    def joint_linear(self, x: Tensor, denses: Sequence[nn.Linear]) -> Tensor:
         weights, biases = [dense.weight for dense in denses], [dense.bias for dense in denses]
         return Linear.apply(self, x.to(self.dtype), len(denses), *weights, *biases)
 
-    def layer_norm(self, x, norm: nn.LayerNorm):
+    def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         return F.layer_norm(x.to(self.dtype), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
-    def dropout(self, x, p: float, training: bool):
+    def dropout(self, x: Tensor, p: float, training: bool) -> Tensor:
         return Dropout.apply(self.bits, x, p) if training and p else x
 
-    def dropout_add_norm(self, x, residual, norm: nn.LayerNorm, p: float, training: bool):
+    def dropout_add_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm, p: float, training: bool) -> Tensor:
         return DropoutAddNorm.apply(self.bits, x, residual, norm.weight, norm.bias, norm.eps, p if training else 0.0)
 
-    def feed_forward(self, x, up: nn.Linear, down: nn.Linear):
+    def feed_forward(self, x: Tensor, up: nn.Linear, down: nn.Linear) -> Tensor:
         return FeedForward.apply(self, x, up.weight, up.bias, down.weight, down.bias)
 
-    def attention(self, qkv, batch, num_heads: int, p: float, training: bool):
-        return Attention.apply(self.bits, qkv, equal_runs(batch.lengths), num_heads, p if training else 0.0)
+    def attention(self, qkv: Tensor, batch: Batch, num_heads: int, p: float, training: bool) -> Tensor:
+        _, lengths = flat_layout(batch)
+        return Attention.apply(self.bits, qkv, equal_runs(lengths), num_heads, p if training else 0.0)
 
-    def recomputed(self, layer, x, batch):
+    def recomputed(self, layer: nn.Module, x: Tensor, batch: Batch) -> Tensor:
         state = self.bits.state
         contexts = lambda: (contextlib.nullcontext(), self.bits.replay(state))  # noqa: E731
         return checkpoint(layer, x, batch, self, use_reentrant=False, context_fn=contexts, preserve_rng_state=False)
 
-    def masked_lm_loss(self, x, weight, bias, labels, weights):
+    def masked_lm_loss(
+        self, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy and number of right answers over M masked positions."""
         if weights is not None:
             raise ValueError("flat batches hold used positions only")
         return MaskedLoss.apply(self, x, weight, bias, labels)
 
-    def weight_grad(self, parameter, g, x):
+    def weight_grad(self, parameter: Tensor, g: Tensor, x: Tensor) -> Tensor | None:
         """g^T x of two operands as the gradient of `parameter`; None when it went into `parameter.grad` in place."""
         if not self.in_place or parameter.grad is None:
             return g.t() @ x
@@ -125,7 +133,9 @@ class DropoutAddNorm(Function):
     """layer_norm(dropout(x) + residual)."""
 
     @staticmethod
-    def forward(ctx, bits, x, residual, weight, bias, eps, p):
+    def forward(
+        ctx: Any, bits: DropoutBits, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, p: float
+    ) -> Tensor:
         kept, ctx.scale = None, 1 / (1 - p)
         if p:
             kept = bits.kept(x, p)
@@ -136,7 +146,7 @@ class DropoutAddNorm(Function):
         return out
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Tensor) -> Gradients:
         total, mean, rstd, weight, bias, kept = ctx.saved_tensors
         d_total, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
             g.contiguous(), total, weight.shape, mean, rstd, weight, bias, [True, True, True]
@@ -149,14 +159,14 @@ class Linear(Function):
     """x W^T + b, with W and b joined from one parameter or several."""
 
     @staticmethod
-    def forward(ctx, kernels, x, count, *parameters):
+    def forward(ctx: Any, kernels: CpuKernels, x: Tensor, count: int, *parameters: Tensor) -> Tensor:
         weights, biases = parameters[:count], parameters[count:]
         ctx.kernels, ctx.weights = kernels, weights
         ctx.save_for_backward(x)
         return kernels.result(F.linear(kernels.operand(x), kernels.copy(*weights), kernels.copy(*biases)))
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Tensor) -> Gradients:
         (x,), weights, kernels = ctx.saved_tensors, ctx.weights, ctx.kernels
         g, x = kernels.operand(g), kernels.operand(x)
         parts = g.split([len(weight) for weight in weights], dim=1)
@@ -169,7 +179,9 @@ class FeedForward(Function):
     """gelu(x U^T + a) D^T + b; the wide activation is computed again in the backward pass rather than kept."""
 
     @staticmethod
-    def forward(ctx, kernels, x, up, up_bias, down, down_bias):
+    def forward(
+        ctx: Any, kernels: CpuKernels, x: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor
+    ) -> Tensor:
         wide = kernels.result(F.linear(kernels.operand(x), kernels.copy(up), kernels.copy(up_bias)))
         ctx.kernels, ctx.parameters = kernels, (up, down)
         ctx.save_for_backward(x, wide)
@@ -177,7 +189,7 @@ class FeedForward(Function):
         return kernels.result(F.linear(active, kernels.copy(down), kernels.copy(down_bias)))
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Tensor) -> Gradients:
         (x, wide), (up, down), kernels = ctx.saved_tensors, ctx.parameters, ctx.kernels
         g, x = kernels.operand(g), kernels.operand(x)
         d_down = kernels.weight_grad(down, g, kernels.operand(F.gelu(wide)))
@@ -188,9 +200,10 @@ class FeedForward(Function):
         return None, kernels.result(d_wide @ kernels.copy(up)), d_up, d_up_bias, d_down, d_down_bias
 
 
-def equal_runs(lengths) -> list[tuple[int, int, int]]:
-    """(first token, sequences, length) of each run of neighbours of one length."""
-    runs, start = [], 0
+def equal_runs(lengths: Iterable[int]) -> list[Run]:
+    """The runs of neighbours of one length."""
+    runs: list[Run] = []
+    start = 0
     for length in lengths:
         if runs and runs[-1][2] == length:
             runs[-1] = (runs[-1][0], runs[-1][1] + 1, length)
@@ -204,7 +217,7 @@ class Attention(Function):
     """softmax(Q K^T / sqrt(d)) V within each sequence, with dropout on the probabilities."""
 
     @staticmethod
-    def forward(ctx, bits, qkv, runs, num_heads, p):
+    def forward(ctx: Any, bits: DropoutBits, qkv: Tensor, runs: list[Run], num_heads: int, p: float) -> Tensor:
         tokens, width = qkv.shape
         out = qkv.new_empty(tokens, width // 3)
         ctx.runs, ctx.num_heads, ctx.p = runs, num_heads, p
@@ -221,7 +234,7 @@ class Attention(Function):
         return out.mul_(1 / (1 - p)) if p else out
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Tensor) -> Gradients:
         (qkv, *signed), num_heads, p = ctx.saved_tensors, ctx.num_heads, ctx.p
         g = g * (1 / (1 - p)) if p else g
         d_qkv = torch.empty_like(qkv)
@@ -242,14 +255,14 @@ class Attention(Function):
         return None, d_qkv, None, None, None
 
 
-def _heads(qkv, start, count, length, num_heads):
+def _heads(qkv: Tensor, start: int, count: int, length: int, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Scaled queries, keys and values of a run, each (sequences * heads) x length x head size."""
     block = qkv[start : start + count * length].view(count, length, 3, num_heads, -1)
     q, k, v = block.permute(2, 0, 3, 1, 4).contiguous().view(3, count * num_heads, length, -1)
     return q.mul_(1 / math.sqrt(q.shape[-1])), k, v
 
 
-def _tokens(flat, start, count, length, num_heads):
+def _tokens(flat: Tensor, start: int, count: int, length: int, num_heads: int) -> Tensor:
     """View of a run of T x h as sequences x heads x length x head size."""
     return flat[start : start + count * length].view(count, length, num_heads, -1).transpose(1, 2)
 
@@ -262,9 +275,12 @@ class MaskedLoss(Function):
     """
 
     @staticmethod
-    def forward(ctx, kernels, x, weight, bias, labels):
+    def forward(
+        ctx: Any, kernels: CpuKernels, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
         low, low_bias = kernels.copy(weight), kernels.copy(bias)
-        loss, right, d_logits = x.new_zeros((), dtype=torch.float32), 0, []
+        loss, right = x.new_zeros((), dtype=torch.float32), x.new_zeros((), dtype=torch.int64)
+        d_logits = []
         for rows in range(0, len(x), LOSS_ROWS):
             label = labels[rows : rows + LOSS_ROWS, None]
             part = kernels.operand(x[rows : rows + LOSS_ROWS])
@@ -281,10 +297,10 @@ class MaskedLoss(Function):
                 d_logits.append(gradient.to(x.dtype))
         ctx.kernels, ctx.weight = kernels, weight
         ctx.save_for_backward(x, *d_logits)
-        return loss, torch.as_tensor(right, dtype=torch.float32)
+        return loss, right.float()
 
     @staticmethod
-    def backward(ctx, g, _):
+    def backward(ctx: Any, g: Tensor, _: Tensor) -> Gradients:
         x, *parts = ctx.saved_tensors
         d_logits = parts[0] if len(parts) == 1 else torch.cat(parts) if parts else x.new_empty(0, len(ctx.weight))
         kernels, low = ctx.kernels, ctx.kernels.copy(ctx.weight)

@@ -4,10 +4,13 @@ torch's nested tensors reach the same attention kernels, but their Python costs 
 themselves take: on an H200 `large` ran at a third of the speed of padded batches (64 rows of 128, 2026-11-26).
 """
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretraining.kernels.plain import PlainKernels
+from pretraining.kernels.plain import Batch, PlainKernels, flat_layout
 
 
 class CudaKernels(PlainKernels):
@@ -15,16 +18,17 @@ class CudaKernels(PlainKernels):
 
     keeps_scores = False
 
-    def joint_linear(self, x, denses):
+    def joint_linear(self, x: Tensor, denses: Sequence[nn.Linear]) -> Tensor:
         weight, bias = (torch.cat([getattr(dense, name) for dense in denses]) for name in ("weight", "bias"))
         return F.linear(x, weight, bias)
 
-    def attention(self, qkv, batch, num_heads: int, p: float, training: bool):
+    def attention(self, qkv: Tensor, batch: Batch, num_heads: int, p: float, training: bool) -> Tensor:
         q, k, v = qkv.view(len(qkv), 3, num_heads, -1).unbind(1)  # each T x heads x d
         if q.shape[-1] % 8:  # the kernels take sizes of whole 8
             return super().attention(qkv, batch, num_heads, p, training)
-        p, longest = p if training else 0.0, max(batch.lengths)
-        bounds = batch.offsets, batch.offsets, longest, longest
+        offsets, lengths = flat_layout(batch)
+        p, longest = p if training else 0.0, max(lengths)
+        bounds = offsets, offsets, longest, longest
         if takes_flash(q):
             out = torch.ops.aten._flash_attention_forward(q, k, v, *bounds, p, False, False)[0]
         else:
@@ -33,7 +37,7 @@ class CudaKernels(PlainKernels):
         return out.reshape(len(qkv), -1)
 
 
-def takes_flash(q: torch.Tensor) -> bool:
+def takes_flash(q: Tensor) -> bool:
     """Whether flash attention computes this: 16 bits, cards since Ampere; else memory-efficient attention does."""
     half = q.dtype in (torch.float16, torch.bfloat16)
     built = torch.backends.cuda.is_flash_attention_available()
