@@ -12,8 +12,12 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import text
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path("demo_output")
@@ -212,7 +216,7 @@ def finetuning(model: Path, name: str) -> list[str]:
     ]
 
 
-def options(**values) -> list[str]:
+def options(**values: object) -> list[str]:
     """`max_steps=[3, 4]` -> `--max_steps 3 4`."""
     words = []
     for name, value in values.items():
@@ -282,7 +286,7 @@ def read_scores() -> list[Score]:
     return scores
 
 
-def evaluate(folder: Path, shards: list[Path]):
+def evaluate(folder: Path, shards: list[Path]) -> "list[np.ndarray]":
     """Of each of N held-out sequences the masked LM losses (nats, summed), the masked tokens, and whether the next
     sentence was told: three arrays [N].
 

@@ -72,7 +72,7 @@ def neighbours(documents: list[str], count: int, seed: int) -> list[tuple[int, s
     split = [sentences(document) for document in documents]
     places = [(which, at) for which, found in enumerate(split) for at in range(len(found) - 1)]
     random.shuffle(places)
-    rows = []
+    rows: list[tuple[int, str, str]] = []
     for which, at in places[:count]:
         follows = len(rows) % 2
         if not follows:

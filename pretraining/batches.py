@@ -6,6 +6,7 @@ torch.compile), where every shape is the same at every step and unused masked po
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def take(self, index) -> "Rows":
+    def take(self, index: slice | np.ndarray) -> "Rows":
         """Rows chosen by a slice (as views) or by an array of numbers (as copies)."""
         return Rows(*(_taken(getattr(self, field.name), index) for field in fields(self)))
 
@@ -52,7 +53,7 @@ class Rows:
         return ids
 
 
-def _taken(values, index):
+def _taken(values: np.ndarray, index: slice | np.ndarray) -> np.ndarray:
     if isinstance(index, slice):
         return values[index]
     if values.strides[0] == 0:  # positions of rows that are not packed: one row stands for all
@@ -94,8 +95,10 @@ class MicroBatch:
         return replace(self, attention_mask=mask)
 
     def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "MicroBatch":
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **{name: change(value) for name, value in tensors.items()})
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def flat_micro_batch(rows: Rows, tile: int = 1) -> MicroBatch:
     if fill:
         lengths = np.append(lengths, fill)  # one more sequence, which no loss asks for
 
-    def tokens(values):
+    def tokens(values: np.ndarray) -> torch.Tensor:
         return _int32(np.append(values.reshape(-1)[index], np.zeros(fill, np.int32)))
 
     row_start = (np.arange(len(rows)) * seq_len)[:, None]
@@ -176,15 +179,15 @@ def static_micro_batch(rows: Rows) -> MicroBatch:
     )
 
 
-def _int32(array) -> torch.Tensor:
+def _int32(array: np.ndarray) -> torch.Tensor:
     return _tensor(array, np.int32)
 
 
-def _int64(array) -> torch.Tensor:
+def _int64(array: np.ndarray) -> torch.Tensor:
     return _tensor(array, np.int64)
 
 
-def _tensor(array, dtype) -> torch.Tensor:
+def _tensor(array: np.ndarray, dtype: type[np.integer]) -> torch.Tensor:
     """The array's own memory where that can be: one that may not be written to (the places in a row) is copied."""
     return torch.from_numpy(np.require(array, dtype, ("C", "W")))
 

@@ -11,13 +11,22 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from central.runtime import tensor_files
-from central.runtime.checkpoints import checkpoint_step, checksum, list_checkpoints, read_state, remedy, sealed
+from central.runtime.checkpoints import (
+    checkpoint_step,
+    checksum,
+    list_checkpoints,
+    numbered_checkpoints,
+    read_state,
+    remedy,
+    sealed,
+)
 from central.runtime.exits import BadRequest, Diverged, errno_of, refusal
 from pretraining.modeling import PADDED_ROW_BIAS, BertConfig, BertForPreTraining
 from pretraining.optimizer import Optimizer
@@ -38,7 +47,7 @@ def copy_weights(model: BertForPreTraining) -> dict[str, torch.Tensor]:
     return {name: _host_copy(tensor) for name, tensor in parts.items()}
 
 
-def copy_moments(optimizer: Optimizer, model: BertForPreTraining) -> dict:
+def copy_moments(optimizer: Optimizer, model: BertForPreTraining) -> dict[str, Any]:
     """The optimizer's state_dict on the host, parameters by their number."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
@@ -51,12 +60,12 @@ def copy_moments(optimizer: Optimizer, model: BertForPreTraining) -> dict:
     return {"state": moments, "param_groups": groups, "names": order}
 
 
-def _host_copy(tensor):
+def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach()
     return tensor.clone(memory_format=torch.contiguous_format) if tensor.is_cpu else tensor.cpu()
 
 
-def _number(value):
+def _number(value: object) -> object:
     return value.item() if isinstance(value, torch.Tensor) else value
 
 
@@ -84,7 +93,7 @@ def _first(problems: list[str]) -> str:
     return f"{problems[0]}{more}"
 
 
-def check_moments(saved, optimizer: Optimizer, model: BertForPreTraining, folder: Path) -> None:
+def check_moments(saved: object, optimizer: Optimizer, model: BertForPreTraining, folder: Path) -> None:
     """Raise BadRequest where what a checkpoint holds is no state of this optimizer and model."""
     if problems := _moment_problems(saved, optimizer.moments, model):
         raise BadRequest(
@@ -92,7 +101,7 @@ def check_moments(saved, optimizer: Optimizer, model: BertForPreTraining, folder
         )
 
 
-def _moment_problems(saved, moment_names: tuple[str, ...], model: BertForPreTraining) -> list[str]:
+def _moment_problems(saved: object, moment_names: tuple[str, ...], model: BertForPreTraining) -> list[str]:
     parts = ("state", "names", "param_groups")
     if not isinstance(saved, dict) or any(not isinstance(saved.get(part), dict | list) for part in parts):
         return [f"holds no {', '.join(parts)}"]
@@ -114,7 +123,7 @@ def _moment_problems(saved, moment_names: tuple[str, ...], model: BertForPreTrai
 
 
 @torch.no_grad()
-def load_moments(optimizer: Optimizer, model: BertForPreTraining, saved: dict) -> None:
+def load_moments(optimizer: Optimizer, model: BertForPreTraining, saved: dict[str, Any]) -> None:
     """Put moments, by name, and the optimizer's own step count into it, on the device of its parameters."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     by_name = {saved["names"][index]: moments for index, moments in saved["state"].items()}
@@ -138,7 +147,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise BadRequest(f"{folder / WEIGHTS}: cannot be read ({error}): {remedy(folder)}") from error
 
 
-def read_moments(folder: Path) -> dict | None:
+def read_moments(folder: Path) -> dict[str, Any] | None:
     """The saved optimizer state, None where a folder has none."""
     if not (folder / MOMENTS).exists():
         return None
@@ -183,8 +192,8 @@ def set_aside(folder: Path, global_step: int) -> list[str]:
     A run that goes on from that step would else be resumed from them, or find their number taken by them.
     """
     said = []
-    for path in list_checkpoints(folder):
-        if checkpoint_step(path) > global_step:
+    for step, path in numbered_checkpoints(folder):
+        if step > global_step:
             names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
             said.append(f"{path.name} is kept as {path.rename(next(name for name in names if not name.exists())).name}")
     return said
@@ -197,10 +206,17 @@ class CheckpointWriter:
         self.folder = folder
         self.limit = limit
         self.architecture = architecture
-        self._thread = None
-        self._error = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
 
-    def save(self, model, optimizer, state: dict, texts: dict[str, str], then: Callable[[], None] = lambda: None):
+    def save(
+        self,
+        model: BertForPreTraining,
+        optimizer: Optimizer,
+        state: dict[str, Any],
+        texts: dict[str, str],
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
         """Copy the state now, write it meanwhile, call `then` when it is in place."""
         self.wait()
         weights, moments = copy_weights(model), copy_moments(optimizer, model)
@@ -222,7 +238,14 @@ class CheckpointWriter:
             error, self._error = self._error, None
             raise error
 
-    def _write(self, weights, moments, state, texts, then) -> None:
+    def _write(
+        self,
+        weights: dict[str, torch.Tensor],
+        moments: dict[str, Any],
+        state: dict[str, Any],
+        texts: dict[str, str],
+        then: Callable[[], None],
+    ) -> None:
         target = self.folder / f"ckpt_{state['global_step']}"
         try:
             _check_finite(weights, target)
@@ -235,7 +258,7 @@ class CheckpointWriter:
             self._error = error
 
 
-def _check_finite(weights: dict, target: Path) -> None:
+def _check_finite(weights: dict[str, torch.Tensor], target: Path) -> None:
     """A finite gradient times a huge learning rate is seen here, and nowhere before the next step."""
     bad = next((name for name, tensor in weights.items() if not torch.isfinite(tensor).all()), None)
     if bad:
@@ -244,7 +267,13 @@ def _check_finite(weights: dict, target: Path) -> None:
         )
 
 
-def write_checkpoint(target: Path, weights: dict, moments: dict, state: dict, texts: dict[str, str]) -> None:
+def write_checkpoint(
+    target: Path,
+    weights: dict[str, torch.Tensor],
+    moments: dict[str, Any],
+    state: dict[str, Any],
+    texts: dict[str, str],
+) -> None:
     """Write beside, sync, rename: `target` is whole or not there. OSError where something has that name already."""
     partial = target.with_name(f"{TEMPORARY}{target.name}_{os.getpid()}")
     try:

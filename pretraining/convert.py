@@ -8,6 +8,7 @@ import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self, TypeGuard
 
 import torch
 from safetensors.torch import load_file
@@ -36,7 +37,7 @@ HEADS = ("cls.predictions.", "cls.seq_relationship.", "bert.pooler.")
 @dataclass(frozen=True)
 class Converted:
     weights: dict[str, torch.Tensor]  # Hugging Face's names, unpadded
-    moments: dict | None  # as checkpoint.load_moments reads it
+    moments: dict[str, Any] | None  # as checkpoint.load_moments reads it
     notes: tuple[str, ...]
 
 
@@ -65,7 +66,7 @@ def convert(path: Path, model: BertForPreTraining) -> Converted:
     return Converted(weights, moments, tuple(notes))
 
 
-def _are_weights(found) -> bool:
+def _are_weights(found: object) -> TypeGuard[dict[str, torch.Tensor]]:
     if not isinstance(found, dict) or not found:
         return False
     return all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items())
@@ -77,14 +78,14 @@ def _head_names(names: list[str]) -> str:
     return " and ".join(label for prefix, label in labels.items() if any(name.startswith(prefix) for name in names))
 
 
-def _trimmed(name: str, tensor, config: BertConfig):
+def _trimmed(name: str, tensor: torch.Tensor, config: BertConfig) -> torch.Tensor:
     """NVIDIA and the reference pad the vocabulary to a multiple of 8 on disk too."""
     if name in PADDED and len(tensor) == config.padded_vocab_size:
         return tensor[: config.vocab_size]
     return tensor
 
 
-def _read_folder(folder: Path) -> dict:
+def _read_folder(folder: Path) -> Any:
     index = folder / "model.safetensors.index.json"
     try:
         if index.is_file():
@@ -104,7 +105,7 @@ def _read_folder(folder: Path) -> dict:
     raise BadRequest(f"{folder}: no model.safetensors or pytorch_model.bin in it: give a model folder or a .pt")
 
 
-def _read_pt(path: Path) -> tuple:
+def _read_pt(path: Path) -> tuple[Any, Any]:
     """What stands in a `.pt` for weights, and for the optimizer's state."""
     refuse_inflated(path)
     try:
@@ -114,7 +115,7 @@ def _read_pt(path: Path) -> tuple:
     return (content.get("model", content), content.get("optimizer")) if isinstance(content, dict) else (None, None)
 
 
-def _moments(saved, model: BertForPreTraining) -> dict | None:
+def _moments(saved: object, model: BertForPreTraining) -> dict[str, Any] | None:
     """The optimizer state of the reference, whose parameters come in the model's order, decayed ones first."""
     if not isinstance(saved, dict) or not saved.get("state"):
         return None
@@ -125,7 +126,7 @@ def _moments(saved, model: BertForPreTraining) -> dict | None:
     for index, moments in saved["state"].items():
         if not isinstance(index, int) or index >= len(order) or not isinstance(moments, dict):
             return None
-        tensors = [moments.get(key) for key in Lamb.moments]
+        tensors: list[Any] = [moments.get(key) for key in Lamb.moments]
         fits = [isinstance(t, torch.Tensor) and t.shape[1:] == shapes[order[index]][1:] for t in tensors]
         if not all(fits):
             return None
@@ -140,23 +141,23 @@ def _moments(saved, model: BertForPreTraining) -> dict | None:
 class Inert:
     """Stands for an object of a class that is not read."""
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
         return super().__new__(cls)
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: object, **kwargs: object):
         pass
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: object) -> None:
         pass
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: object, **kwargs: object) -> Self:
         return self
 
-    def append(self, item):
+    def append(self, item: object) -> None:
         pass
 
-    def extend(self, items):
+    def extend(self, items: object) -> None:
         pass
 
-    def __setitem__(self, key, value):
+    def __setitem__(self, key: object, value: object) -> None:
         pass

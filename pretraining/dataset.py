@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import h5py
 import numpy as np
@@ -31,6 +32,8 @@ SAME_SHAPE = {  # a column and the one it goes with, element by element
     "next_sentence_positions": "next_sentence_labels",
     "next_sentence_weights": "next_sentence_labels",
 }
+Item = TypeVar("Item")
+
 CACHE_BYTES = 1 << 30  # shards kept in memory, per process
 CHECKED_BYTES = 1 << 28  # contents checked before the first step; later shards are checked as they are read
 
@@ -54,7 +57,7 @@ class Shard:
     seq_len: int
     num_predictions: int  # slots for masked tokens that are read of a row
     packed: bool
-    attributes: dict
+    attributes: dict[str, Any]
     stamp: tuple[int, ...]  # of the file when it was opened: another one later, and its rows are others
 
     @property
@@ -163,11 +166,11 @@ def _open_shard(path: Path, limits: Limits) -> Shard:
     return Shard(path, num_rows, seq_len, num_predictions, packed, attributes, stamp)
 
 
-def _holds_ids(dtype) -> bool:
+def _holds_ids(dtype: np.dtype) -> bool:
     return np.issubdtype(dtype, np.integer) or np.issubdtype(dtype, np.bool_)
 
 
-def _length(shape) -> int:
+def _length(shape: tuple[int, ...] | None) -> int:
     return shape[0] if shape else 0
 
 
@@ -201,7 +204,7 @@ def _read_columns(shard: Shard, limits: Limits) -> dict[str, np.ndarray]:
     return {key: np.zeros((shard.num_rows, 1), np.int8) for key in KEYS} | columns
 
 
-def _rows(columns: dict, shard: Shard) -> Rows:
+def _rows(columns: dict[str, np.ndarray], shard: Shard) -> Rows:
     num_rows, seq_len = columns["input_ids"].shape
     masked_positions, masked_ids = columns["masked_lm_positions"], columns["masked_lm_ids"]
     if shard.packed:
@@ -228,7 +231,7 @@ def _rows(columns: dict, shard: Shard) -> Rows:
     )
 
 
-def _int32(array):
+def _int32(array: np.ndarray) -> np.ndarray:
     return array.astype(np.int32, copy=False)
 
 
@@ -305,9 +308,10 @@ class ShardReader:
         self.limits = limits
         self.rows_per_epoch = sum(shard.num_rows for shard in shards)
         self._background = ThreadPoolExecutor(1, thread_name_prefix="shards")
-        self._cache: OrderedDict[int, Future] = OrderedDict()
-        self._plan = (-1, None, None)  # epoch, order of its shards, first row of each in the epoch
-        self._row_order = ((-1, -1), None)
+        self._cache: OrderedDict[int, Future[Rows]] = OrderedDict()
+        none = np.empty(0, np.int64)
+        self._plan = (-1, none, none)  # epoch, order of its shards, first row of each in the epoch
+        self._row_order = ((-1, -1), none)  # epoch and shard, order of its rows
 
     @property
     def kept_bytes(self) -> int:
@@ -322,7 +326,7 @@ class ShardReader:
 
     def describe(self, start: int, stop: int) -> str:
         """The rows at places start <= place < stop, by file: `a_0.hdf5 rows 3, 7-9; a_2.hdf5 rows 0`."""
-        found = {}
+        found: dict[str, set[int]] = {}
         for shard, rows, _ in self._pieces(start, stop):
             found.setdefault(self.shards[shard].path.name, set()).update(rows.tolist())
         return "; ".join(f"{name} rows {ranges(rows)}" for name, rows in sorted(found.items()))
@@ -384,7 +388,7 @@ class ShardReader:
             self._row_order = kept = ((epoch, shard), rng.permutation(self.shards[shard].num_rows))
         return kept[1]
 
-    def _load(self, shard: int) -> Future:
+    def _load(self, shard: int) -> Future[Rows]:
         if shard not in self._cache:
             self._cache[shard] = self._background.submit(read_shard, self.shards[shard], self.limits)
             held = sum(self.shards[index].stored_bytes for index in self._cache)
@@ -397,7 +401,7 @@ class ShardReader:
 
 def ranges(numbers: Iterable[int]) -> str:
     """Numbers in order and compactly: `3, 7-9`."""
-    runs = []
+    runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
             runs[-1][1] = number
@@ -456,16 +460,16 @@ def steps(
         rows_read += shape.global_rows_per_step
 
 
-class Prefetch:
+class Prefetch(Generic[Item]):
     """Runs an iterator in a thread, `depth` items ahead; an error there is raised here, in its turn."""
 
-    def __init__(self, items: Iterator, depth: int = 2):
-        self._queue = queue.Queue(depth)
+    def __init__(self, items: Iterator[Item], depth: int = 2):
+        self._queue: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._fill, args=(items,), daemon=True, name="prefetch")
         self._thread.start()
 
-    def __next__(self):
+    def __next__(self) -> Item:
         item, error = self._queue.get()
         if error is not None:
             raise error
@@ -475,7 +479,7 @@ class Prefetch:
         self._stopped.set()
         self._thread.join(timeout=5)
 
-    def _fill(self, items: Iterator) -> None:
+    def _fill(self, items: Iterator[Item]) -> None:
         try:
             for item in items:
                 if not self._put((item, None)):
@@ -483,7 +487,7 @@ class Prefetch:
         except BaseException as error:
             self._put((None, BadRequest(str(error)) if isinstance(error, ValueError) else error))
 
-    def _put(self, item) -> bool:
+    def _put(self, item: tuple[Any, BaseException | None]) -> bool:
         while not self._stopped.is_set():
             try:
                 self._queue.put(item, timeout=0.2)

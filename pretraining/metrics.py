@@ -48,7 +48,8 @@ class Metrics:
         self._totals = torch.zeros(2 * len(self._counts), device=self._device.device)
         self._loss = torch.zeros((), device=self._device.device)
         self._step_loss = torch.zeros((), device=self._device.device)
-        self._unread = []  # (global norm, lr, step, places of its rows) of steps not looked at yet
+        # Steps not looked at yet: global norm, learning rate, step, places of its rows.
+        self._unread: list[tuple[torch.Tensor, float, int, range]] = []
         self._norm = self._lr = 0.0
         self._times = dict.fromkeys(STAGES, 0.0)
 
@@ -63,7 +64,7 @@ class Metrics:
         self._times[stage] += now - self._mark
         self._mark = now
 
-    def add(self, loss, sums) -> None:
+    def add(self, loss: torch.Tensor, sums: torch.Tensor) -> None:
         loss = loss.detach()
         self._step_loss = self._step_loss + loss
         self._loss = self._loss + loss
@@ -78,7 +79,7 @@ class Metrics:
         self._tokens += tokens
         self._flops += sum(batch_flops(self._config, micro_batch) for micro_batch in batch.micro_batches)
 
-    def check(self, norm, lr: float, step: int, rows: range) -> None:
+    def check(self, norm: torch.Tensor, lr: float, step: int, rows: range) -> None:
         """Remember a step's gradient norm; look at it at once where that costs nothing, before the update."""
         self._unread.append((norm, lr, step, rows))
         if self._device.checks_every_step:

@@ -161,7 +161,7 @@ def _is_of_a_step(step: str | Sequence[int]) -> bool:
     return isinstance(step, list) and len(step) == 2
 
 
-def _entries(path: Path) -> Iterator[tuple[str | list, dict]]:
+def _entries(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     with path.open(errors="replace") as lines:
         for line in lines:
             try:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from central.runtime.checkpoints import check_content, list_checkpoints, read_state, remedy
 from central.runtime.exits import BadRequest
@@ -28,6 +29,8 @@ DECIDING = {
 MOST_STEPS = 1 << 53  # more than any training has, and still exact as a double
 NEEDED = {"phase": int, "step": int, "global_step": int, "data": dict, "settings": dict}  # in a state.json
 
+State = dict[str, Any]  # what a state.json holds
+
 
 @dataclass(frozen=True)
 class ResumePoint:
@@ -39,14 +42,18 @@ class ResumePoint:
     global_step: int = 0  # and in all phases
     rows_read: int | None = 0  # rows taken in this phase, None: reckon from the step
     exact: bool = False
-    state: dict | None = None
+    state: State | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path.name if self.path is not None else ""
 
 
 def find_start(settings: Settings) -> ResumePoint:
     """Decide from the flags and from what lies in the output folder; raises BadRequest where that is unclear, or where
     the checkpoint to start from is not what was written."""
     start = _find_start(settings)
-    if start.state:
+    if start.path is not None and start.state:
         try:
             check_content(start.path, start.state)
         except (OSError, ValueError) as error:
@@ -63,7 +70,9 @@ def _find_start(settings: Settings) -> ResumePoint:
                 f"{settings.output_dir}: holds {(found[-1][0] if found else older[-1]).name}: give "
                 "--resume_from_checkpoint to go on from it, or another --output_dir"
             )
-        return _from_weights(settings, found) if settings.init_checkpoint else ResumePoint(None, "start anew")
+        if settings.init_checkpoint:
+            return _from_weights(settings, settings.init_checkpoint, [])
+        return ResumePoint(None, "start anew")
     whole = [(path, state) for path, state in found if not isinstance(state, ValueError)]
     if settings.resume_step is not None and not settings.init_checkpoint:
         damaged = [
@@ -78,7 +87,7 @@ def _find_start(settings: Settings) -> ResumePoint:
     if own:
         return _continued(settings, own)
     if settings.init_checkpoint:
-        return _from_weights(settings, whole)
+        return _from_weights(settings, settings.init_checkpoint, whole)
     if settings.resume_step is not None and not older and not (settings.phase == 2 and whole):
         raise BadRequest(
             f"{settings.output_dir}: no checkpoint of step {settings.resume_step} of phase {settings.phase}"
@@ -109,7 +118,7 @@ def of_the_run(settings: Settings, start: ResumePoint, world_size: int) -> tuple
     """
     if settings.do_train and start.step > settings.max_steps:
         raise BadRequest(
-            f"--max_steps {settings.max_steps}: {start.path.name} is at step {start.step} of phase {settings.phase} "
+            f"--max_steps {settings.max_steps}: {start.name} is at step {start.step} of phase {settings.phase} "
             f"already: give {start.step} or more, or another --output_dir"
         )
     if not (start.exact and start.state):
@@ -121,14 +130,14 @@ def of_the_run(settings: Settings, start: ResumePoint, world_size: int) -> tuple
         init_checkpoint=Path(begun["init_checkpoint"]) if begun.get("init_checkpoint") else None,
     )
     said = [f"--seed {settings.seed}: this run goes on with the seed it began with, {kept.seed}"]
-    return kept, [*(said if kept.seed != settings.seed else []), *_changed(settings, start, world_size)]
+    return kept, [*(said if kept.seed != settings.seed else []), *_changed(settings, start.state, world_size)]
 
 
-def _changed(settings: Settings, start: ResumePoint, world_size: int) -> list[str]:
+def _changed(settings: Settings, state: State, world_size: int) -> list[str]:
     """A line for each setting that decides a run and is another one from here on."""
-    begun, until = start.state["settings"], f"up to step {start.step}"
+    begun, until = state["settings"], f"up to step {state['step']}"
     pairs = [(flag, begun.get(field), getattr(settings, field)) for field, flag in DECIDING.items()]
-    batch, ranks = begun.get("train_batch_size"), start.state.get("world_size")
+    batch, ranks = begun.get("train_batch_size"), state.get("world_size")
     if isinstance(batch, int) and isinstance(ranks, int):
         pairs.append(("sequences a step, over all ranks", batch * ranks, settings.train_batch_size * world_size))
     return [f"{what}: {now} from here on, {was} {until}" for what, was, now in pairs if was not in (None, now)]
@@ -150,7 +159,7 @@ def lacks_evaluation(settings: Settings, start: ResumePoint) -> bool:
     return trained and not evaluated
 
 
-def _state(path: Path):
+def _state(path: Path) -> State | ValueError:
     """A checkpoint's state, or the ValueError that says what is wrong with it."""
     try:
         state = read_state(path)
@@ -168,7 +177,7 @@ def _state(path: Path):
     return state
 
 
-def _continued(settings: Settings, own: list) -> ResumePoint:
+def _continued(settings: Settings, own: list[tuple[Path, State]]) -> ResumePoint:
     path, state = own[-1]
     begun_with = state["settings"].get("init_checkpoint")
     if settings.init_checkpoint and Path(begun_with or "").resolve() != settings.init_checkpoint.resolve():
@@ -180,9 +189,9 @@ def _continued(settings: Settings, own: list) -> ResumePoint:
     return ResumePoint(path, note, state["step"], state["global_step"], state["data"]["rows_read"], True, state)
 
 
-def _from_weights(settings: Settings, whole: list) -> ResumePoint:
+def _from_weights(settings: Settings, path: Path, whole: list[tuple[Path, State]]) -> ResumePoint:
     """--init_checkpoint: weights and moments, step 0, fresh schedule. Never counts over checkpoints already there."""
-    path, done = settings.init_checkpoint, 0
+    done = 0
     state = _state(path) if (path / "state.json").is_file() else None
     if isinstance(state, ValueError):
         raise BadRequest(str(state))
@@ -196,7 +205,7 @@ def _from_weights(settings: Settings, whole: list) -> ResumePoint:
 
 def _from_pt(settings: Settings, older: list[Path]) -> ResumePoint:
     """A `.pt` of the reference says its global step by its name and its phase not at all."""
-    by_step = {step_of(path): path for path in older}
+    by_step = {step: path for path in older if (step := step_of(path)) is not None}
     step = max(by_step) if settings.resume_step is None else settings.resume_step
     if step not in by_step:
         raise BadRequest(f"{settings.output_dir}: no ckpt_{step}.pt")

@@ -52,7 +52,7 @@ class Parts:
     kernels: Kernels
     model: torch.nn.Module
     optimizer: Optimizer
-    batches: Prefetch
+    batches: Prefetch[Step]
     shape: BatchShape
     metrics: Metrics
     watchdog: Watchdog

@@ -85,7 +85,7 @@ class Run:
             if settings.do_train:
                 for line in checkpoint.set_aside(settings.output_dir, start.global_step):
                     self._reporter.say(line)
-        stop.kept = start.path.name if start.path is not None else ""
+        stop.kept = start.name
         watchdog = Watchdog(rank, settings.hang_timeout, stop, open_store(rank), compiles=device.compiles)
         self._parts = Parts(
             settings, self.state, device, rank, stop, exchange, kernels, model, self._optimizer, batches, checked.shape,

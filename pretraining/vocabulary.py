@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from central.files import is_special, parse_json
 from central.runtime.exits import BadRequest
@@ -16,7 +17,7 @@ SPECIAL_TOKENS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]"
 @dataclass(frozen=True)
 class Vocabulary:
     tokens: tuple[str, ...]
-    tokenizer_config: dict
+    tokenizer_config: dict[str, Any]
     text: str  # of the file, as it is
 
     @property
@@ -103,7 +104,7 @@ def _read(path: Path) -> str:
         raise BadRequest(f"{path}: cannot be read as UTF-8 text ({error}): make or copy it again") from error
 
 
-def _read_settings(path: Path) -> dict:
+def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = parse_json(_read(path))
     except BadRequest:
