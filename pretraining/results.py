@@ -69,6 +69,6 @@ def key(phase: int) -> str:
 def _read(file: Path) -> dict:
     """What a file holds; nothing where it is not there or damaged."""
     try:
-        return dict(parse_json(file.read_text(encoding="utf-8")))  # type: ignore[call-overload]
+        return dict(parse_json(file.read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError):
         return {}
