@@ -44,7 +44,6 @@ count = number(int, lambda value: value >= 1, "give 1 or more")
 limit = number(int, lambda value: value >= 1, "give 1 or more (--skip_checkpoint saves nothing)")
 integer = number(int, lambda value: True, "give a whole number")
 real = number(float, lambda value: True, "give a number")
-positive = number(float, lambda value: 0 < value < float("inf"), "give a positive number")
 fraction = number(float, lambda value: 0 <= value < 1, "give a fraction, 0 <= fraction < 1")
 seconds = number(float, lambda value: 0 <= value < float("inf"), "give seconds, or 0 for never")
 seed_number = number(int, lambda value: 0 <= value < options.SEEDS, "give a whole number from 0, below 2**32")
@@ -125,13 +124,13 @@ class Settings:
     optimizer_name: str = option(
         name_in(OPTIMIZERS), "what turns gradients into updates", "lamb", flag="optimizer", group=TRAINING
     )
-    lr: float = option(positive, "highest rate of the schedule", 5e-5, flag="learning_rate", group=TRAINING)
+    lr: float = option(*options.LEARNING_RATE, 5e-5, flag="learning_rate", group=TRAINING)
     max_steps: int = option(step_count, "optimizer steps of this phase", 1000, group=TRAINING)
     steps_this_run: int = option(
         count_or_zero, "stop at this step of the phase; 0 or below: at --max_steps", 0, group=TRAINING
     )
     warmup_proportion: float = option(fraction, "fraction of --max_steps", 0.01, group=TRAINING)
-    seed: int = option(seed_number, "seed of weights, data order and dropout", 42, group=TRAINING)
+    seed: int = option(seed_number, options.SEED[1], 42, group=TRAINING)
     phase2: bool = option(switch, "second phase (long rows), continues the first", False, group=TRAINING)
     phase1_end_step: int = option(integer, "steps of phase 1; only for a .pt that does not say", 7038, group=TRAINING)
     checkpoint_activations: bool = option(
@@ -144,27 +143,19 @@ class Settings:
     use_lazy_mode: bool = option(switch, "hpu: gather operations into graphs", False, group=DEVICE)
     torch_compile: bool = option(switch, "compile the model", False, group=DEVICE)
     fused_lamb: bool = option(switch, "hpu: Habana's LAMB", False, flag="use_fused_lamb", group=DEVICE)
-    fused_sdpa: bool = option(switch, "hpu: Habana's attention (Gaudi 2 and later)", False, group=DEVICE)
+    fused_sdpa: bool = option(*options.FUSED_SDPA, False, group=DEVICE)
     hmp: bool = option(switch, "bf16 autocast; weights and optimizer stay fp32", False, group=DEVICE)
     bf16: bool = option(switch, "the same as --hmp", False, group=DEVICE)
     amp: bool = option(switch, "the same as --hmp", False, group=DEVICE)
     hmp_bf16: str | None = option(text, "hpu: file with ops to run in bf16", None, group=DEVICE)
     hmp_fp32: str | None = option(text, "hpu: file with ops to run in fp32", None, group=DEVICE)
-    flat_exchange: bool = option(
-        switch,
-        "one all-reduce a step, not DDP's buckets",
-        False,
-        flag="allreduce_post_accumulation",
-        group=DEVICE,
-    )
+    flat_exchange: bool = option(*options.EXCHANGE_ONCE, False, flag="allreduce_post_accumulation", group=DEVICE)
     bf16_exchange: bool = option(
-        switch, "exchange gradients in bf16", False, flag="allreduce_post_accumulation_fp16", group=DEVICE
+        *options.EXCHANGE_16_BITS, False, flag="allreduce_post_accumulation_fp16", group=DEVICE
     )
 
     output_dir: Path = option(folder, "folder of ckpt_<global step> folders", group=SAVING)
-    resume: bool = option(
-        switch, "go on from the newest checkpoint in --output_dir", False, flag="resume_from_checkpoint", group=SAVING
-    )
+    resume: bool = option(*options.RESUME, False, flag="resume_from_checkpoint", group=SAVING)
     resume_at: int = option(
         integer, "global step to resume at; below 0: the newest", -1, flag="resume_step", group=SAVING
     )
