@@ -32,6 +32,8 @@ from pretraining.modeling import PADDED_ROW_BIAS, BertConfig, BertForPreTraining
 from pretraining.optimizer import Optimizer
 
 WEIGHTS, MOMENTS, STATE = "model.safetensors", "optimizer.pt", "state.json"
+SQUARES = "exp_avg_sq"  # the moment that has no negative values
+MOST_STEPS = 1 << 53  # more than any training has, and still exact as a double
 PADDED = ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")
 TEMPORARY = ".writing_"  # before a checkpoint is whole
 DISCARDED = ".discarded_"  # after it was decided to delete it
@@ -105,21 +107,39 @@ def _moment_problems(saved: object, moment_names: tuple[str, ...], model: BertFo
     parts = ("state", "names", "param_groups")
     if not isinstance(saved, dict) or any(not isinstance(saved.get(part), dict | list) for part in parts):
         return [f"holds no {', '.join(parts)}"]
+    if not all(isinstance(name, str) for name in saved["names"]):
+        return ["names that are no text"]
+    steps = [_updates(group) for group in saved["param_groups"]]
+    if None in steps:
+        return ["a group without a count of its steps"]
     wanted = {name: unpadded(name, p, model.config).shape for name, p in model.named_parameters()}
     names = dict(enumerate(saved["names"]))
     state = saved["state"] if isinstance(saved["state"], dict) else {}
     found = {names.get(index): moments for index, moments in state.items() if isinstance(moments, dict)}
-    if not found and not any(group.get("step") for group in saved["param_groups"]):
+    if not found and not any(steps):
         return []  # saved before the first step
     problems = [f"no moments of {name}" for name in wanted if name not in found]
     problems += [f"moments of {name}, which the model does not have" for name in found if name not in wanted]
     for name in wanted.keys() & found.keys():
         for moment in moment_names:
             tensor = found[name].get(moment)
-            shape = list(tensor.shape) if isinstance(tensor, torch.Tensor) else None
-            if shape != list(wanted[name]):
-                problems.append(f"{moment} of {name} is {shape or 'no tensor'}, where {list(wanted[name])} is due")
+            if not isinstance(tensor, torch.Tensor) or tensor.shape != wanted[name]:
+                shape = list(tensor.shape) if isinstance(tensor, torch.Tensor) else "no tensor"
+                problems.append(f"{moment} of {name} is {shape}, where {list(wanted[name])} is due")
+            elif not tensor.is_floating_point() or not tensor.isfinite().all():
+                problems.append(f"{moment} of {name} has values that are no finite numbers")
+            elif moment == SQUARES and tensor.lt(0).any():
+                problems.append(f"{moment} of {name} has negative values, and squares have none")
     return problems
+
+
+def _updates(group: object) -> int | None:
+    """How many updates a saved group counts, 0 where it says nothing; None for what is no count."""
+    step: Any = group.get("step", 0) if isinstance(group, dict) else None
+    if isinstance(step, torch.Tensor) and step.numel() == 1:
+        step = step.item()
+    whole = type(step) in (int, float) and 0 <= step < MOST_STEPS and step == int(step)
+    return int(step) if whole else None
 
 
 @torch.no_grad()
@@ -127,7 +147,7 @@ def load_moments(optimizer: Optimizer, model: BertForPreTraining, saved: dict[st
     """Put moments, by name, and the optimizer's own step count into it, on the device of its parameters."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     by_name = {saved["names"][index]: moments for index, moments in saved["state"].items()}
-    step = max((group.get("step", 0) for group in saved["param_groups"]), default=0)
+    step = max((_updates(group) or 0 for group in saved["param_groups"]), default=0)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             moments = by_name.get(names[parameter])

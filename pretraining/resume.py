@@ -1,5 +1,6 @@
 """Where a run begins: anew, from other weights, or where an earlier run of its folder stopped."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from central.runtime.checkpoints import check_content, list_checkpoints, read_state, remedy
 from central.runtime.exits import BadRequest
 from pretraining import reports
-from pretraining.checkpoint import step_of
+from pretraining.checkpoint import MOST_STEPS, step_of
 from pretraining.dataset import find_shards
 from pretraining.objective import OBJECTIVES
 from pretraining.settings import Settings
@@ -26,10 +27,13 @@ DECIDING = {
     "optimizer_name": "--optimizer",
     "objective": "--objective",
 }
-MOST_STEPS = 1 << 53  # more than any training has, and still exact as a double
 NEEDED = {"phase": int, "step": int, "global_step": int, "data": dict, "settings": dict}  # in a state.json
 
 State = dict[str, Any]  # what a state.json holds
+KEPT: dict[str, Callable[[object], bool]] = {  # settings that a run keeps from its beginning: what they can be
+    "seed": lambda value: type(value) is int and 0 <= value < 1 << 32,
+    "init_checkpoint": lambda value: value is None or isinstance(value, str),
+}
 
 
 @dataclass(frozen=True)
@@ -165,13 +169,18 @@ def _state(path: Path) -> State | ValueError:
         state = read_state(path)
     except ValueError as error:
         return error
-    bad = [name for name, kind in NEEDED.items() if not isinstance(state.get(name), kind)]
-    if bad or not isinstance(state["data"].get("rows_read"), int):
+    bad = [name for name, kind in NEEDED.items() if type(state.get(name)) is not kind]  # true is no number here
+    if bad or type(state["data"].get("rows_read")) is not int:
         return ValueError(f"{path / 'state.json'}: no {', '.join(bad) or 'rows_read'} in it: {remedy(path)}")
     counts = {name: state[name] for name in ("step", "global_step")} | {"rows_read": state["data"]["rows_read"]}
     wrong = [f"{name} {count}" for name, count in counts.items() if not 0 <= count < MOST_STEPS]
     wrong += [f"phase {state['phase']}"] if state["phase"] not in (1, 2) else []
     wrong += [f"step {state['step']} of {state['global_step']} in all"] if state["step"] > state["global_step"] else []
+    ranks, begun = state.get("world_size", 1), state["settings"]
+    wrong += [f"world_size {ranks!r}"] if type(ranks) is not int or ranks < 1 else []
+    wrong += [
+        f"{name} {begun[name]!r}" for name, is_right in KEPT.items() if name in begun and not is_right(begun[name])
+    ]
     if wrong:
         return ValueError(f"{path / 'state.json'}: {', '.join(wrong)}: no place of a training: {remedy(path)}")
     return state

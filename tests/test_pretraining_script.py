@@ -446,6 +446,12 @@ def test_a_flipped_bit_of_the_weights_is_refused_by_a_phase_2_and_by_init_checkp
         ({"data": {"rows_read": -1}}, "rows_read -1"),
         ({"phase": 3}, "phase 3"),
         ({"step": 11, "global_step": 10}, "step 11 of 10 in all"),
+        ({"step": True}, "no step in it"),
+        ({"data": {"rows_read": True}}, "no rows_read in it"),
+        ({"world_size": -2}, "world_size -2"),
+        ({"settings": {"seed": "x"}}, "seed 'x'"),
+        ({"settings": {"seed": -1}}, "seed -1"),
+        ({"settings": {"init_checkpoint": 7}}, "init_checkpoint 7"),
     ],
 )
 def test_a_state_that_is_no_place_of_a_training_is_refused(whole_run, corpora, tmp_path, change, words):
@@ -457,6 +463,15 @@ def test_a_state_that_is_no_place_of_a_training_is_refused(whole_run, corpora, t
 
 def without(moments, *indices):
     return {**moments, "state": {i: values for i, values in moments["state"].items() if i not in indices}}
+
+
+def with_steps(moments, step):
+    return {**moments, "param_groups": [{**group, "step": step} for group in moments["param_groups"]]}
+
+
+def with_values(moments, name, value):
+    state = {i: {**values, name: torch.full_like(values[name], value)} for i, values in moments["state"].items()}
+    return {**moments, "state": state}
 
 
 @pytest.mark.parametrize(
@@ -472,10 +487,21 @@ def without(moments, *indices):
             },
             "where .* is due",
         ),
+        (lambda moments: {**moments, "names": [[name] for name in moments["names"]]}, "names that are no text"),
+        (lambda moments: {**moments, "param_groups": [1, 2]}, "a group without a count"),
+        (lambda moments: with_steps(moments, "3"), "a group without a count"),
+        (lambda moments: with_steps(moments, -3), "a group without a count"),
+        (lambda moments: with_steps(moments, float("nan")), "a group without a count"),
+        (lambda moments: with_steps(moments, torch.tensor([3, 3])), "a group without a count"),
+        (lambda moments: with_values(moments, "exp_avg", float("nan")), "no finite numbers"),
+        (lambda moments: with_values(moments, "exp_avg_sq", -1.0), "negative values"),
         (lambda moments: [1, 2], "holds no state, names, param_groups"),
         (lambda moments: {"state": {}}, "holds no state, names, param_groups"),
     ],
-    ids=["empty", "one missing", "foreign names", "other shapes", "a list", "one key"],
+    ids=[
+        *("empty", "one missing", "foreign names", "other shapes", "names in lists", "groups of numbers", "a text"),
+        *("below zero", "no number", "two steps", "nan", "negative squares", "a list", "one key"),
+    ],
 )
 def test_moments_that_are_not_those_of_the_weights_are_refused(whole_run, corpora, tmp_path, spoil, words):
     shutil.copytree(whole_run[0] / "results", tmp_path / "results")
