@@ -43,17 +43,24 @@ def load_held_out(
     return HeldOut(rows.take(np.arange(rank, len(rows), world_size)), objective.baselines(rows, counts))
 
 
+def stored_counts(folder: Path, vocab_size: int) -> np.ndarray | None:
+    """Content of token_counts.npy, None where a folder has none; raises BadRequest for one that is no such thing."""
+    stored = folder / "token_counts.npy"
+    if not stored.is_file():
+        return None
+    try:
+        counts = np.load(stored, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadRequest(f"{stored}: cannot be read ({error}): {COUNTS_REMEDY}") from error
+    if counts.shape != (vocab_size,) or counts.dtype.kind not in "iu" or counts.min() < 0:
+        raise BadRequest(f"{stored}: not {vocab_size} counts, one for each token: {COUNTS_REMEDY}")
+    return counts
+
+
 def training_counts(folder: Path, shards: list[Shard], limits: Limits) -> np.ndarray:
     """Occurrences of each id in the training documents: from token_counts.npy, else counted over the shards."""
-    stored = folder / "token_counts.npy"
-    if stored.is_file():
-        try:
-            counts = np.load(stored, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise BadRequest(f"{stored}: cannot be read ({error}): {COUNTS_REMEDY}") from error
-        if counts.shape != (limits.vocab_size,) or counts.dtype.kind not in "iu" or counts.min() < 0:
-            raise BadRequest(f"{stored}: not {limits.vocab_size} counts, one for each token: {COUNTS_REMEDY}")
-        return counts
+    if (stored := stored_counts(folder, limits.vocab_size)) is not None:
+        return stored
     counts, seen = np.zeros(limits.vocab_size, dtype=np.int64), 0
     for shard in shards:
         rows = read_shard(shard, limits)

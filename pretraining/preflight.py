@@ -17,6 +17,7 @@ from pretraining.dataset import (
     find_shards,
     open_shards,
 )
+from pretraining.evaluation import stored_counts
 from pretraining.modeling import BertConfig
 from pretraining.objective import OBJECTIVES
 from pretraining.resume import ResumePoint
@@ -73,6 +74,8 @@ def check_request(settings: Settings, start: ResumePoint, device: Device, rank: 
     test_shards = open_shards(test_folder, "test", limits) if wants_test else []
     if not settings.do_train and not test_shards:
         raise BadRequest("nothing to do: give --do_train, or an --eval_dir to evaluate the start point on")
+    if test_shards:
+        stored_counts(settings.input_dir, limits.vocab_size)  # that of the baselines is read later, and can be read
     _check_vocabulary_of([*shards, *test_shards], vocabulary)
     reader = ShardReader(shards, settings.seed, limits)
     notes = reader.check_first()
