@@ -6,7 +6,8 @@ First every test file runs once under a line tracer, so that a changed line is m
 others, quick ones first; where none does, by those that start Python anew. Then each mutant is written into a copy of
 the project, and a process forked from this one, which has torch imported already, runs those tests until one fails.
 Words of messages are not mutated. Mutants that change nothing a user could see stand in `mutations_equivalent.txt` with
-a reason. Ends with 1 below 95 % caught.
+a reason. Each result is printed at once, and a round that is ended early prints the table of what it had. Ends with 1
+below 95 % caught.
 
 All of it happens among processes of its own, seen by no others: mutants of what ends processes may kill any they see.
 """
@@ -30,6 +31,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,6 +84,9 @@ PRELOADED = (
     *("tokenizers", "datasets", "transformers", "transformers.trainer", "transformers.models.bert.modeling_bert"),
 )
 ALONE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")  # a program as process 1, which nobody can kill
+KINDS = ("caught", "crashed", "late", "survived", "unreached", "unclear", "equivalent", "not run")
+OWN_FAULT = 70  # exit status of a child in which this script failed, not a test
+ENDING = (signal.SIGTERM, signal.SIGINT)
 BUDGET = 60  # seconds of tests for one mutant, measured without it
 SWAPPED = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult},
@@ -355,7 +360,7 @@ def clone(folder: Path) -> Path:
 def in_processes(tasks, folders):
     """Run `work(folder)` of each (work, seconds) in a forked process, one per folder at a time.
 
-    Yields (place of the task, exit status or None where its time was over).
+    Yields (place of the task, exit status or None where its time was over, the end of what it printed).
     """
     free, running = list(folders), {}
     waiting = collections.deque(enumerate(tasks))
@@ -365,7 +370,9 @@ def in_processes(tasks, folders):
                 place, (work, seconds) = waiting.popleft()
                 folder = free.pop()
                 running[fork(work, folder)] = (place, folder, time.monotonic() + seconds)
-            time.sleep(0.02)
+            asked = signal.sigtimedwait(ENDING, 0.02)
+            if asked and asked.si_pid == 0:  # of no process here: a mutant that ends its parent does not end the round
+                sys.exit(128 + asked.si_signo)
             for pid, (place, folder, end) in list(running.items()):
                 late = time.monotonic() > end
                 done, status = os.waitpid(pid, os.WNOHANG)
@@ -377,7 +384,9 @@ def in_processes(tasks, folders):
                     os.waitpid(pid, 0)
                 del running[pid]
                 free.append(folder)
-                yield place, os.waitstatus_to_exitcode(status) if done else None
+                printed = Path(f"{folder}.log")
+                words = printed.read_bytes()[-2000:].decode(errors="replace") if printed.exists() else ""
+                yield place, os.waitstatus_to_exitcode(status) if done else None, words
     finally:
         for pid in running:
             with contextlib.suppress(ProcessLookupError):
@@ -390,16 +399,19 @@ def fork(work, folder: Path) -> int:
         with contextlib.suppress(OSError):  # the child does the same: whoever is first
             os.setpgid(pid, pid)
         return pid
-    status = 70
+    status = OWN_FAULT
     try:
         os.setpgid(0, 0)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.chdir(folder)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         log = os.open(f"{folder}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        os.chdir(folder)
         status = work(folder)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(status)
 
@@ -434,8 +446,10 @@ def trace_tests(paths: list[str], folders: list[Path], cache: Path) -> dict:
 
         return work
 
-    for place, status in in_processes([(work_on(path), 900) for path in missing], folders):
+    for place, status, words in in_processes([(work_on(path), 900) for path in missing], folders):
         print(f"traced {missing[place].name}: {'time over' if status is None else status}", flush=True)
+        if not kept[missing[place]].exists():
+            print(f"its tests are left out; it printed last:\n{words}", flush=True)
     tests = {}
     for path in files:
         if kept[path].exists():
@@ -522,55 +536,74 @@ def main(argv=None) -> int:
     if os.getpid() != 1:
         os.execvp(ALONE[0], [*ALONE, sys.executable, *sys.argv[:1], *(sys.argv[1:] if argv is None else argv)])
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT / "tests"]
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     for name in PRELOADED:
         importlib.import_module(name)
     began = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="mutations_") as base:
         if (ROOT.parent / "shared").exists():  # where the tests look for real data: beside the checkout
             (Path(base) / "shared").symlink_to(ROOT.parent / "shared")
         folders = [clone(Path(base) / f"copy_{job}") for job in range(words.jobs)]
         tests = trace_tests(paths, folders, ROOT / ".cache" / "mutations")
-        return report(chosen, round_of(chosen, tests, folders), began)
+        fates = ["not run"] * len(chosen)
+        try:
+            run_round(chosen, tests, folders, fates)
+        finally:
+            status = report(chosen, fates, began)
+        return status
 
 
-def round_of(chosen: list[Mutant], tests: dict, folders: list[Path]) -> list[str]:
-    """What became of each mutant: caught, late, survived, unreached, equivalent."""
+def fate_of(status: int | None) -> str:
+    """What an exit status says of the mutant; "unclear" is a fault of pytest or of this script, not of a test."""
+    match status:
+        case None:
+            return "late"
+        case 0:
+            return "survived"
+        case 3 | 4 | 5:  # pytest: internal error, wrong words, no tests
+            return "unclear"
+        case _ if status == OWN_FAULT:
+            return "unclear"
+    return "crashed" if status < 0 else "caught"
+
+
+def run_round(chosen: list[Mutant], tests: dict, folders: list[Path], fates: list[str]):
+    """Write into `fates` what became of each mutant, in the words of `KINDS`, as soon as it is known."""
     known = equivalent()
-    fates = ["equivalent" if str(mutant) in known else "unreached" for mutant in chosen]
     tasks, places, originals = [], [], {mutant.path: mutant.original for mutant in chosen}
     for place, mutant in enumerate(chosen):
         names = tests_for(mutant, tests)
-        if fates[place] == "unreached" and names:
+        if str(mutant) in known:
+            fates[place] = "equivalent"
+        elif not names:
+            fates[place] = "unreached"
+        else:
             places.append(place)
             tasks.append(
                 (try_mutant(mutant, names, originals), 60 + 10 * sum(tests[name]["seconds"] for name in names))
             )
-    for number, (task, status) in enumerate(in_processes(tasks, folders), 1):
-        place = places[task]
-        fates[place] = {None: "late", 0: "survived"}.get(status, "caught")
-        if status in (4, 5, 70):
-            raise SystemExit(f"the round itself failed, pytest's status {status}: {chosen[place]}")
-        if fates[place] != "caught" or number % 20 == 0:
-            print(f"{number}/{len(tasks)} {fates[place]}: {chosen[place]}", flush=True)
-    return fates
+    for number, (task, status, words) in enumerate(in_processes(tasks, folders), 1):
+        fate = fates[places[task]] = fate_of(status)
+        mutant = chosen[places[task]]
+        print(f"{number}/{len(tasks)} {fate}: line {mutant.lines.start}: {mutant}", flush=True)
+        if fate == "unclear":
+            print(f"status {status}; it printed last:\n{words}", flush=True)
 
 
 def report(chosen: list[Mutant], fates: list[str], began: float) -> int:
-    """Print a table per file and the survivors; 1 below 95 % caught."""
+    """Print a table per file and the mutants not caught; 1 below 95 % caught of those that were tried."""
     by_path = collections.defaultdict(collections.Counter)
     for mutant, fate in zip(chosen, fates):
         by_path[mutant.path][fate] += 1
-    kinds = ("caught", "late", "survived", "unreached", "equivalent")
     total = sum(by_path.values(), collections.Counter())
-    print(f"\n{'':40}" + "".join(f"{kind:>12}" for kind in kinds))
+    print(f"\n{'':40}" + "".join(f"{kind:>12}" for kind in KINDS))
     for path, counts in [*sorted(by_path.items()), ("all", total)]:
-        print(f"{path:40}" + "".join(f"{counts[kind]:>12}" for kind in kinds))
+        print(f"{path:40}" + "".join(f"{counts[kind]:>12}" for kind in KINDS))
     for mutant, fate in zip(chosen, fates):
-        if fate in ("survived", "unreached"):
+        if fate in ("survived", "unreached", "unclear"):
             print(f"{fate}: line {mutant.lines.start}: {mutant}")
-    counted = len(chosen) - total["equivalent"]
-    share = (total["caught"] + total["late"]) / max(1, counted)
+    counted = len(chosen) - total["equivalent"] - total["not run"]
+    share = sum(total[kind] for kind in ("caught", "crashed", "late")) / max(1, counted)
     took = time.monotonic() - began
     print(f"{share:.1%} of {counted} mutants caught, {total['equivalent']} equivalent, {took:.0f} s")
     return int(share < 0.95)

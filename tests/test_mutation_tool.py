@@ -1,6 +1,11 @@
 """The mutation round's own parts: what is mutated, by which tests it is met, and that its lists are of this code."""
 
 import ast
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import mutations
 import pytest
@@ -70,3 +75,55 @@ def test_equivalent_mutants_are_mutants_of_this_code():
         if path not in mutants:
             mutants[path] = set(map(str, mutations.mutants_of(path)))
         assert change in mutants[path] and len(reason) > 10, change
+
+
+def crash(_folder):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def fail(_folder):
+    raise FileNotFoundError("the copy is gone")
+
+
+def end_the_round(_folder):
+    os.kill(os.getppid(), signal.SIGTERM)
+    return 1
+
+
+WORKS = [crash, fail, end_the_round, lambda _: 0, lambda _: 5, lambda _: sys.exit(1)]
+
+
+def small_round(folder: str):
+    """A round of the sample in which each mutant has one of the works above; prints the fates."""
+    mutations.ROOT = Path(folder)
+    (mutations.ROOT / "a.py").write_text(SAMPLE)
+    (copy := mutations.ROOT / "copy").mkdir()
+    chosen = mutations.mutants_of("a.py")[: len(WORKS)]
+    mutations.try_mutant = lambda mutant, *_: WORKS[chosen.index(mutant)]
+    mutations.tests_for = lambda *_: ["a"]
+    signal.pthread_sigmask(signal.SIG_BLOCK, mutations.ENDING)
+    fates = ["not run"] * len(WORKS)
+    mutations.run_round(chosen, {"a": {"seconds": 1}}, [copy], fates)
+    print(*fates)
+
+
+def test_no_mutant_ends_the_round_and_each_result_is_printed(tmp_path, monkeypatch):
+    """After a crash of a child, a fault of the script's own and a signal to the round the next mutants are tried."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    words = [sys.executable, "-c", f"import test_mutation_tool as t; t.small_round({str(tmp_path)!r})"]
+    printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    fates = ["crashed", "unclear", "caught", "survived", "unclear", "unclear"]
+    assert printed.splitlines()[-1].split() == fates
+    monkeypatch.setattr(mutations, "ROOT", tmp_path)
+    for number, (fate, mutant) in enumerate(zip(fates, mutations.mutants_of("a.py")), 1):
+        assert f"{number}/6 {fate}: line {mutant.lines.start}: {mutant}\n" in printed
+    assert "FileNotFoundError: the copy is gone" in printed
+
+
+def test_a_round_ended_early_counts_what_it_had(tmp_path, monkeypatch, capsys):
+    changes(tmp_path, monkeypatch)
+    chosen = mutations.mutants_of("a.py")[:6]
+    assert mutations.report(chosen, ["caught", "crashed", "late", *["not run"] * 3], 0) == 0
+    assert "100.0% of 3 mutants" in capsys.readouterr().out
+    assert mutations.report(chosen, ["caught", "unclear", "survived", *["not run"] * 3], 0) == 1
+    assert "33.3% of 3 mutants" in capsys.readouterr().out
