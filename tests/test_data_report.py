@@ -3,6 +3,7 @@
 import collections
 import json
 import random
+import re
 from pathlib import Path
 
 import h5py
@@ -158,6 +159,11 @@ def warnings_of(text: str, vocab: Path, folder: Path, capsys, *more: str) -> str
     return "\n".join(line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: "))
 
 
+def report_with(text: str, vocab: Path, folder: Path) -> dict:
+    assert prepare_text(text, vocab, folder, "--allow", "unknown") == 0
+    return report_of(folder)
+
+
 def test_a_good_text_has_no_warnings(vocab, tmp_path, capsys):
     assert warnings_of(text_of(documents(80)), vocab, tmp_path, capsys) == ""
 
@@ -245,6 +251,28 @@ def test_marks_that_lower_case_takes_are_said(script, vocab, tmp_path, capsys):
     assert f"% of the {script} words" in said and "--strip_accents 0 keeps them" in said
     assert "lower case" not in warnings_of(text, vocab, tmp_path / "b", capsys, "--strip_accents", "0")
     assert "lower case" not in warnings_of(text, vocab, tmp_path / "c", capsys, "--do_lower_case", "0")
+
+
+def test_scripts_that_lose_marks_share_a_line(vocab, tmp_path, capsys):
+    text = text_of([[MARKS["Devanagari"], MARKS["Thai"]] * 4] * 12)
+    (said,) = [line for line in warnings_of(text, vocab, tmp_path, capsys).splitlines() if "lower case" in line]
+    assert re.search(r": \d+ from \d+% of the Devanagari words, \d+ from \d+% of the Thai words; --strip", said)
+
+
+def test_a_handful_of_foreign_words_is_no_warning(vocab, tmp_path, capsys):
+    """All that is known of them stays in corpus.json."""
+    made = documents(80)
+    made[3][1] += " ガギ ที่ में Мой 力 ˈˌ"
+    assert warnings_of(text_of(made), vocab, tmp_path / "few", capsys) == ""
+    found = report_of(tmp_path / "few")
+    assert {"Katakana", "Thai", "Devanagari", "Cyrillic"} <= found["lost_marks"].keys()
+    assert found["unknown"]["scripts"].keys() == found["lost_marks"].keys() | {"Latin", "Han", "Other"}
+    (line,) = [line for line in report.lines(found) if line.startswith("[UNK]")]
+    assert "of words in" not in line and "behind them" in line
+    cyrillic = text_of([*made, *([[MARKS["Cyrillic"]] * 12] * 20)])
+    assert prepare_text(cyrillic, vocab, tmp_path / "more") == 2
+    assert re.search(r"\(Cyrillic \d+%\), so", capsys.readouterr().err)
+    assert "; of words in Cyrillic 7" in "\n".join(report.lines(report_with(cyrillic, vocab, tmp_path / "more")))
 
 
 @pytest.mark.parametrize("text", ["Le café était fermé hier et il a plu.", "Τι κάνεις; Είμαι καλά σήμερα."])

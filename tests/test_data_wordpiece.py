@@ -304,6 +304,14 @@ def test_usage_tells_of_scripts_unknown_words_and_lost_marks(monkeypatch):
         assert tokenizer.take_usage() == Usage.none()
 
 
+@pytest.mark.parametrize(
+    ("word", "script"),
+    [("ˈfɪlə", "Latin"), ("ˌ", "Other"), ("ʻokina", "Latin"), ("ー", "Other"), ("ーカ", "Katakana"), ("ｶ", "Katakana")],
+)
+def test_a_letter_that_only_modifies_others_has_no_script(word, script):
+    assert wordpiece.script_of(word) == script
+
+
 def test_usage_survives_that_words_are_forgotten(monkeypatch):
     vocabulary = Vocabulary(SMALL)
     monkeypatch.setattr(wordpiece, "CACHE_WORDS", 3)

@@ -29,6 +29,8 @@ SENTENCE_TOKENS = (4, 100)  # median
 MOST_DUPLICATES = 0.3  # share of the sentences that occurred before
 MOST_LEFT_OUT = 0.05  # lines and sentences of the input, a sentence that was kept
 LEAST_MASKED = 0.8  # of the share asked for
+LEAST_SHOWN = 0.0001  # share of [UNK] in a script's words: less is none to a reader
+REAL_SHARE = 0.01  # of the tokens, from which a script is named; a few words of some other are in any text
 MANY_LOSE_MARKS = 0.01  # share of a script's words
 MARKS_SAY_LITTLE = ("Greek", "Hebrew")  # scripts that are often written without their marks
 LATIN_LOSES_MARKS = 0.5  # Vietnamese: 0.8, French: 0.2
@@ -202,8 +204,20 @@ def refusals(text: TextNumbers, longest_sentence: int, allowed: tuple[str, ...])
 
 
 def _worst_scripts(text: TextNumbers) -> str:
+    real = _real_scripts({name: int(row[1]) for name, row in text.usage.scripts.items()})
     rows = sorted(text.usage.scripts.items(), key=lambda item: (-item[1][2], item[0]))
-    return ", ".join(f"{name} {_share(row[2], row[1]):.0%}" for name, row in rows[:3] if row[2])
+    worst = [f"{name} {_share(row[2], row[1]):.0%}" for name, row in rows if row[2] and name in real]
+    return ", ".join(worst[:3])
+
+
+def _real_scripts(tokens: dict[str, int]) -> set[str]:
+    """Of the tokens of each script: those that are a real share of the words with letters."""
+    letters = {name: count for name, count in tokens.items() if name != OTHER}
+    return {name for name, count in letters.items() if count >= REAL_SHARE * sum(letters.values())}
+
+
+def _tokens_by_script(report: dict) -> dict[str, int]:
+    return {name: numbers["tokens"] for name, numbers in report["unknown"]["scripts"].items()}
 
 
 def warnings(report: dict) -> list[str]:
@@ -241,16 +255,24 @@ def warnings(report: dict) -> list[str]:
             f"{report['duplicate_sentence_share']:.0%} of the sentences occurred before: is the same text in the input"
             " twice, or one that was made of templates? Held-out text is no longer unseen"
         )
-    for script, lost in report["lost_marks"].items():
-        bound = LATIN_LOSES_MARKS if script == "Latin" else MANY_LOSE_MARKS
-        if lost["share_of_words"] > bound and script not in MARKS_SAY_LITTLE:
-            lines.append(
-                f"lower case without accents takes {lost['marks']} marks from {lost['share_of_words']:.0%} of the"
-                f" {script} words (vowel signs, tones, й): --strip_accents 0 keeps them, also for `vocab`"
-            )
+    losing = [
+        f"{lost['marks']} from {lost['share_of_words']:.0%} of the {script} words"
+        for script, lost in report["lost_marks"].items()
+        if script in _real_scripts(_tokens_by_script(report)) and _loses_marks(script, lost["share_of_words"])
+    ]
+    if losing:
+        lines.append(
+            f"lower case without accents takes marks (vowel signs, tones, й): {', '.join(losing)};"
+            " --strip_accents 0 keeps them, also for `vocab`"
+        )
     for length, splits in report["phases"].items():
         lines += _phase_warnings(length, splits)
     return lines
+
+
+def _loses_marks(script: str, share_of_words: float) -> bool:
+    bound = LATIN_LOSES_MARKS if script == "Latin" else MANY_LOSE_MARKS
+    return share_of_words > bound and script not in MARKS_SAY_LITTLE
 
 
 def _phase_warnings(length: str, splits: dict) -> list[str]:
@@ -283,7 +305,12 @@ def _phase_warnings(length: str, splits: dict) -> list[str]:
 def lines(report: dict) -> list[str]:
     """The report for eyes."""
     unknown = report["unknown"]
-    scripts = [f"{name} {numbers['share']:.2%}" for name, numbers in unknown["scripts"].items() if numbers["share"]]
+    real = _real_scripts(_tokens_by_script(report))
+    scripts = [
+        f"{name} {numbers['share']:.2%}"
+        for name, numbers in unknown["scripts"].items()
+        if name in real and numbers["share"] >= LEAST_SHOWN
+    ]
     characters = [f"{character} ({count})" for character, count in unknown["characters"]]
     shown = [
         f"text: {report['documents']} documents, {report['sentences']} sentences, {report['tokens']} tokens;"

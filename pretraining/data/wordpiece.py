@@ -174,14 +174,17 @@ def _is_mark(character: str) -> bool:
 
 
 def script_of(word: str) -> str:
-    """The script of the first letter in a word, by the first word of its name in Unicode; "Other" without a letter."""
-    letter = next((character for character in word if character.isalpha()), None)
+    """The script of the first letter in a word, by the first word of its name in Unicode; "Other" without a letter.
+
+    Letters that only modify others have none: the stress in "ˈfɪlə", the long vowel in "カー".
+    """
+    letter = next((c for c in word if c.isalpha() and unicodedata.category(c) != "Lm"), None)
     if letter is None:
         return OTHER
     if letter.isascii():
         return "Latin"
     words = [*unicodedata.name(letter, OTHER).split(), OTHER]
-    name = words[1] if words[0] in ("FULLWIDTH", "HALFWIDTH", "MODIFIER", "SUPERSCRIPT") else words[0]
+    name = words[1] if words[0] in ("FULLWIDTH", "HALFWIDTH") else words[0]
     return "Han" if name == "CJK" else name.capitalize()
 
 
