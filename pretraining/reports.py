@@ -72,6 +72,11 @@ class History:
         panels = (*objective.panels, *RUN_PANELS)
         self._drawn = {name for panel in panels for name in (panel.number, panel.baseline)}
 
+    def at(self, state: TrainState) -> dict[str, float]:
+        """What was reported of the steps up to where a run stands, of what is drawn."""
+        points = self.training.get(state.phase, Curve()).points
+        return dict(points[-1][1]) if points and points[-1][0] == state.global_step else {}
+
     def add(self, step: str | Sequence[int], data: Mapping[str, Any]) -> None:
         """An entry of the log, in the log's order."""
         if step == "PARAMETER" and START in data:
@@ -229,7 +234,7 @@ class Reporter:
         except ValueError as error:
             raise BadRequest(str(error)) from error
         self._versions = results.versions()  # of the files that run, whatever is pulled meanwhile
-        self._training: dict[str, float] = {}  # the last report
+        self._training = self._log.history.at(state) if settings.do_train else {}  # the last report
         self._evaluation: dict[str, float] = {}  # the last one
         self._passed_peak = self._no_picture = False
 

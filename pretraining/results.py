@@ -62,6 +62,12 @@ def add_phase(file: Path, phase: int, numbers: Mapping[str, object]) -> None:
     write_json(file, {**earlier, key(phase): dict(numbers)})
 
 
+def last_step(file: Path, phase: int) -> object:
+    """The global step that a phase's entry is of; None where there is none."""
+    entry = _read(file).get(key(phase))
+    return entry.get("global_step") if isinstance(entry, dict) else None
+
+
 def key(phase: int) -> str:
     return f"phase_{phase}"
 

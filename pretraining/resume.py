@@ -7,10 +7,8 @@ from typing import Any
 
 from central.runtime.checkpoints import check_content, list_checkpoints, read_state, remedy
 from central.runtime.exits import BadRequest
-from pretraining import reports
+from pretraining import results
 from pretraining.checkpoint import MOST_STEPS, step_of
-from pretraining.dataset import find_shards
-from pretraining.objective import OBJECTIVES
 from pretraining.settings import Settings
 
 # Settings that decide a run, by their field; the data and the size of the model are compared elsewhere.
@@ -147,20 +145,12 @@ def _changed(settings: Settings, state: State, world_size: int) -> list[str]:
     return [f"{what}: {now} from here on, {was} {until}" for what, was, now in pairs if was not in (None, now)]
 
 
-def lacks_evaluation(settings: Settings, start: ResumePoint) -> bool:
-    """Whether a finished phase was killed after its last checkpoint and before the held-out rows were evaluated."""
-    if not (start.exact and find_shards(settings.eval_dir or settings.input_dir, "test")):
+def lacks_results(settings: Settings, start: ResumePoint) -> bool:
+    """Whether a finished phase was killed after its last checkpoint and before it was evaluated and its results were
+    written. Not where a later phase has begun: that one would have to be done again."""
+    if not start.exact or start.path != list_checkpoints(settings.output_dir)[-1]:
         return False
-    trained = evaluated = False
-    number = OBJECTIVES[settings.objective].evaluated
-    try:
-        for (_, step), data in reports.read_log(settings.json_summary):
-            if data.get("phase") == settings.phase:
-                trained |= "average_loss" in data
-                evaluated |= number in data and step == start.global_step
-    except OSError:
-        return False  # no log of the run that could lack a line
-    return trained and not evaluated
+    return results.last_step(settings.results_dir / results.NAME, settings.phase) != start.global_step
 
 
 def _state(path: Path) -> State | ValueError:

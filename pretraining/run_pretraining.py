@@ -21,7 +21,7 @@ from central.runtime.device import open_device
 from central.runtime.exits import DONE, BadRequest, run
 from central.runtime.process_group import init_process_group
 from pretraining.preflight import check_request
-from pretraining.resume import find_start, lacks_evaluation, of_the_run
+from pretraining.resume import find_start, lacks_results, of_the_run
 from pretraining.settings import parse
 from pretraining.trainer import Run
 
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     settings, kept = of_the_run(settings, start, rank.world_size)
     if rank.is_main:
         print(*notes, start.note, *kept, sep="\n", flush=True)
-    if settings.do_train and start.step >= settings.stop_step and not lacks_evaluation(settings, start):
+    if settings.do_train and start.step >= settings.stop_step and not lacks_results(settings, start):
         if rank.is_main:
             print(f"phase {settings.phase} is at step {start.step} of {settings.stop_step}: nothing to do")
         return DONE

@@ -541,6 +541,36 @@ def test_a_kill_between_saving_and_the_last_evaluation_loses_no_score(corpora, t
     assert (tmp_path / "results" / "dllogger.json").stat().st_mtime_ns == after
 
 
+@pytest.mark.parametrize("held_out", [True, False], ids=["evaluated", "nothing held out"])
+def test_a_kill_before_the_results_are_written_loses_none(corpora, tmp_path, monkeypatch, held_out):
+    """A resume finds the phase done, writes its results with the loss that the log kept, and trains no step."""
+    short = tmp_path / "shards"
+    shutil.copytree(corpora[0], short, ignore=shutil.ignore_patterns(*([] if held_out else ["*_test_*"])))
+    words = script_argv(short, corpora[2], tmp_path, max_steps=2)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(reports.results, "add_phase", lambda *_: sys.exit(137))
+        call(words)
+    assert not (tmp_path / "results" / "results.json").exists()
+    weights = (checkpoints(tmp_path)[-1] / "model.safetensors").stat().st_mtime_ns
+    assert call([*words, "--resume_from_checkpoint"]) == 0
+    training, evaluated = logged(tmp_path)
+    entry = results(tmp_path)["phase_1"]
+    assert (entry["step"], entry["train_loss"], entry["step_time"]) == (2, training[2]["average_loss"], None)
+    assert ("eval_mlm_loss" in entry) is held_out and len(training) == 2
+    assert (checkpoints(tmp_path)[-1] / "model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_results_that_are_gone_take_no_later_phase_back(corpora, tmp_path, capsys):
+    short, long, config = corpora
+    assert call(script_argv(short, config, tmp_path, max_steps=2)) == 0
+    assert call(script_argv(long, config, tmp_path, phase2=True, resume_from_checkpoint=True, max_steps=2)) == 0
+    (tmp_path / "results" / "results.json").unlink()
+    before = sorted(path.name for path in (tmp_path / "results").rglob("*"))
+    assert call(script_argv(short, config, tmp_path, max_steps=2, resume_from_checkpoint=True)) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "results").rglob("*")) == before
+
+
 def test_packed_shards_train(corpora, tmp_path):
     """Named by Habana's packer, with more slots for masked tokens than --max_predictions_per_seq, by a line of 1.23."""
     columns = make_columns(24, 16, 3)
