@@ -87,7 +87,8 @@ ALONE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")  # a prog
 KINDS = ("caught", "crashed", "late", "survived", "unreached", "unclear", "equivalent", "not run")
 OWN_FAULT = 70  # exit status of a child in which this script failed, not a test
 ENDING = (signal.SIGTERM, signal.SIGINT)
-BUDGET = 60  # seconds of tests for one mutant, measured without it
+TRACING = 3600  # seconds at most for a file of tests under the tracer, on a busy machine
+BUDGET = 60  # seconds of processor time of tests for one mutant, measured without it
 SWAPPED = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult},
     **{ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.BitXor: ast.BitAnd},
@@ -240,15 +241,17 @@ def mutants_of(path: str) -> list[Mutant]:
 
 
 class Trace:
-    """A pytest plugin: which lines of the scope each test reaches, whether it starts Python anew, and its seconds.
+    """A pytest plugin: which lines of the scope each test reaches, whether it starts Python anew, and what it takes.
 
-    What a fixture of a wider scope reaches counts for every test that uses it.
+    What a fixture of a wider scope reaches counts for every test that uses it. `work`: seconds of processor time, which
+    are no more on a busy machine.
     """
 
     def __init__(self, root: Path, paths: list[str]):
         self.files = {str(root / path): path for path in paths}
         self.now, self.fixtures = set(), {}
-        self.tests, self.seconds, self.bad = {}, collections.Counter(), set()
+        self.tests, self.work, self.bad = {}, {}, set()
+        self.seconds = collections.Counter()
         self.running, self.starting = "", set()  # a test, and those that started Python
 
     def note(self, event, args):
@@ -286,7 +289,7 @@ class Trace:
             @pytest.hookimpl(wrapper=True)
             def pytest_runtest_protocol(self, item):
                 lines = trace.tests[item.nodeid] = (set(), item.fixturenames)
-                trace.running = item.nodeid
+                trace.running, began = item.nodeid, sum(os.times()[:4])
                 with trace.into(lines[0]):
                     sys.settrace(trace.enter)
                     threading.settrace(trace.enter)
@@ -295,6 +298,7 @@ class Trace:
                     finally:
                         sys.settrace(None)
                         threading.settrace(None)
+                        trace.work[item.nodeid] = sum(os.times()[:4]) - began
 
             @pytest.hookimpl(wrapper=True)
             def pytest_fixture_setup(self, fixturedef):
@@ -319,8 +323,11 @@ class Trace:
                 by_path[path].append(line)
             if name not in bad:
                 reached[name] = {
-                    "seconds": self.seconds[name], "lines": by_path, "starts_python": name in self.starting
-                }  # fmt: skip
+                    "seconds": self.seconds[name],
+                    "work": self.work[name],
+                    "lines": by_path,
+                    "starts_python": name in self.starting,
+                }
         return {"tests": reached, "failed": sorted(name for name, outcome in self.bad if outcome == "failed")}
 
 
@@ -431,7 +438,8 @@ def trace_tests(paths: list[str], folders: list[Path], cache: Path) -> dict:
     """{test: {seconds, lines by path}} of the tests of these files; what has not changed since is kept."""
     files = [ROOT / name for name in sorted({name for path in paths for name in scope()[path]})]
     code = {p: [path for path, names in scope().items() if str(p.relative_to(ROOT)) in names] for p in files}
-    texts = {p: b"".join(file.read_bytes() for file in (p, *(ROOT / path for path in code[p]))) for p in files}
+    own = Path(__file__)
+    texts = {p: b"".join(file.read_bytes() for file in (own, p, *(ROOT / path for path in code[p]))) for p in files}
     kept = {p: cache / f"{p.stem}_{hashlib.sha256(texts[p]).hexdigest()[:16]}.json" for p in files}
     cache.mkdir(parents=True, exist_ok=True)
     missing = [p for p in files if not kept[p].exists()]
@@ -446,7 +454,7 @@ def trace_tests(paths: list[str], folders: list[Path], cache: Path) -> dict:
 
         return work
 
-    for place, status, words in in_processes([(work_on(path), 900) for path in missing], folders):
+    for place, status, words in in_processes([(work_on(path), TRACING) for path in missing], folders):
         print(f"traced {missing[place].name}: {'time over' if status is None else status}", flush=True)
         if not kept[missing[place]].exists():
             print(f"its tests are left out; it printed last:\n{words}", flush=True)
@@ -473,11 +481,11 @@ def tests_for(mutant: Mutant, tests: dict) -> list[str]:
     ] or [name for name, test in own.items() if test["starts_python"]]
     total = collections.Counter()
     for name in met:
-        total[name.split("::")[0]] += tests[name]["seconds"]
-    met.sort(key=lambda name: (total[name.split("::")[0]], name.split("::")[0], tests[name]["seconds"]))
+        total[name.split("::")[0]] += tests[name]["work"]
+    met.sort(key=lambda name: (total[name.split("::")[0]], name.split("::")[0], tests[name]["work"]))
     chosen, spent = [], 0.0
     for name in met:
-        spent += tests[name]["seconds"]
+        spent += tests[name]["work"]
         if chosen and spent > BUDGET:
             break
         chosen.append(name)
