@@ -131,6 +131,16 @@ def test_dropout_in_a_model_is_as_strong_as_torchs():
     assert 0.85 < (mine.std(0) / theirs.std(0)).mean() < 1.15
 
 
+def test_all_masks_come_from_the_stream_that_is_returned():
+    for model in models(dropout=0.3):
+        bits = replace_attention(model)
+        losses = []
+        for seed in (1, 1, 2):
+            bits.reseed(seed)
+            losses.append(model.train()(**batch(model)).loss.item())
+        assert losses[0] == losses[1] != losses[2]
+
+
 def test_evaluation_and_saved_configuration_are_untouched(tmp_path):
     for model in models(dropout=0.1):
         expected = model.eval()(**batch(model))[1]
