@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PREPARE = ROOT / "pretraining" / "data" / "prepare.py"
 sys.path.insert(0, str(ROOT))
 
+from central.launch.machine import processor
 from pretraining.data.documents import TextSettings, canonical_text
 from pretraining.data.formats import FormSettings
 from pretraining.data.sources import batches, find_sources
@@ -18,13 +19,7 @@ from pretraining.data.sources import batches, find_sources
 
 def machine() -> str:
     """Processor and cores."""
-    model = platform.processor() or platform.machine()
-    with open("/proc/cpuinfo") as file:
-        for line in file:
-            if line.startswith("model name"):
-                model = line.split(":")[1].strip()
-                break
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
+    return f"{processor()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
 
 
 def told(values: list[float], unit: str) -> str:

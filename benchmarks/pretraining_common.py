@@ -1,7 +1,6 @@
 """What the pre-training benchmarks share: rows, the two sides of a comparison, interleaved timing, the machine."""
 
 import dataclasses
-import platform
 import statistics
 import sys
 import time
@@ -13,6 +12,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 
+from central.launch.machine import processor
 from central.runtime.device import Device, open_device
 from central.runtime.rank import Rank
 from pretraining.batches import Rows, flat_micro_batches
@@ -220,10 +220,7 @@ def opened(device: str, data_type: str) -> Device:
 
 
 def machine() -> str:
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
+    model = processor()
     load = Path("/proc/loadavg").read_text().split()[0]
     threads, day = torch.get_num_threads(), time.strftime("%Y-%m-%d")
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Exit statuses, and what is wrong with a request: every problem at once, each with the nearest right word."""
+"""Exit statuses, what is wrong with a request (every problem at once, with the nearest right word), and errors told."""
 
 from collections.abc import Iterable
 
@@ -26,3 +26,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     ]  # --model is a beginning, not a misspelling, of --mode
     close = difflib.get_close_matches(word, begun or list(known), n=1, cutoff=0 if begun else 0.5)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in one line: libraries say more."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,16 +1,17 @@
-"""Files: which might never end, which one process at a time may hold, and which of a folder are its shards."""
+"""Files: written whole or not at all, which might never end, whose they are, and what the names in a folder say."""
 
 import fcntl
 import itertools
 import os
 import stat
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 from central.errors import BadRequest
 
 TYPE_CHECKING = False  # typing is slow to import, and the launcher starts in a moment
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # of the project
@@ -30,21 +31,50 @@ def parse_json(text: str) -> "Any":
         raise ValueError("nested too deep") from error
 
 
+@contextmanager
+def whole_or_absent(path: str | os.PathLike) -> "Iterator[Path]":
+    """Where to write a file that gets its name `path` when all is well; an error leaves nothing behind.
+
+    Each process has a place of its own: workers of a killed run may still be writing the same file.
+    """
+    from pathlib import Path  # the launcher's start needs none
+
+    unfinished = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
+    try:
+        yield unfinished
+        replace_synced(unfinished, path)
+    except BaseException:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise
+
+
+def replace_synced(unfinished: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Give a finished file its name, once its content is on disk."""
+    sync(unfinished)
+    os.replace(unfinished, path)
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Return when a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(path: str | os.PathLike, data: bytes) -> None:
+    """Write a file that is whole or absent."""
+    with whole_or_absent(path) as unfinished:
+        unfinished.write_bytes(data)
+
+
 def write_json(path: str | os.PathLike, value: object) -> None:
-    """Write a JSON file that is whole or absent: beside, synced, renamed."""
+    """Write a JSON file that is whole or absent."""
     import json  # the launcher's start needs none
 
-    unfinished = f"{os.fspath(path)}.tmp"
-    try:
-        with open(unfinished, "w", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except OSError:
-        with suppress(OSError):
-            os.remove(unfinished)
-        raise
+    write_synced(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def move_aside(path: str | os.PathLike) -> str | None:
@@ -178,6 +208,12 @@ def remove_empty(folders: list[str]) -> None:
     for folder in (*inside, *reversed(folders)):
         with suppress(OSError):
             os.rmdir(folder)
+
+
+def checkpoint_step(path: str | os.PathLike) -> int | None:
+    """The global step in a checkpoint's name, ckpt_7038 or the reference's ckpt_7038.pt; None for any other name."""
+    prefix, _, digits = os.path.basename(os.fspath(path).rstrip("/")).removesuffix(".pt").partition("_")
+    return int(digits) if prefix == "ckpt" and digits.isdecimal() else None
 
 
 SHARD_SUFFIXES = (".hdf5", ".h5")

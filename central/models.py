@@ -1,8 +1,13 @@
-"""Short names of models, and what no model exceeds."""
+"""Short names of models, how many parameters one has, and what none exceeds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 LARGEST_SIZE = 10**7  # of anything that a configuration counts
+SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("vocab_size", "max_position_embeddings", "type_vocab_size"),
+)
 
 
 @dataclass(frozen=True)
@@ -24,3 +29,14 @@ MODELS = {
 for _name, _layers, _hidden in (("tiny", 2, 128), ("mini", 4, 256), ("small", 4, 512), ("medium", 8, 512)):
     _hub_name = f"google/bert_uncased_L-{_layers}_H-{_hidden}_A-{_hidden // 64}"
     MODELS[_name] = Model(_hub_name, _name, f"bert_{_name}_config.json")
+
+
+def parameter_count(config: Mapping[str, int]) -> int:
+    """Parameters of BERT with both heads, from its configuration; 0 where that says too little."""
+    try:
+        hidden, inner, layers, *tables = (config[name] for name in SIZES)
+    except KeyError:
+        return 0
+    layer = 4 * hidden * (hidden + 1) + 2 * hidden * inner + inner + hidden + 4 * hidden
+    heads = 2 * hidden * (hidden + 1) + 2 * hidden + config["vocab_size"] + 2 * hidden + 2
+    return sum(tables) * hidden + 2 * hidden + layers * layer + heads

@@ -4,7 +4,6 @@ Knows names and steps, not the data. Everything on disk is unpadded; padded voca
 """
 
 import errno
-import itertools
 import json
 import os
 import shutil
@@ -17,9 +16,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from central.errors import first_line
+from central.files import move_aside, sync
 from central.runtime import tensor_files
 from central.runtime.checkpoints import (
-    checkpoint_step,
     checksum,
     list_checkpoints,
     numbered_checkpoints,
@@ -177,10 +177,6 @@ def read_moments(folder: Path) -> dict[str, Any] | None:
         raise BadRequest(f"{folder / MOMENTS}: cannot be read ({first_line(error)}): {remedy(folder)}") from error
 
 
-def first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
 def sweep(folder: Path) -> None:
     """Remove what a killed process left half written or half deleted."""
     for path in folder.glob(".*"):
@@ -211,12 +207,8 @@ def set_aside(folder: Path, global_step: int) -> list[str]:
 
     A run that goes on from that step would else be resumed from them, or find their number taken by them.
     """
-    said = []
-    for step, path in numbered_checkpoints(folder):
-        if step > global_step:
-            names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
-            said.append(f"{path.name} is kept as {path.rename(next(name for name in names if not name.exists())).name}")
-    return said
+    beyond = [path for step, path in numbered_checkpoints(folder) if step > global_step]
+    return [f"{path.name} is kept as {Path(kept).name}" for path in beyond if (kept := move_aside(path))]
 
 
 class CheckpointWriter:
@@ -311,9 +303,9 @@ def write_checkpoint(
         state = sealed({**state, "files": sizes, "sha256": checksums})
         (partial / STATE).write_text(json.dumps(state, indent=2) + "\n")
         for path in (*partial.iterdir(), partial):
-            _sync(path)
+            sync(path)
         partial.rename(target)  # refused where a folder with anything in it stands in the way: nothing is replaced
-        _sync(target.parent)
+        sync(target.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -323,14 +315,6 @@ def _size(path: Path) -> int:
     return path.stat().st_size
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _explained(error: OSError, target: Path) -> BadRequest:
     if why := refusal(error):
         return BadRequest(
@@ -338,8 +322,3 @@ def _explained(error: OSError, target: Path) -> BadRequest:
             "goes on from there"
         )
     return BadRequest(f"{target}: this checkpoint could not be written ({error}); the older ones are whole")
-
-
-def step_of(path: Path) -> int | None:
-    """The global step in the name of a checkpoint folder or of a reference's ckpt_<step>.pt."""
-    return checkpoint_step(path.with_suffix("") if path.suffix == ".pt" else path)

@@ -13,10 +13,11 @@ from typing import Any, Self, TypeGuard
 import torch
 from safetensors.torch import load_file
 
+from central.errors import first_line
 from central.files import refuse_inflated
 from central.runtime import tensor_files
 from central.runtime.exits import BadRequest
-from pretraining.checkpoint import PADDED, first_line
+from pretraining.checkpoint import PADDED
 from pretraining.lamb import Lamb
 from pretraining.modeling import BertConfig, BertForPreTraining, decays
 

@@ -1,5 +1,6 @@
 """What a model costs: floating-point operations of its sequences and memory of a training process."""
 
+from central.models import parameter_count
 from central.runtime.device import Device
 from central.runtime.exits import BadRequest
 from pretraining.batches import MicroBatch
@@ -33,11 +34,8 @@ def batch_flops(config: BertConfig, micro_batch: MicroBatch) -> float:
 
 
 def count_parameters(config: BertConfig) -> int:
-    h, wide = config.hidden_size, config.intermediate_size
-    embeddings = (config.padded_vocab_size + config.max_position_embeddings + config.type_vocab_size) * h + 2 * h
-    layer = 4 * (h * h + h) + 2 * h * wide + wide + h + 4 * h
-    heads = 2 * (h * h + h) + 2 * h + config.padded_vocab_size + 2 * h + 2
-    return embeddings + config.num_hidden_layers * layer + heads
+    """Those of a run, with the padding of the vocabulary."""
+    return parameter_count({**vars(config), "vocab_size": config.padded_vocab_size})
 
 
 def training_bytes(config: BertConfig, device: Device, micro_batch_size: int, seq_len: int, masked: int) -> int:

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from central.files import checkpoint_step
 from central.runtime.checkpoints import check_content, list_checkpoints, read_state, remedy
 from central.runtime.exits import BadRequest
 from pretraining import results
-from pretraining.checkpoint import MOST_STEPS, step_of
+from pretraining.checkpoint import MOST_STEPS
 from pretraining.settings import Settings
 
 # Settings that decide a run, by their field; the data and the size of the model are compared elsewhere.
@@ -65,7 +66,7 @@ def find_start(settings: Settings) -> ResumePoint:
 
 def _find_start(settings: Settings) -> ResumePoint:
     found = [(path, _state(path)) for path in list_checkpoints(settings.output_dir)]
-    older = [path for path in sorted(settings.output_dir.glob("ckpt_*.pt")) if step_of(path) is not None]
+    older = [path for path in sorted(settings.output_dir.glob("ckpt_*.pt")) if checkpoint_step(path) is not None]
     if not settings.resume:
         if found or older:
             raise BadRequest(
@@ -77,9 +78,8 @@ def _find_start(settings: Settings) -> ResumePoint:
         return ResumePoint(None, "start anew")
     whole = [(path, state) for path, state in found if not isinstance(state, ValueError)]
     if settings.resume_step is not None and not settings.init_checkpoint:
-        damaged = [
-            state for path, state in found if isinstance(state, ValueError) and step_of(path) == settings.resume_step
-        ]
+        asked = [state for path, state in found if checkpoint_step(path) == settings.resume_step]
+        damaged = [state for state in asked if isinstance(state, ValueError)]
         whole = [(path, state) for path, state in whole if state["global_step"] == settings.resume_step]
     else:
         damaged = [state for _, state in found[-1:] if isinstance(state, ValueError)]
@@ -195,7 +195,7 @@ def _from_weights(settings: Settings, path: Path, whole: list[tuple[Path, State]
     if isinstance(state, ValueError):
         raise BadRequest(str(state))
     if settings.phase == 2:
-        named = settings.resume_step if settings.resume_step is not None else (step_of(path) or 0)
+        named = settings.resume_step if settings.resume_step is not None else (checkpoint_step(path) or 0)
         done = max([state["global_step"] if state else named, *(earlier["global_step"] for _, earlier in whole)])
     elif whole:
         raise BadRequest(f"{settings.output_dir}: holds checkpoints of phase 2: give another --output_dir")
@@ -204,7 +204,7 @@ def _from_weights(settings: Settings, path: Path, whole: list[tuple[Path, State]
 
 def _from_pt(settings: Settings, older: list[Path]) -> ResumePoint:
     """A `.pt` of the reference says its global step by its name and its phase not at all."""
-    by_step = {step: path for path in older if (step := step_of(path)) is not None}
+    by_step = {step: path for path in older if (step := checkpoint_step(path)) is not None}
     step = max(by_step) if settings.resume_step is None else settings.resume_step
     if step not in by_step:
         raise BadRequest(f"{settings.output_dir}: no ckpt_{step}.pt")

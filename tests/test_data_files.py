@@ -5,10 +5,11 @@ import os
 
 import pytest
 
+from central.files import whole_or_absent, write_synced
 from central.runtime.exits import BadRequest
 from pretraining.data.documents import TextSettings
 from pretraining.data.extract import extract
-from pretraining.data.files import RECORD, changed_fields, check_space, own_folder, whole_or_absent, write_synced
+from pretraining.data.files import RECORD, changed_fields, check_space, own_folder
 from pretraining.data.formats import FormSettings
 from pretraining.data.sources import describe_sources, find_sources
 from pretraining.data.workers import Workers

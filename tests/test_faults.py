@@ -44,8 +44,9 @@ from pretraining_helpers import (
 from test_data_prepare import WORDS, files_of, words, write_text
 from test_finetuning_scripts import FOLDERS, glue_words, results
 
+from central.files import checkpoint_step
 from central.finetuning.output_folder import newest_trainer_checkpoint
-from central.runtime.checkpoints import check_content, checkpoint_step, list_checkpoints, read_state
+from central.runtime.checkpoints import check_content, list_checkpoints, read_state
 
 pytest_plugins = ("finetuning_fixtures",)
 

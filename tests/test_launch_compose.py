@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from central import files
 from central.errors import BadRequest
-from central.launch import batch, child_environment, cli, hcl, hosts, machine, mpi, pretraining
+from central.launch import batch, child_environment, cli, hcl, hosts, machine, mpi
 from central.launch.hosts import Layout, plan_layout
 from central.launch.machine import Topology, cores_per_rank, this_machine
 from central.launch.supervise import Failure, Listener, first_failure
@@ -212,7 +213,7 @@ def test_many_servers_are_told_one_address_and_where_mpirun_lies(capsys, monkeyp
     ],
 )
 def test_the_step_in_a_checkpoint_name(name, step):
-    assert pretraining.step_of(name) == step
+    assert files.checkpoint_step(name) == step
 
 
 def test_dist_means_8_ranks_in_both_subcommands(capsys):
@@ -451,8 +452,9 @@ def test_mpirun_of_open_mpi_5():
         one
         == "mpirun -n 8 --bind-to core --map-by slot:PE=7 --rank-by slot --report-bindings --allow-run-as-root".split()
     )
-    remote = mpi.Remote("10.0.0.0/16", "3022", (("A", "x y"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "1")))
-    many = mpi.many_servers(mpi.Mpi(5, "/p"), Layout(6, 3, ("a", "b"), "x", True), Topology(2, 28), remote)
+    forwarded = (("A", "x y"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "1"))
+    several = Layout(6, 3, ("a", "b"), "x", True)
+    many = mpi.many_servers(mpi.Mpi(5, "/p"), several, Topology(2, 28), "3022", forwarded)
     assert many[-4:] == ["ppr:3:node:PE=14", "--rank-by", "slot", "--report-bindings"]
     assert many[many.index("-x") + 1] == "A=x y" and "core" not in many[many.index("--rank-by") :]
 
@@ -467,10 +469,10 @@ def test_mpirun_of_open_mpi_5():
 )
 def test_ranks_of_several_servers_are_put_on_sockets_where_open_mpi_4_can(major, ranks_per_node, words):
     several = Layout(2 * ranks_per_node, ranks_per_node, ("a", "b"), "x", True)
-    remote = mpi.Remote("", "3022", (("MASTER_ADDR", "a"), ("MASTER_PORT", "1")))
-    many = mpi.many_servers(mpi.Mpi(major), several, Topology(2, 28), remote)
+    to_all = ("3022", (("MASTER_ADDR", "a"), ("MASTER_PORT", "1")))
+    many = mpi.many_servers(mpi.Mpi(major), several, Topology(2, 28), *to_all)
     assert f" {words} --report-bindings" in " ".join(many)
-    unbound = mpi.many_servers(mpi.Mpi(major), several, Topology(1, 2), remote)
+    unbound = mpi.many_servers(mpi.Mpi(major), several, Topology(1, 2), *to_all)
     assert f"-H a:{ranks_per_node},b:{ranks_per_node} -n" in " ".join(unbound)
 
 

@@ -235,7 +235,7 @@ from test_pretraining_checkpoint import *
 big = make_model(config=BertConfig(vocab_size=8000, hidden_size=256, num_hidden_layers=2, num_attention_heads=4))
 folder = Path({folder!r})
 optimizer, saver = stepped(big), checkpoint.CheckpointWriter(folder, 2)
-first = max([checkpoint.step_of(path) for path in list_checkpoints(folder)], default=0) + 1
+first = max([checkpoint_step(path) for path in list_checkpoints(folder)], default=0) + 1
 for step in range(first, first + 1000):
     saver.save(big, optimizer, state(step), {{}})
     print(step, flush=True)

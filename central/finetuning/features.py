@@ -6,7 +6,6 @@ few arrays and opens in milliseconds. The cache's key is a hash of data, tokeniz
 
 import hashlib
 import json
-import os
 import re
 import zipfile
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from central import files
 from central.runtime.exits import BadRequest
 
 FORMAT = 3  # changes when the meaning of a stored column changes
@@ -66,7 +66,6 @@ class Features(torch.utils.data.Dataset):
         return {name: column[row] for name, column in self.inputs.items()}
 
     def save(self, path: Path) -> None:
-        """Written beside and renamed: a cached file is complete or absent."""
         arrays: dict[str, Any] = {}
         for part, columns in (("inputs", self.inputs), ("extras", self.extras)):
             for name, column in columns.items():
@@ -75,9 +74,8 @@ class Features(torch.utils.data.Dataset):
                 else:
                     arrays[f"{part}.{name}"] = column
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial.npz")
-        np.savez(partial, **arrays)
-        partial.rename(path)
+        with files.whole_or_absent(path) as unfinished, open(unfinished, "wb") as file:
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Features":

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from central.errors import first_line
 from central.files import is_special
 from central.runtime.exits import BadRequest
 
@@ -256,12 +257,8 @@ def _parquet_columns(path: Path, data: bytes) -> dict[str, list]:
         table = pyarrow.parquet.ParquetFile(io.BytesIO(data)).read()
         columns = [column.to_pylist() for column in table.columns]
     except Exception as error:  # damage shows in a dozen kinds, by the place it is in
-        raise BadRequest(f"{path}: not a parquet file, or damaged ({_first_line(error)})") from None
+        raise BadRequest(f"{path}: not a parquet file, or damaged ({first_line(error)})") from None
     return _named(path, table.column_names, columns)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 # ---- folders and the Hub
@@ -357,7 +354,7 @@ def _open_named(
             splits = datasets.load_dataset(hub_id, config_name, revision=revision, cache_dir=cache_dir)
     except Exception as error:  # the library raises a dozen kinds, most of them about the network
         raise BadRequest(
-            f"data {name!r}{f' ({config_name})' if config_name else ''} cannot be loaded: {_first_line(error)}: check "
+            f"data {name!r}{f' ({config_name})' if config_name else ''} cannot be loaded: {first_line(error)}: check "
             "the name and "
             "the network, or give local files with --train_file / --validation_file / --test_file"
         ) from None

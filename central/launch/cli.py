@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from central import streams
 from central.errors import BAD_REQUEST, DONE, BadRequest
 from central.files import ROOT
-from central.launch.subcommands import subcommand_of
 from central.streams import say
 
 TYPE_CHECKING = False  # the overview of the help needs none of these
@@ -57,12 +56,11 @@ def _main(words: list[str], environ: dict[str, str], file_variables: "Pairs", no
         _print_report(environ)
         if not words:
             return DONE
-    name, *words = words
-    subcommand = subcommand_of(name)
-
     from central.launch import options
     from central.options import wants_help
 
+    name, *words = words
+    subcommand = options.subcommand_of(name)
     parser = options.settings_parser(subcommand, f"{PROG} {name}")
     if wants_help(words):
         parser.print_help()
@@ -105,7 +103,7 @@ def _run(name: str, settings: "Common", target: "Target", plan: "Plan") -> int:
     except OSError as error:
         raise BadRequest(f"--output_dir {settings.output_dir}: {error.strerror}") from None
     hcl.write_where_asked(target.layout, target.device, target.environ)
-    watch = remote.HostWatch(target.layout.hosts if target.layout.by_ssh else (), remote.ssh_port(target))
+    watch = remote.HostWatch(target.layout.hosts if target.layout.by_ssh else (), target.ssh_port)
     status = supervise.run(
         plan, log_path=settings.log_path, max_restarts=settings.restarts, lost_host=lambda: watch.lost
     )

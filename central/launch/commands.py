@@ -70,6 +70,11 @@ class Target:
     def device(self) -> str:
         return self.devices.type
 
+    @property
+    def ssh_port(self) -> str:
+        """Where other hosts are reached."""
+        return self.environ.get("DOCKER_SSHD_PORT", DEFAULT_SSH_PORT)
+
 
 def execution_mode(settings: Common, device: str) -> str:
     """lazy, eager or compile: as asked, else lazy for large; only hpu is ever lazy."""
@@ -141,13 +146,9 @@ def _launcher_words(settings: Common, target: Target, variables: Mapping[str, st
     """What stands before the script: mpirun or torchrun where there are ranks, and the interpreter."""
     layout = target.layout
     if layout.hosts:
-        remote = mpi.Remote(
-            network=mpi.network_of(layout.hosts[0]),
-            ssh_port=target.environ.get("DOCKER_SSHD_PORT", DEFAULT_SSH_PORT),
-            variables=child_environment.forwarded_variables(target.environ, variables, layout.hosts[0]),
-        )
         assert target.mpirun
-        return [*mpi.many_servers(target.mpirun, layout, target.topology, remote), target.python]
+        forwarded = child_environment.forwarded_variables(target.environ, variables, layout.hosts[0])
+        return [*mpi.many_servers(target.mpirun, layout, target.topology, target.ssh_port, forwarded), target.python]
     if layout.world_size == 1:
         return [target.python]
     if settings.no_mpirun:

@@ -24,15 +24,6 @@ class Mpi:
     prefix: str = DEFAULT_PREFIX
 
 
-@dataclass(frozen=True)
-class Remote:
-    """How mpirun reaches other hosts: network of its own traffic ("" for any), port of sshd, variables to hand on."""
-
-    network: str
-    ssh_port: str
-    variables: tuple[tuple[str, str], ...]
-
-
 def parse_version(text: str) -> int | None:
     """Major version from `mpirun --version`, such as "mpirun (Open MPI) 5.0.11" or "orterun (OpenRTE) 4.1.4"."""
     match = re.search(r"\((?:Open MPI|OpenRTE)\) (\d+)\.", text)
@@ -71,18 +62,20 @@ def one_server(mpi: Mpi, layout: Layout, topology: Topology) -> list[str]:
     return ["mpirun", "-n", str(layout.world_size), *binding, *mapping, "--allow-run-as-root"]
 
 
-def many_servers(mpi: Mpi, layout: Layout, topology: Topology, remote: Remote) -> list[str]:
-    """mpirun for the same number of ranks on each host."""
-    variables = dict(remote.variables)
+def many_servers(
+    mpi: Mpi, layout: Layout, topology: Topology, ssh_port: str, forwarded: Iterable[tuple[str, str]]
+) -> list[str]:
+    """mpirun for the same number of ranks on each host, which get the `forwarded` variables."""
+    network, variables = network_of(layout.hosts[0]), dict(forwarded)
     master = [f"{name}={variables.pop(name)}" for name in ("MASTER_ADDR", "MASTER_PORT")]
     binding, mapping = _placement(mpi, layout, topology)
     return [
         *["mpirun", "--allow-run-as-root"],
         *_exported(f"{name}={value}" for name, value in variables.items()),
         *["--prefix", mpi.prefix],
-        *(["--mca", "btl_tcp_if_include", remote.network] if remote.network else []),
+        *(["--mca", "btl_tcp_if_include", network] if network else []),
         *_exported(master),
-        *(["--mca", "plm_rsh_args", f"-p {remote.ssh_port}"] if layout.by_ssh else []),
+        *(["--mca", "plm_rsh_args", f"-p {ssh_port}"] if layout.by_ssh else []),
         *binding,
         *["-H", ",".join(f"{host}:{slots(layout, topology)}" for host in layout.hosts)],
         *["-n", str(layout.world_size)],

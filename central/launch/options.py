@@ -1,13 +1,16 @@
-"""What the options of pretraining and finetuning share, and how the launcher reads them."""
+"""The two subcommands that train: their modules, what their options share, and how the launcher reads them."""
 
 import dataclasses
+import importlib
 import os
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 from central import options
+from central.errors import BadRequest, nearest
 from central.options import FUSED_SDPA, HANG_TIMEOUT, choice, cores, count, count_or_zero, option, path, switch
 
+SUBCOMMANDS = ("pretraining", "finetuning")
 # Headings of the help, in its order.
 GROUPS = MODEL, DATA, BATCHES, SCHEDULE, SAVING, DEVICE, RANKS, RUNNING = (
     *("Model", "Data", "Batches", "Schedule", "Checkpoints and results"),
@@ -76,6 +79,13 @@ class Run:
     words: tuple[str, ...]
     again: tuple[str, ...] = ()
     if_failed: tuple[str, ...] = ()
+
+
+def subcommand_of(name: str) -> ModuleType:
+    """The module of a subcommand, with Settings, DESCRIPTION, EXAMPLES, problems(), runs(), ...; no other is loaded."""
+    if name not in SUBCOMMANDS:
+        raise BadRequest(f"unknown subcommand {name}{nearest(name, (*SUBCOMMANDS, 'check'))}")
+    return importlib.import_module(f"central.launch.{name}")
 
 
 def settings_parser(subcommand: ModuleType, prog: str) -> options.Parser:

@@ -68,9 +68,8 @@ def _fetch(settings: Common, model: str, names: Sequence[str]) -> str:
     )
     answer = _capture([sys.executable, "-c", program, model, *names], timeout=DOWNLOAD_SECONDS)
     if answer.status != 0:
-        said = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
-        meant = nearest(model, MODELS)
-        raise BadRequest(f"--model_name_or_path {model}: no folder here, nor to be had from the Hub ({said}){meant}")
+        from_hub = f"nor to be had from the Hub ({answer.complaint}){nearest(model, MODELS)}"
+        raise BadRequest(f"--model_name_or_path {model}: no folder here, {from_hub}")
     return answer.stdout.strip().splitlines()[-1]
 
 

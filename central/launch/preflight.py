@@ -19,15 +19,11 @@ from central.launch.machine import Devices, Topology
 from central.launch.mpi import Mpi, parse_version
 from central.launch.options import Common
 from central.launch.remote import CaptureAll, host_problems
-from central.models import LARGEST_SIZE, MODELS
+from central.models import LARGEST_SIZE, MODELS, SIZES, parameter_count
 
 MAX_RANKS_PER_CORE = 16  # a few on a core are a slow trial run; beyond this memory and patience end first
 SPECIAL = "a device, pipe or socket, whose reading might never end; give a file"
 READ_SECONDS = 120  # for the first bytes of all files of a phase
-SIZES = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers"),
-    *("vocab_size", "max_position_embeddings", "type_vocab_size"),
-)
 PACKAGES = {
     pretraining: ("torch", "numpy", "h5py", "safetensors"),
     finetuning: ("torch", "transformers", "datasets", "accelerate"),
@@ -182,7 +178,7 @@ def used_folder_problems(settings: pretraining.Settings) -> list[str]:
     folder = os.path.join(settings.results_dir, "checkpoints")
     begins_anew = settings.phases[0] == 1 and not settings.resume_from_checkpoint and not settings.init_checkpoint[0]
     there = glob.glob(os.path.join(glob.escape(folder), "ckpt_*")) if begins_anew else []
-    steps = [step for step in map(pretraining.step_of, there) if step is not None]
+    steps = [step for step in map(files.checkpoint_step, there) if step is not None]
     if not steps:
         return []
     return [
@@ -274,14 +270,3 @@ def disk_problems(folder: str, config: Mapping[str, int]) -> list[str]:
     """No room for the checkpoints of a model, where its configuration says how large it is."""
     fault = files.lack_of_room(folder, parameters) if (parameters := parameter_count(config)) else ""
     return [f"--output_dir {fault}"] if fault else []
-
-
-def parameter_count(config: Mapping[str, int]) -> int:
-    """Parameters of BERT with both heads, from its configuration; 0 where that says too little."""
-    try:
-        hidden, inner, layers, *tables = (config[name] for name in SIZES)
-    except KeyError:
-        return 0
-    layer = 4 * hidden * (hidden + 1) + 2 * hidden * inner + inner + hidden + 4 * hidden
-    heads = 2 * hidden * (hidden + 1) + 2 * hidden + config["vocab_size"] + 2 * hidden + 2
-    return sum(tables) * hidden + 2 * hidden + layers * layer + heads

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from central.errors import BadRequest
-from central.files import ROOT, shards_of
+from central.files import ROOT, checkpoint_step, shards_of
 from central.launch import batch
 from central.launch.options import BATCHES, DATA, MODEL, RUNNING, SAVING, SCHEDULE, Common, Run
 from central.models import MODELS
@@ -253,7 +253,7 @@ def _start_words(settings: Settings, phase: int, again: bool) -> list[str]:
     if again and not checkpoint:
         resume_step = None
     if checkpoint and resume_step is None:
-        resume_step = step_of(checkpoint)
+        resume_step = checkpoint_step(checkpoint)
     resume = again or bool(checkpoint) or phase == 2 or settings.resume_from_checkpoint or resume_step is not None
     return [
         *(["--resume_from_checkpoint"] if resume else []),
@@ -261,9 +261,3 @@ def _start_words(settings: Settings, phase: int, again: bool) -> list[str]:
         *([f"--phase1_end_step={settings.max_steps[0]}"] if phase == 2 and not checkpoint else []),
         *(["--resume_step", str(resume_step)] if resume_step is not None else []),
     ]
-
-
-def step_of(checkpoint: str) -> int | None:
-    """The step in a checkpoint's name, such as ckpt_7038.pt or ckpt_7038; None where it has none."""
-    match = re.fullmatch(r"ckpt_(\d+)(?:\.pt)?", os.path.basename(checkpoint.rstrip("/")))
-    return int(match[1]) if match else None

@@ -121,6 +121,11 @@ class Captured:
     stdout: str
     stderr: str
 
+    @property
+    def complaint(self) -> str:
+        """The last line on standard error."""
+        return (self.stderr.strip().splitlines() or ["no answer"])[-1]
+
 
 def capture(argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout: float = 10) -> Captured:
     """Ask a program something and wait for the answer, `timeout` seconds at most."""

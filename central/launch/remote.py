@@ -27,7 +27,7 @@ MISSED_KNOCKS = 3  # make a host lost: 22 s at most
 def host_problems(target: Target, capture_all: CaptureAll) -> list[str]:
     """What is wrong with the hosts of a run: not to be reached, or not like this one, which needs no ssh to itself."""
     hosts = target.layout.hosts if target.layout.by_ssh else ()
-    port = ssh_port(target)
+    port = target.ssh_port
     if hosts and not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
         return [f"DOCKER_SSHD_PORT={port} is no port; unset it for {DEFAULT_SSH_PORT}"]
     here = hostcheck.facts()
@@ -43,10 +43,6 @@ def host_problems(target: Target, capture_all: CaptureAll) -> list[str]:
     ]
     found += [(host, fault) for host in hosts for fault in faults(host, answers[host], here, port, target)]
     return [f"host {host}: {fault}" for host, fault in found] + equal_names(answers)
-
-
-def ssh_port(target: Target) -> str:
-    return target.environ.get("DOCKER_SSHD_PORT", DEFAULT_SSH_PORT)
 
 
 def question(host: str, port: str, target: Target) -> list[str]:
@@ -66,14 +62,13 @@ def faults(host: str, answer: Captured, here: Mapping[str, str], port: str, targ
         if taken := there.get("port_in_use"):
             found.append(f"port {taken} is in use there, where the ranks are to meet; set MASTER_PORT to a free one")
         return found
-    said = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
     if answer.status in (126, 127):
         return [f"no {target.python} there; install the same python at the same path"]
     if answer.status == 2:
         return [f"no project at {target.root} there; put the same copy at the same path"]
-    if "Host key verification failed" in said:
+    if "Host key verification failed" in answer.complaint:
         return [f"its key is unknown: ssh-keyscan -p {port} {host} >> ~/.ssh/known_hosts"]
-    return [f"ssh to port {port} failed ({said}); sshd must run there (DOCKER_SSHD_PORT) and take your key"]
+    return [f"ssh to port {port} failed ({answer.complaint}); sshd must run there (DOCKER_SSHD_PORT) and take your key"]
 
 
 def facts_of(answer: Captured) -> dict[str, str]:

@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from central import files, gaudi_environment
 from central.errors import BadRequest, nearest
 from central.launch.commands import Command, Plan, shell_line
-from central.launch.options import Common
-from central.launch.subcommands import SUBCOMMANDS, subcommand_of
+from central.launch.options import SUBCOMMANDS, Common, subcommand_of
 from central.options import options_of
 
 TYPE_CHECKING = False

@@ -7,19 +7,10 @@ included, so that a flipped bit is seen when it is read.
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
-from central.files import is_special, parse_json
-
-NAME = re.compile(r"ckpt_(\d+)")
-
-
-def checkpoint_step(folder: Path) -> int | None:
-    """The global step in a checkpoint's name, None for any other name."""
-    match = NAME.fullmatch(folder.name)
-    return int(match[1]) if match else None
+from central.files import checkpoint_step, is_special, parse_json
 
 
 def read_state(folder: Path) -> dict:

@@ -15,7 +15,7 @@ from pathlib import Path
 from central import gaudi_environment
 from central.files import is_special
 from central.gaudi_environment import AUTOLOAD, COMPILED_AUTOGRAD, LAZY_MODE
-from central.habana_flags import is_gaudi, translate
+from central.habana_flags import OFF, is_gaudi, translate
 from central.runtime import exits
 from central.runtime import rank as ranks
 from central.runtime.exits import BadRequest
@@ -110,7 +110,7 @@ def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespac
 
 
 def _truth(word: str) -> bool:
-    return word.lower() not in ("false", "f", "no", "n", "0")
+    return word.lower() not in OFF
 
 
 def _conflicts(wanted: dict[str, str], environ: MutableMapping[str, str]) -> list[str]:

@@ -12,9 +12,8 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from central.files import size_in_words
+from central.files import replace_synced, size_in_words
 from central.runtime.exits import BadRequest
-from pretraining.data.files import replace_synced
 from pretraining.data.progress import BYTES, Progress
 
 BLOCK_BYTES = 1 << 20

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from central.files import write_synced
 from central.runtime.exits import BadRequest
 from pretraining.data.documents import NO_TEXT, TextSettings, canonical_text
-from pretraining.data.files import changed_fields, check_space, own_folder, write_synced
+from pretraining.data.files import changed_fields, check_space, own_folder
 from pretraining.data.progress import BYTES, Progress
 from pretraining.data.sources import Batch, HubDataset, Source, batches, describe_sources, show_notes, text_bytes
 from pretraining.data.workers import Workers

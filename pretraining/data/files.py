@@ -1,49 +1,19 @@
-"""Files that are whole or absent, and whose folder it is: a record of the request inside lets a later run go on."""
+"""Whose folder it is: a record of the request inside lets a later run go on. And room for what will be written."""
 
 import io
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from central.files import size_in_words
+from central.files import size_in_words, write_synced
 from central.runtime.exits import BadRequest
 
 RECORD = ".request.json"  # hidden: no input, should the folder be read as one
-
-
-@contextmanager
-def whole_or_absent(path: Path) -> Iterator[Path]:
-    """Where to write a file that gets its name `path` when all is well; an error leaves nothing behind.
-
-    Each process has a place of its own: workers of a killed run may still be writing the same file.
-    """
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        yield unfinished
-        replace_synced(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
-def replace_synced(unfinished: Path, path: Path) -> None:
-    """Give a finished file its name, once its content is on disk."""
-    with open(unfinished, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file that is whole or absent."""
-    with whole_or_absent(path) as unfinished:
-        unfinished.write_bytes(data)
 
 
 def array_bytes(array: np.ndarray) -> bytes:

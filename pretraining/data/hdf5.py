@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pretraining.data.files import whole_or_absent
+from central.files import whole_or_absent
 
 # Data sets of a pre-training file, as BERT, NVIDIA and Habana name them.
 KEYS = (

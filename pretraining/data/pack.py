@@ -9,10 +9,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from central.files import why_no_file
+from central.files import whole_or_absent, why_no_file, write_synced
 from central.runtime.exits import BadRequest
 from pretraining.data import report
-from pretraining.data.files import check_space, remove_unfinished, whole_or_absent, write_synced
+from pretraining.data.files import check_space, remove_unfinished
 from pretraining.data.hdf5 import KEYS, attribute, member, outside, rows_per_chunk, write_rows
 from pretraining.data.progress import Progress
 from pretraining.data.shards import check_finished

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from central.files import parse_json
+from central.files import parse_json, write_synced
 from central.runtime.exits import BadRequest
 from pretraining.data import report
 from pretraining.data.documents import TextSettings
@@ -20,7 +20,6 @@ from pretraining.data.files import (
     check_space,
     own_folder,
     remove_unfinished,
-    write_synced,
 )
 from pretraining.data.progress import BYTES, Progress
 from pretraining.data.report import Histogram, TextNumbers, refusals, usage_of

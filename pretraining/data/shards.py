@@ -8,8 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from central.files import write_synced
 from central.runtime.exits import BadRequest
-from pretraining.data.files import array_bytes, write_synced
+from pretraining.data.files import array_bytes
 from pretraining.data.hdf5 import rows_per_chunk, write_rows
 from pretraining.data.instances import SPECIALS, Documents, Pairs, covered_tokens, cut_long_sentences, make_pairs
 from pretraining.data.masking import MaskSettings, mask_rows, token_rows

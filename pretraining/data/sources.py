@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from central.errors import first_line
+from central.files import write_synced
 from central.runtime.exits import BadRequest
 from pretraining.data.blanks import one_line
-from pretraining.data.files import write_synced
 from pretraining.data.formats import (
     BOOK,
     DAMAGE,
@@ -320,5 +321,4 @@ def _dataset_rows(dataset: HubDataset) -> Iterator[dict]:
         else:
             yield from datasets.load_dataset(dataset.name, dataset.config, split=dataset.split, streaming=True)
     except (OSError, ValueError) as error:  # not found, no network, no such configuration or split, damaged
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadRequest(f"--dataset {dataset.name}: cannot be read ({reason})") from error
+        raise BadRequest(f"--dataset {dataset.name}: cannot be read ({first_line(error)})") from error

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from central.files import write_synced
 from pretraining.data.documents import TextSettings, canonical_text
-from pretraining.data.files import write_synced
 from pretraining.data.report import Histogram, usage_arrays
 from pretraining.data.sources import Batch
 from pretraining.data.wordpiece import BLOCK_CHARACTERS, Tokenizer, VocabularyFile

@@ -8,10 +8,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from central.files import why_no_file
+from central.files import whole_or_absent, why_no_file
 from central.runtime.exits import BadRequest
 from pretraining.data import report as corpus_report
-from pretraining.data.files import whole_or_absent
 from pretraining.data.hdf5 import KEYS, attribute, member
 from pretraining.data.progress import Progress
 from pretraining.data.wordpiece import Vocabulary, read_vocabulary

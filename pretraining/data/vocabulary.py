@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from central.files import write_synced
 from central.runtime.exits import BadRequest
 from pretraining.data.documents import TextSettings, canonical_text
-from pretraining.data.files import write_synced
 from pretraining.data.progress import BYTES, Progress
 from pretraining.data.sources import HubDataset, Source, batches
 from pretraining.data.wordpiece import SPECIAL_TOKENS, Normaliser
