@@ -66,7 +66,9 @@ def _name(word: str, expected: str) -> str:
     return word
 
 
-def whole(at_least: int, below: float = float("inf"), or_else: int | None = None, expected: str = "") -> "Any":
+def whole(
+    at_least: float = -float("inf"), below: float = float("inf"), or_else: int | None = None, expected: str = ""
+) -> "Any":
     """A whole number of a range; `or_else` is one more that is allowed. 7038.0 is one, too."""
 
     @values("N")
@@ -198,7 +200,6 @@ MAX_SEQ_LENGTH = (count, "tokens in a sequence")
 MAX_STEPS = (count, "optimizer steps of the schedule")
 RESUME = (switch, "go on from the newest checkpoint in --output_dir")
 SAVE_STEPS = (count, "optimizer steps between checkpoints")
-SAVE_TOTAL_LIMIT = (count, "newest checkpoints kept, besides the last of each phase")
 SEED = (seed_number, "seed of weights, data order and dropout")
 STEPS_THIS_RUN = (count_or_all, "optimizer step to stop at; -1: the last")
 WARMUP = (fraction, "part of the steps spent warming up, below 1")

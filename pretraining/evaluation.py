@@ -57,10 +57,8 @@ def stored_counts(folder: Path, vocab_size: int) -> np.ndarray | None:
     return counts
 
 
-def training_counts(folder: Path, shards: list[Shard], limits: Limits) -> np.ndarray:
-    """Occurrences of each id in the training documents: from token_counts.npy, else counted over the shards."""
-    if (stored := stored_counts(folder, limits.vocab_size)) is not None:
-        return stored
+def count_tokens(shards: list[Shard], limits: Limits) -> np.ndarray:
+    """Occurrences of each id in the training documents, counted over the shards: where no token_counts.npy tells."""
     counts, seen = np.zeros(limits.vocab_size, dtype=np.int64), 0
     for shard in shards:
         rows = read_shard(shard, limits)

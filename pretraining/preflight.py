@@ -3,6 +3,8 @@
 import os
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from central.files import lack_of_room, missing_folders, parse_json, remove_empty
 from central.runtime.device import Device
 from central.runtime.exits import BadRequest
@@ -47,6 +49,7 @@ class Checked:
     reader: ShardReader
     shape: BatchShape
     test_shards: list[Shard]
+    token_counts: np.ndarray | None  # of the training documents, for the baselines; where a file tells them
     memory_bytes: int
     notes: tuple[str, ...] = ()  # lines to say
 
@@ -74,8 +77,7 @@ def check_request(settings: Settings, start: ResumePoint, device: Device, rank: 
     test_shards = open_shards(test_folder, "test", limits) if wants_test else []
     if not settings.do_train and not test_shards:
         raise BadRequest("nothing to do: give --do_train, or an --eval_dir to evaluate the start point on")
-    if test_shards:
-        stored_counts(settings.input_dir, limits.vocab_size)  # that of the baselines is read later, and can be read
+    token_counts = stored_counts(settings.input_dir, limits.vocab_size) if test_shards else None
     _check_vocabulary_of([*shards, *test_shards], vocabulary)
     reader = ShardReader(shards, settings.seed, limits)
     notes = reader.check_first()
@@ -93,7 +95,7 @@ def check_request(settings: Settings, start: ResumePoint, device: Device, rank: 
     )
     if rank.is_main:
         _check_output(settings, config)
-    return Checked(config, vocabulary, limits, reader, shape, test_shards, memory, tuple(notes))
+    return Checked(config, vocabulary, limits, reader, shape, test_shards, token_counts, memory, tuple(notes))
 
 
 def _config(settings: Settings, vocabulary: Vocabulary | None) -> BertConfig:

@@ -3,19 +3,17 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from central import options
 from central.errors import BadRequest
 from central.files import is_special
 from central.habana_flags import device_asked, is_gaudi, translate
-from central.options import SHORTEST_ROW, choice, option, options_of, switch, text, values
+from central.options import choice, count, option, options_of, positive, row_length, switch, text, values, whole
 from central.runtime.device import DEVICES
 from central.runtime.watchdog import DEFAULT_TIMEOUT
 from pretraining.objective import OBJECTIVES
 from pretraining.optimizer import OPTIMIZERS
-
-Value = TypeVar("Value", int, float)
 
 DATA, TRAINING, DEVICE, SAVING, REPORTS = "what to train, on what", "how", "where", "checkpoints", "reports"
 ACCEPTED = "accepted"  # flags of the reference that change nothing here
@@ -24,43 +22,15 @@ ACCEPTED = "accepted"  # flags of the reference that change nothing here
 # Types, beside those of central.options
 
 
-def number(kind: type[Value], holds: Callable[[Value], bool], remedy: str) -> Callable[[str], Value]:
-    """A number for which a condition holds; `remedy` says which."""
-
-    @values("N" if kind is int else "X")
-    def checked(word: str) -> Value:
-        try:
-            value = kind(word)
-        except ValueError:
-            raise ValueError(remedy) from None
-        if not holds(value):
-            raise ValueError(remedy)
-        return value
-
-    return checked
-
-
-count = number(int, lambda value: value >= 1, "give 1 or more")
-limit = number(int, lambda value: value >= 1, "give 1 or more (--skip_checkpoint saves nothing)")
-integer = number(int, lambda value: True, "give a whole number")
-real = number(float, lambda value: True, "give a number")
-fraction = number(float, lambda value: 0 <= value < 1, "give a fraction, 0 <= fraction < 1")
-seconds = number(float, lambda value: 0 <= value < float("inf"), "give seconds, or 0 for never")
-seed_number = number(int, lambda value: 0 <= value < options.SEEDS, "give a whole number from 0, below 2**32")
-row_length = number(int, lambda value: value >= SHORTEST_ROW, f"at least {SHORTEST_ROW}, for [CLS] a [SEP] b [SEP]")
-
-
-@values("N")
-def step_count(word: str) -> int:
-    """A whole number from 1, also in the form 7038.0."""
-    value = number(float, lambda value: value % 1 == 0, "give a whole number")(word)
-    return count(str(int(value)))
+integer = whole(expected="a whole number")
+limit = whole(1, expected="a whole number from 1 (--skip_checkpoint saves nothing)")
+real = options.real(lambda value: True, "a number")
 
 
 @values("N")
 def step_interval(word: str) -> int:
     """A number of steps, rounded to whole ones."""
-    return max(1, round(number(float, lambda value: 0 < value < float("inf"), "give a positive number of steps")(word)))
+    return max(1, round(positive(word)))
 
 
 @values("N")
@@ -125,12 +95,12 @@ class Settings:
         name_in(OPTIMIZERS), "what turns gradients into updates", "lamb", flag="optimizer", group=TRAINING
     )
     lr: float = option(*options.LEARNING_RATE, 5e-5, flag="learning_rate", group=TRAINING)
-    max_steps: int = option(step_count, "optimizer steps of this phase", 1000, group=TRAINING)
+    max_steps: int = option(*options.MAX_STEPS, 1000, group=TRAINING)
     steps_this_run: int = option(
         count_or_zero, "stop at this step of the phase; 0 or below: at --max_steps", 0, group=TRAINING
     )
-    warmup_proportion: float = option(fraction, "fraction of --max_steps", 0.01, group=TRAINING)
-    seed: int = option(seed_number, options.SEED[1], 42, group=TRAINING)
+    warmup_proportion: float = option(*options.WARMUP, 0.01, group=TRAINING)
+    seed: int = option(*options.SEED, 42, group=TRAINING)
     phase2: bool = option(switch, "second phase (long rows), continues the first", False, group=TRAINING)
     phase1_end_step: int = option(integer, "steps of phase 1; only for a .pt that does not say", 7038, group=TRAINING)
     checkpoint_activations: bool = option(
@@ -159,7 +129,7 @@ class Settings:
     resume_at: int = option(
         integer, "global step to resume at; below 0: the newest", -1, flag="resume_step", group=SAVING
     )
-    save_steps: int = option(count, "optimizer steps", 100, flag="num_steps_per_checkpoint", group=SAVING)
+    save_steps: int = option(*options.SAVE_STEPS, 100, flag="num_steps_per_checkpoint", group=SAVING)
     save_total_limit: int = option(limit, "newest checkpoints kept, besides the last of each phase", 3, group=SAVING)
     skip_checkpoint: bool = option(switch, "save nothing", False, group=SAVING)
 
@@ -175,12 +145,7 @@ class Settings:
         flag="json-summary",
         group=REPORTS,
     )
-    hang_timeout: float = option(
-        seconds,
-        "seconds beyond the longest step so far without progress, after which a rank counts as hung; 0: never",
-        DEFAULT_TIMEOUT,
-        group=REPORTS,
-    )
+    hang_timeout: float = option(*options.HANG_TIMEOUT, DEFAULT_TIMEOUT, group=REPORTS)
     disable_progress_bar: bool = option(switch, "plain lines on a terminal, too", False, group=REPORTS)
     tensorboard: bool = option(switch, "also write TensorBoard files beside the log", False, group=REPORTS)
 

@@ -19,7 +19,7 @@ from pretraining.batches import Masking
 from pretraining.convert import convert
 from pretraining.dataset import Prefetch, ShardReader, steps
 from pretraining.distributed import Alone, open_exchange
-from pretraining.evaluation import HeldOut, evaluate, load_held_out, training_counts
+from pretraining.evaluation import HeldOut, count_tokens, evaluate, load_held_out
 from pretraining.kernels.choice import Kernels, open_kernels
 from pretraining.metrics import Metrics
 from pretraining.modeling import BertForPreTraining, initialise
@@ -72,7 +72,7 @@ class Run:
         peak = device.matrix_peak()
         name_rows = partial(_name_rows, checked.reader, settings.results_dir / "rows_not_finite.txt")
         metrics = Metrics(device, checked.config, objective, peak, exchange, name_rows)
-        self._held_out = _open_held_out(settings, checked, rank, objective)
+        self._held_out = _open_held_out(checked, rank, objective)
         self._evaluated: int | None = None  # the global step that was evaluated last
         self._saved = start.global_step  # a run stopped before its first step begins where this one did
         self._reporter = self._writer = None
@@ -273,12 +273,14 @@ def _masking(settings: Settings, checked: Checked) -> Masking | None:
     return Masking(checked.config.vocab_size, ids["[MASK]"], special)
 
 
-def _open_held_out(settings: Settings, checked: Checked, rank: Rank, objective: Objective) -> HeldOut | None:
+def _open_held_out(checked: Checked, rank: Rank, objective: Objective) -> HeldOut | None:
     if not checked.test_shards:
         return None
     limits = checked.limits
     try:
-        counts = training_counts(settings.input_dir, checked.reader.shards, limits)
+        counts = checked.token_counts
+        if counts is None:
+            counts = count_tokens(checked.reader.shards, limits)
         return load_held_out(checked.test_shards, limits, rank.rank, rank.world_size, counts, objective)
     except ValueError as error:
         raise BadRequest(str(error)) from error

@@ -25,7 +25,7 @@ from pretraining.dataset import (
     read_shard,
     steps,
 )
-from pretraining.evaluation import load_held_out, training_counts
+from pretraining.evaluation import count_tokens, load_held_out, stored_counts
 from pretraining.objective import OBJECTIVES, nsp_majority, unigram_loss
 
 MLM_NSP = OBJECTIVES["mlm_nsp"]
@@ -497,7 +497,8 @@ def test_unigram_baseline_by_hand(tmp_path):
     corpus = make_corpus(tmp_path / "c", shards=1, rows=3)
     shards = open_shards(corpus, "training", LIMITS)
     rows = read_shard(shards[0], LIMITS)
-    counts = training_counts(corpus, shards, LIMITS)
+    assert stored_counts(corpus, VOCAB_SIZE) is None
+    counts = count_tokens(shards, LIMITS)
     ids = rows.input_ids.copy()
     by_hand = np.zeros(VOCAB_SIZE, int)
     for row in range(3):
@@ -510,14 +511,14 @@ def test_unigram_baseline_by_hand(tmp_path):
     assert np.array_equal(counts, by_hand)
     stored = np.arange(VOCAB_SIZE)
     np.save(corpus / "token_counts.npy", stored)
-    assert np.array_equal(training_counts(corpus, shards, LIMITS), stored)
+    assert np.array_equal(stored_counts(corpus, VOCAB_SIZE), stored)
     for broken in (b"", b"\x93NUMPY\x01\x00", np.arange(3), np.full(VOCAB_SIZE, -1), np.full(VOCAB_SIZE, 0.5)):
         if isinstance(broken, bytes):
             (corpus / "token_counts.npy").write_bytes(broken)
         else:
             np.save(corpus / "token_counts.npy", broken)
         with pytest.raises(BadRequest, match=r"token_counts\.npy: .*delete it"):
-            training_counts(corpus, shards, LIMITS)
+            stored_counts(corpus, VOCAB_SIZE)
     labels = [label for p, label in zip(rows.masked_positions.flat, rows.masked_ids.flat) if p]
     wanted = -np.mean([np.log((stored[label] + 1) / (stored.sum() + VOCAB_SIZE)) for label in labels])
     assert unigram_loss(rows, stored) == pytest.approx(wanted)

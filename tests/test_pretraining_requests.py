@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import platform
 import re
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 from pretraining_helpers import (
     ROOT,
@@ -34,7 +36,7 @@ from central.runtime.exits import BadRequest
 from central.runtime.rank import Rank
 from pretraining import model_stats
 from pretraining.modeling import BertConfig
-from pretraining.reports import Console
+from pretraining.reports import Console, read_log
 from pretraining.vocabulary import find_vocabulary
 
 NESTED = b'{"a":' * 3000 + b"1" + b"}" * 3000
@@ -71,8 +73,8 @@ def refused(words) -> list[str]:
         ({"fp16": True}, "--fp16: not supported, use --hmp"),
         ({"train_batch_size": 9}, "not a multiple of --gradient_accumulation_steps"),
         ({"max_steps": 0}, "--max_steps"),
-        ({"max_steps": "inf"}, "--max_steps inf: give a whole number"),
-        ({"max_predictions_per_seq": -1}, "--max_predictions_per_seq -1: give 1 or more"),
+        ({"max_steps": "inf"}, "--max_steps inf: expected a whole number from 1"),
+        ({"max_predictions_per_seq": -1}, "--max_predictions_per_seq -1: expected a whole number from 1"),
         ({"learning_rate": "inf"}, "--learning_rate"),
         ({"warmup_proportion": 1.5}, "--warmup_proportion"),
         ({"learning_rate": 0}, "--learning_rate"),
@@ -82,13 +84,13 @@ def refused(words) -> list[str]:
         ({"output_dir": "/o\nut"}, "--output_dir '/o\\nut': expected a path, without line ends in it"),
         ({"json_summary": "/o\nut/log"}, "--json-summary '/o\\nut/log': expected a path"),
         ({"max_seq_length": 8}, "longer than --max_seq_length 8"),
-        ({"max_seq_length": 2}, "--max_seq_length 2: at least 5"),
+        ({"max_seq_length": 2}, "--max_seq_length 2: expected a whole number from 5, for [CLS] a [SEP] b [SEP]"),
         ({"config_file": "/dev/zero"}, "--config_file /dev/zero: not a regular file"),
         ({"vocab_file": "/dev/zero"}, "--vocab_file /dev/zero: not a regular file"),
         ({"init_checkpoint": "/dev/zero"}, "--init_checkpoint /dev/zero: not a regular file"),
         ({"json_summary": "/dev/null"}, "--json-summary /dev/null: not a regular file"),
-        ({"seed": -1}, "--seed -1: give a whole number from 0"),
-        ({"seed": 2**32}, "--seed 4294967296: give a whole number from 0"),
+        ({"seed": -1}, "--seed -1: expected a whole number from 0, below 2**32"),
+        ({"seed": 2**32}, "--seed 4294967296: expected a whole number from 0, below 2**32"),
         ({"train_batch_size": 10**400, "gradient_accumulation_steps": 1}, "a micro-batch of"),
         ({"phase2": True, "resume_from_checkpoint": True}, "run phase 1 first"),
         ({"resume_from_checkpoint": True, "resume_step": 4}, "no checkpoint of step 4"),
@@ -235,6 +237,19 @@ def test_files_beside_the_shards_that_are_broken_are_named(corpora, tmp_path, na
     (problem,) = refused(script_argv(corpus, config, tmp_path / "out"))
     assert words in problem and str(corpus) in problem
     assert not (tmp_path / "out").exists()
+
+
+def test_the_counts_beside_the_shards_make_the_baseline_and_are_read_once(corpora, tmp_path, monkeypatch):
+    """Of equal counts every token is as likely: the loss is the logarithm of the size of the vocabulary."""
+    corpus = make_corpus(tmp_path / "corpus", shards=1)
+    np.save(corpus / "token_counts.npy", np.full(VOCAB_SIZE, 5))
+    read, load = [], np.load
+    monkeypatch.setattr(np, "load", lambda file, **how: read.append(file) or load(file, **how))
+    assert call(script_argv(corpus, corpora[2], tmp_path / "out", max_steps=1)) == 0
+    log = read_log(tmp_path / "out" / "results" / "dllogger.json")
+    losses = [data["eval_unigram_loss"] for _, data in log if "eval_unigram_loss" in data]
+    assert losses and losses == pytest.approx([math.log(VOCAB_SIZE)] * len(losses))
+    assert read == [corpus / "token_counts.npy"]
 
 
 def test_a_vocabulary_file_that_is_none_is_named(corpora, tmp_path):

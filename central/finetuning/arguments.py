@@ -19,7 +19,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from central import options
 from central.files import is_special
-from central.habana_flags import translate
+from central.habana_flags import OFF, ON, translate
 from central.runtime import cpu_bf16, hpu
 from central.runtime.device import Device, keep_few_kernels, open_device
 from central.runtime.exits import BadRequest
@@ -86,14 +86,14 @@ class ReferenceFlags:
     hmp: bool = _flag(False, "matrix products in bfloat16, on any device")
     use_fused_adam: bool = _flag(False, "Habana's AdamW on Gaudi")
     use_fused_clip_norm: bool = _flag(False, "Habana's clipping of gradients on Gaudi")
-    fused_sdpa: bool = _flag(False, "Habana's fused attention on Gaudi")
-    use_hpu_graphs_for_inference: bool = _flag(False, "Gaudi replays graphs in evaluation; needs --use_lazy_mode")
+    fused_sdpa: bool = _flag(False, options.FUSED_SDPA[1])
+    use_hpu_graphs_for_inference: bool = _flag(False, options.INFERENCE_GRAPHS[1])
     overwrite_output_dir: bool = _flag(False, "rename a used --output_dir, and begin with an empty one")
     # The op lists are read by central.runtime.environment, before torch is imported.
     hmp_bf16: str = _flag("", "file of the operations that Gaudi runs in bfloat16")
     hmp_fp32: str = _flag("", "file of the operations that Gaudi keeps in fp32")
     logging_dir: str = _flag("", "folder of TensorBoard's files")  # transformers takes it from the environment
-    hang_timeout: float = _flag(DEFAULT_TIMEOUT, "seconds without progress after which a run of several ranks ends")
+    hang_timeout: float = _flag(DEFAULT_TIMEOUT, options.HANG_TIMEOUT[1])
 
 
 @dataclass
@@ -302,10 +302,8 @@ def _rename(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _truth(word: str) -> bool:
-    if word.lower() in ("true", "t", "yes", "y", "1"):
-        return True
-    if word.lower() in ("false", "f", "no", "n", "0"):
-        return False
+    if word.lower() in (*ON, *OFF):
+        return word.lower() in ON
     raise argparse.ArgumentTypeError(f"{word!r} is not true or false")
 
 
