@@ -9,19 +9,16 @@ import subprocess
 import sys
 import time
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
 from pretraining_helpers import ROOT, VOCAB_SIZE, environment, small_disk, write_vocabulary
 
-from central.files import write_json
 from central.runtime import tensor_files
 from central.runtime.checkpoints import is_complete, is_ours, list_checkpoints, newest_checkpoint, read_state
 from central.runtime.exits import BadRequest
 from pretraining import checkpoint
 from pretraining.convert import Inert, convert
-from pretraining.data.files import write_synced
 from pretraining.kernels.cpu import CpuKernels
 from pretraining.lamb import Lamb, global_norm
 from pretraining.modeling import BertConfig, BertForPreTraining, initialise
@@ -184,45 +181,6 @@ def test_nothing_is_ever_replaced(tmp_path):
     assert checkpoint.set_aside(tmp_path, 3) == ["ckpt_4 is kept as ckpt_4.2"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "ckpt_4.1").iterdir()} == before
     assert checkpoint.set_aside(tmp_path, 3) == []
-
-
-def order_of_disk(monkeypatch) -> list[tuple[str, int, int]]:
-    """What is synced and what gets its name from here on, in order: ("synced" or "named", inode, size)."""
-    events = []
-
-    def synced(descriptor, fsync=os.fsync):
-        status = os.fstat(descriptor)
-        events.append(("synced", status.st_ino, status.st_size))
-        fsync(descriptor)
-
-    def naming(move):
-        def named(source, target):
-            paths = (Path(source), *Path(source).rglob("*"))
-            events.extend(("named", path.stat().st_ino, path.stat().st_size) for path in paths)
-            move(source, target)
-
-        return named
-
-    monkeypatch.setattr(os, "fsync", synced)
-    for move in ("rename", "replace"):
-        monkeypatch.setattr(os, move, naming(getattr(os, move)))
-    return events
-
-
-@pytest.mark.parametrize(
-    "write", [saved, lambda folder: write_json(folder / "a", {}), lambda folder: write_synced(folder / "a", b"data")]
-)
-def test_what_gets_its_name_is_on_the_disk(tmp_path, monkeypatch, write):
-    """A power cut may lose all that was not synced: every file in full before its name, a checkpoint's name after."""
-    with monkeypatch.context() as patched:
-        events = order_of_disk(patched)
-        write(tmp_path)
-    named = [event for event in events if event[0] == "named"]
-    assert len(named) == (1 if write is not saved else 5)  # the folder, weights, moments, config.json, state.json
-    before = events[: events.index(named[0])]
-    assert all(("synced", *what) in before for _, *what in named)
-    after = [inode for what, inode, _ in events[events.index(named[-1]) :] if what == "synced"]
-    assert after == ([tmp_path.stat().st_ino] if write is saved else [])
 
 
 KILLED = """

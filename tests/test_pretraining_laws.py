@@ -1,6 +1,7 @@
 """Laws of a step that no other test would miss: divisors, seeds, dropout's scale, what is on disk before a rename."""
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,9 +16,11 @@ from test_pretraining_modeling import (
     rows_of,
 )
 
+from central.files import write_json
 from central.launch import batch as batch_sizes
 from pretraining import checkpoint
 from pretraining.batches import Step, flat_micro_batches
+from pretraining.data.files import write_synced
 from pretraining.dataset import Limits, ShardReader, open_shards
 from pretraining.distributed import Alone
 from pretraining.kernels.cpu import CpuKernels, DropoutAddNorm
@@ -134,28 +137,57 @@ def test_dropout_keeps_the_mean(p):
     assert mean == pytest.approx(1.0, abs=5 * (p / (1 - p) / x.numel()) ** 0.5)  # five standard errors
 
 
-def test_everything_is_on_disk_before_a_checkpoint_gets_its_name(tmp_path, monkeypatch):
-    """Each file and its folder are synced before the rename, the folder above after it."""
+def order_of_disk(monkeypatch) -> list[tuple[str, int, int]]:
+    """What is synced and what gets its name from here on, in order: ("synced" or "named", inode, size)."""
     events = []
-    sync, rename = os.fsync, checkpoint.Path.rename
 
-    def noted_sync(descriptor):
-        events.append(("sync", os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
-        sync(descriptor)
+    def synced(descriptor, fsync=os.fsync):
+        status = os.fstat(descriptor)
+        events.append(("synced", status.st_ino, status.st_size))
+        fsync(descriptor)
 
-    def noted_rename(self, target):
-        events.append(("rename", target.name))
-        return rename(self, target)
+    def naming(move):
+        def named(source, target):
+            paths = (Path(source), *Path(source).rglob("*"))
+            events.extend(("named", path.stat().st_ino, path.stat().st_size) for path in paths)
+            move(source, target)
 
-    monkeypatch.setattr(os, "fsync", noted_sync)
-    monkeypatch.setattr(checkpoint.Path, "rename", noted_rename)
+        return named
+
+    monkeypatch.setattr(os, "fsync", synced)
+    for move in ("rename", "replace"):
+        monkeypatch.setattr(os, move, naming(getattr(os, move)))
+    return events
+
+
+def write_checkpoint(folder: Path):
     weights = {"a": torch.zeros(3)}
-    target = tmp_path / "ckpt_1"
-    checkpoint.write_checkpoint(target, weights, {"state": {}}, {"global_step": 1}, {"config.json": "{}"})
-    at = events.index(("rename", "ckpt_1"))
-    before, after = [name for _, name in events[:at]], [name for _, name in events[at + 1 :]]
-    assert {path.name for path in target.iterdir()} <= set(before)
-    assert any(name.startswith(checkpoint.TEMPORARY) for name in before) and tmp_path.name in after
+    texts = {"config.json": "{}"}
+    checkpoint.write_checkpoint(folder / "ckpt_1", weights, {"state": {}}, {"global_step": 1}, texts)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_checkpoint,
+        lambda folder: write_json(folder / "a", {}),
+        lambda folder: write_synced(folder / "a", b"data"),
+    ],
+    ids=["checkpoint", "JSON", "data"],
+)
+def test_what_gets_its_name_is_on_the_disk(tmp_path, monkeypatch, write):
+    """A power cut may lose all that was not synced: every file in full before its name, a checkpoint's name after."""
+    with monkeypatch.context() as patched:
+        events = order_of_disk(patched)
+        write(tmp_path)
+    named = [event for event in events if event[0] == "named"]
+    assert len(named) == (
+        1 if write is not write_checkpoint else 5
+    )  # the folder, weights, moments, config.json, state.json
+    before = events[: events.index(named[0])]
+    assert all(("synced", *what) in before for _, *what in named)
+    after = [inode for what, inode, _ in events[events.index(named[-1]) :] if what == "synced"]
+    assert after == ([tmp_path.stat().st_ino] if write is write_checkpoint else [])
 
 
 def test_more_than_one_micro_step_needs_to_be_asked_for():
