@@ -65,6 +65,31 @@ def test_a_failing_rank_names_itself_last():
 
 
 @pytest.mark.parametrize(
+    ("number", "error", "order"),
+    [
+        (0, exits.BadRequest("no data"), ["spoken", 2]),
+        (1, exits.BadRequest("no data"), ["waited", "spoken", 2]),
+        (1, exits.Diverged("step 7"), ["spoken", 3]),
+    ],
+)
+def test_of_what_all_ranks_find_the_first_speaks_first(monkeypatch, capsys, number, error, order):
+    """What only one rank can tell waits for nobody."""
+    found = []
+
+    def leave(status):
+        found.extend([*["spoken"] * bool(capsys.readouterr().err), status])
+        raise InterruptedError
+
+    monkeypatch.setattr(exits.time, "sleep", lambda _: found.append("waited") or capsys.readouterr())
+    monkeypatch.setattr(exits.os, "_exit", leave)
+    for name, value in {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(InterruptedError):
+        exits.run(raising(error), [])
+    assert found == order
+
+
+@pytest.mark.parametrize(
     ("environ", "expected"),
     [
         ({}, rank.Rank()),

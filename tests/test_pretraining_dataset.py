@@ -129,6 +129,27 @@ def test_steps_resume_at_a_place(tmp_path):
             assert a.lengths == b.lengths and a.masked_labels.equal(b.masked_labels)
 
 
+def test_masks_drawn_anew_are_of_the_step_and_the_rank(tmp_path):
+    """No two steps and no two ranks draw alike, and a run that goes on draws what it would have drawn."""
+    corpus = make_corpus(tmp_path / "c")
+
+    def draws(rank, steps_done):
+        found = []
+
+        def masking(rows, rng):
+            found.append(int(rng.integers(2**60)))
+            return rows
+
+        share = BatchShape(rank, 2, 4, 1)
+        stream = steps(reader_of(corpus), share, steps_done * 8, steps_done, False, masking, MLM_NSP)
+        for _ in range(3):
+            next(stream)
+        return found
+
+    assert len({*draws(0, 0), *draws(1, 0)}) == 6
+    assert draws(0, 0)[1:] == draws(0, 1)[:2]
+
+
 def test_flat_and_static_hold_the_same(tmp_path):
     rows = read_shard(open_shards(make_corpus(tmp_path / "c"), "training", LIMITS)[0], LIMITS)
     flat, static = flat_micro_batch(rows), static_micro_batch(rows)
