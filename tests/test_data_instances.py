@@ -34,8 +34,17 @@ def random_documents(seed: int, count: int, sentences: int = 30, tokens: int = 2
     ]
 
 
-def slow_sequences(lists, seq_len: int, short_prob: float, rng: random.Random) -> list[tuple[int, int, bool]]:
-    """(tokens of a, tokens of b, random) of every sequence, as the paper's program walks through the text."""
+def into_sentence(sentences, dropped: int) -> int:
+    """Tokens between the start of a sentence and what is left of these after so many are dropped from the front."""
+    for sentence in sentences:
+        if dropped < len(sentence):
+            break
+        dropped -= len(sentence)
+    return dropped
+
+
+def slow_sequences(lists, seq_len: int, short_prob: float, rng: random.Random) -> list[tuple]:
+    """(tokens of a, of b, random, how far a begins in a sentence, and b), as the paper's program walks the text."""
     found = []
     for number, sentences in enumerate(lists):
         room = seq_len - 3
@@ -53,20 +62,24 @@ def slow_sequences(lists, seq_len: int, short_prob: float, rng: random.Random) -
             if is_random:
                 other = rng.choice([k for k in range(len(lists)) if k != number])
                 start, second = rng.randrange(len(lists[other])), 0
-                for sentence in lists[other][start:]:
+                of_b = lists[other][start:]
+                for sentence in of_b:
                     second += len(sentence)
                     if second >= goal - first:
                         break
-                at = cut
             else:
-                second = sum(len(sentence) for sentence in sentences[cut:stop])
-                at = stop
+                of_b = sentences[cut:stop]
+                second = sum(map(len, of_b))
+            front_a = front_b = 0
             while first + second > room:
+                from_front = rng.random() < 0.5
                 if first > second:
-                    first -= 1
+                    first, front_a = first - 1, front_a + from_front
                 else:
-                    second -= 1
-            found.append((first, second, is_random))
+                    second, front_b = second - 1, front_b + from_front
+            into = into_sentence(sentences[at:cut], front_a), into_sentence(of_b, front_b)
+            found.append((first, second, is_random, *into))
+            at = cut if is_random else stop
     return found
 
 
@@ -75,10 +88,14 @@ def test_statistics_equal_the_slow_algorithm(seq_len, tokens):
     lists = random_documents(1, 200, tokens=tokens)
     rng = random.Random(2)
     slow = [sequence for _ in range(DUPES) for sequence in slow_sequences(lists, seq_len, 0.1, rng)]
-    pairs = make_pairs(documents_of(lists), seq_len, DUPES, 0.1, np.random.Generator(np.random.SFC64(3)))
-    fast = list(zip(pairs.a_tokens, pairs.b_tokens, pairs.is_random, strict=True))
+    documents = documents_of(lists)
+    pairs = make_pairs(documents, seq_len, DUPES, 0.1, np.random.Generator(np.random.SFC64(3)))
+    ends = documents.sentence_ends
+    into = [start - ends[np.searchsorted(ends, start, side="right") - 1] for start in (pairs.a_start, pairs.b_start)]
+    fast = list(zip(pairs.a_tokens, pairs.b_tokens, pairs.is_random, *into, strict=True))
     assert len(fast) == pytest.approx(len(slow), rel=0.02)
-    for what in (lambda s: s[0], lambda s: s[1], lambda s: s[0] + s[1], lambda s: s[2], lambda s: s[0] > s[1]):
+    columns = [lambda s, column=column: s[column] for column in range(5)]
+    for what in (*columns, lambda s: s[0] + s[1], lambda s: s[0] > s[1]):
         a, b = np.array([what(s) for s in slow], float), np.array([what(s) for s in fast], float)
         error = np.hypot(a.std() / len(a) ** 0.5, b.std() / len(b) ** 0.5)
         assert abs(a.mean() - b.mean()) < 4 * error + 1e-9
