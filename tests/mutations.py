@@ -63,7 +63,7 @@ TESTS = {
     "pretraining/data/instances.py": "data_instances data_shards",
     "pretraining/data/masking.py": "data_instances data_shards",
     "pretraining/data/pack.py": "data_packing",
-    "central/cgroups.py": "cgroups",
+    "central/resources.py": "resources",
     "central/slurm.py": LAUNCH,
     "central/launch/*.py": LAUNCH,
     "central/launch/batch.py": "launch_compose launch_options pretraining_laws",

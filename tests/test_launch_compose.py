@@ -504,7 +504,7 @@ def test_this_machine_within_its_cgroup(tmp_path, monkeypatch):
     whole = this_machine(proc=str(tmp_path))  # no group known
     assert 1 <= whole.cores <= os.cpu_count()
     for allowed, cores in ((1, 1), (10**6, whole.cores), (None, whole.cores)):
-        monkeypatch.setattr(machine.cgroups, "processors", lambda proc, allowed=allowed: allowed)
+        monkeypatch.setattr(machine.resources, "processors", lambda proc, allowed=allowed: allowed)
         assert this_machine().cores == cores
 
 

@@ -17,11 +17,10 @@ from transformers.activations import ACT2FN
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
-from central import files
+from central import files, resources
 from central.finetuning.arguments import UNKNOWN_SHARE, ModelArguments
 from central.models import MODELS
 from central.runtime.checkpoints import check_content, is_ours, newest_checkpoint, read_state
-from central.runtime.device import available_host_memory
 from central.runtime.exits import BadRequest
 
 # Model types that number positions from their padding id on, and so have fewer than the table has rows.
@@ -259,7 +258,7 @@ def _check_size(auto_class: Any, config: Any, name: str) -> None:
         raise BadRequest(
             f"model {name}: cannot be built as its config.json says: {_reason(error, 'config.json')}"
         ) from None
-    free = available_host_memory()
+    free = resources.available_memory()
     if free is not None and size > free:
         raise BadRequest(
             f"model {name}: its config.json describes {size / 4e9:.1f} billion weights, {size / 2**30:.1f} GiB in "

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from central import cgroups, meeting
+from central import meeting, resources
 from central.files import COMMIT
 from central.gaudi_environment import VISIBLE_MODULES
 from central.launch.options import Common
@@ -51,12 +51,12 @@ def cores_per_rank(topology: Topology, ranks: int) -> int:
     return max(1, topology.cores_per_socket // -(-ranks // topology.sockets))
 
 
-def this_machine(cpu_folder: str = "/sys/devices/system/cpu", proc: str = cgroups.PROC) -> Topology:
+def this_machine(cpu_folder: str = "/sys/devices/system/cpu", proc: str = resources.PROC) -> Topology:
     """This machine within its cgroup: the cores this process may run on, at most the quota of processor time."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = {_core(cpu_folder, cpu) for cpu in allowed}
     sockets = len({socket for socket, _ in cores})
-    usable = max(1, min(len(cores), cgroups.processors(proc) or len(cores)))
+    usable = max(1, min(len(cores), resources.processors(proc) or len(cores)))
     sockets = min(sockets, usable)
     return Topology(sockets, usable // sockets)
 
@@ -129,28 +129,20 @@ def commit(capture: Callable) -> str:
     return capture(COMMIT).stdout.strip() or "not known: no git, or no clone"
 
 
-def processor(cpuinfo: str = "/proc/cpuinfo") -> str:
+def processor(cpuinfo: str = resources.CPUINFO) -> str:
     """Model of the processor, and its instructions that decide how fast bf16 is."""
-    try:
-        text = _read(cpuinfo)
-    except OSError:
+    model, flags = (resources.stated(cpuinfo, name) for name in ("model name", "flags"))
+    if not model and not flags:
         return "not known"
-    found = {name: re.search(rf"^{name}\s*: (.*)", text, re.MULTILINE) for name in ("model name", "flags")}
-    model = found["model name"][1] if found["model name"] else "not known"
-    flags = found["flags"][1].split() if found["flags"] else []
-    bf16 = [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
-    return f"{model}; bf16 instructions: {', '.join(bf16) or 'none, fp32 is as fast'}"
+    bf16 = [name for name in ("avx512_bf16", "amx_bf16") if name in flags.split()]
+    return f"{model or 'not known'}; bf16 instructions: {', '.join(bf16) or 'none, fp32 is as fast'}"
 
 
-def memory(meminfo: str = "/proc/meminfo") -> str:
+def memory(meminfo: str = resources.MEMINFO) -> str:
     """Memory in all, and what is free of it for this process."""
-    try:
-        found = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(meminfo), re.MULTILINE))
-        total, free = (int(found[name]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    except (OSError, KeyError):
+    total, free = resources.memory(path=meminfo), resources.available_memory(meminfo)
+    if total is None or free is None:
         return "not known"
-    allowed = cgroups.free_memory()
-    free = free if allowed is None else min(free, allowed)
     return f"{total / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free"
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from central import cgroups
+from central import resources
 from central.errors import BAD_REQUEST, DIVERGED, DONE, HUNG, PREEMPTED
 from central.launch.commands import Command, Plan
 from central.launch.processes import Log, Running
@@ -207,7 +207,7 @@ def _run_once(command: Command, stop: StopSignals, log: Log | None, grace: float
     """Run a command to its end. The status is that of the rank that failed first."""
     if stop.count:
         return 128 + stop.last
-    listener, killed_before = Listener(), cgroups.killed_for_memory()
+    listener, killed_before = Listener(), resources.killed_for_memory()
     running = Running(command, log=log, hear=listener.feed, grace=grace)
     try:
         status = _wait(running, listener, stop, grace, lost_host)
@@ -228,7 +228,7 @@ def _run_once(command: Command, stop: StopSignals, log: Log | None, grace: float
         return 128 + stop.last
     unsaved = "stopped without saving: " if stop.count and status != PREEMPTED else ""
     end = "stopped after saving" if status == PREEMPTED else failure or _own_end(running.program, status)
-    within = status == 128 + signal.SIGKILL and cgroups.killed_for_memory() > killed_before
+    within = status == 128 + signal.SIGKILL and resources.killed_for_memory() > killed_before
     say(f"{command.name}: {unsaved}{end}{OUT_OF_MEMORY if within else ''}")
     return status
 

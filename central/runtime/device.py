@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from central import cgroups
+from central import resources
 from central.runtime import cpu_bf16, hpu
 from central.runtime.rank import Rank
 
@@ -228,7 +227,8 @@ class Cpu(Device):
 
     @property
     def name(self) -> str:
-        return f"{_processor()}, {torch.get_num_threads()} threads a rank"
+        model = resources.stated(resources.CPUINFO, "model name") or platform.machine()
+        return f"{model}, {torch.get_num_threads()} threads a rank"
 
     @property
     def kernels(self) -> str:
@@ -253,7 +253,7 @@ class Cpu(Device):
         """It has always done what it was given."""
 
     def available_memory(self) -> int | None:
-        return available_host_memory()
+        return resources.available_memory()
 
     def peak_memory(self) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -342,16 +342,6 @@ DEVICES: dict[str, type[Device]] = {cls.type: cls for cls in (Hpu, Cuda, Xpu, Cp
 FOUND_BY_ITSELF = (Cuda, Xpu, Cpu)  # "auto" is the first of these that is there
 
 
-def _processor() -> str:
-    """The processor's name as Linux knows it, else the machine's architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def open_device(name: str, mode: str, data_type: str, rank: Rank) -> Device:
     """Open a device of DEVICES, or "auto", for this rank; ValueError says what was found."""
     if name == "auto":
@@ -402,16 +392,3 @@ def keep_few_kernels(count: int = KERNELS_KEPT) -> None:
     """
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # read at the first product
         os.environ.setdefault(name, str(count))
-
-
-def available_host_memory() -> int | None:
-    """Bytes of memory this process may still take: what the machine has free, within the limits of its cgroups."""
-    found = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
-    except (OSError, StopIteration):
-        pass
-    if (within := cgroups.free_memory()) is not None:
-        found.append(within)
-    return max(0, min(found)) if found else None

@@ -1,4 +1,4 @@
-"""What the control groups of this process leave it of memory and processor time, in version 1 and 2.
+"""What this machine has, and what the control groups of this process, of version 1 or 2, leave it of that.
 
 A limit stands in the group of the process or in any above it: a container, a unit of systemd, a step of SLURM.
 """
@@ -7,6 +7,25 @@ import os
 from collections.abc import Iterator
 
 PROC = "/proc/self"
+CPUINFO, MEMINFO = "/proc/cpuinfo", "/proc/meminfo"
+
+
+def stated(path: str, name: str) -> str:
+    """What Linux says of `name` in such a file, of the first processor; nothing where it says nothing."""
+    lines = (line.partition(":") for line in _read(path).splitlines())
+    return next((value.strip() for key, _, value in lines if key.strip() == name), "")
+
+
+def memory(name: str = "MemTotal", path: str = MEMINFO) -> int | None:
+    """Bytes of memory of the machine; None where it does not tell."""
+    kilobytes = stated(path, name).partition(" ")[0]
+    return int(kilobytes) * 1024 if kilobytes else None
+
+
+def available_memory(path: str = MEMINFO) -> int | None:
+    """Bytes that this process may still take: what the machine has free, within the limits of its control groups."""
+    found = [free for free in (memory("MemAvailable", path), free_memory()) if free is not None]
+    return min(found) if found else None
 
 
 def processors(proc: str = PROC) -> int | None:
@@ -65,9 +84,9 @@ def _folders(controller: str, proc: str) -> Iterator[tuple[str, int]]:
             yield os.path.join(mounted, *parts[:depth]), version
 
 
-def _read(folder: str, name: str) -> str:
+def _read(*path: str) -> str:
     try:
-        with open(os.path.join(folder, name)) as file:
+        with open(os.path.join(*path)) as file:
             return file.read().strip()
     except OSError:
         return ""

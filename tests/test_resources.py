@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from launch_project import copy_project, run, words
 
-from central import cgroups
+from central import resources
 
 ROOT = Path(__file__).resolve().parents[1]
 HYBRID = """9:name=systemd:/user.slice
@@ -74,14 +74,14 @@ UNIT = "system.slice/bert.service"
     ],
 )
 def test_processors(made_up, cgroup, mounts, files, expected):
-    assert cgroups.processors(made_up(cgroup, mounts, **files)) == expected
+    assert resources.processors(made_up(cgroup, mounts, **files)) == expected
 
 
 def test_files_the_kernel_can_drop_count_as_free_memory(made_up):
     stat = "anon 1000\ninactive_file 6000\nfile 6500\n"
     files = {"memory.max": "9000", "memory.current": "8000", "memory.stat": stat}
     proc = made_up(f"0::/{UNIT}\n", MOUNTS_V2, **{f"{UNIT}/{name}": text for name, text in files.items()})
-    assert cgroups.free_memory(proc) == 9000 - 8000 + 6000
+    assert resources.free_memory(proc) == 9000 - 8000 + 6000
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_files_the_kernel_can_drop_count_as_free_memory(made_up):
     ],
 )
 def test_free_memory(made_up, cgroup, mounts, files, expected):
-    assert cgroups.free_memory(made_up(cgroup, mounts, **files)) == expected
+    assert resources.free_memory(made_up(cgroup, mounts, **files)) == expected
 
 
 ANSWER = f"""
@@ -121,9 +121,9 @@ import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 for folder in sys.argv[1:]:
     open(os.path.join(folder, "cgroup.procs"), "w").write(str(os.getpid()))
-from central import cgroups
+from central import resources
 from central.launch.machine import this_machine
-print(this_machine().cores, cgroups.free_memory())
+print(this_machine().cores, resources.free_memory())
 """
 
 
@@ -136,7 +136,7 @@ print(this_machine().cores, cgroups.free_memory())
     ],
 )
 def test_killed_for_memory(made_up, cgroup, mounts, files, expected):
-    assert cgroups.killed_for_memory(made_up(cgroup, mounts, **files)) == expected
+    assert resources.killed_for_memory(made_up(cgroup, mounts, **files)) == expected
 
 
 @pytest.fixture
