@@ -58,7 +58,7 @@ test-faults: $(VENV)/.dev
 # The lowest versions that the requirements allow, but for torch: the unit tests, and the README's commands for a CPU.
 $(LOWEST)/.dev: requirements.txt requirements-cpu.txt requirements-dev.txt
 	$(PYTHON) -m venv $(LOWEST)
-	sed -nE 's/^([A-Za-z0-9_-]+)>=([0-9.]+).*/\1==\2/p' requirements.txt requirements-cpu.txt > $(LOWEST)/lowest.txt
+	sed -nE 's/^([A-Za-z0-9_-]+)>=([0-9.]+).*/\1==\2/p' $^ > $(LOWEST)/lowest.txt
 ifneq ($(TORCH_INDEX),)
 	$(LOWEST)/bin/python -m pip install --quiet --index-url $(TORCH_INDEX) $(shell grep '^torch==' requirements-cpu.txt)
 endif
