@@ -155,6 +155,11 @@ def take_folder(path: str, folder: str) -> None:
         )
 
 
+def names_in(folder: str) -> list[str]:
+    """Names of what is in a folder, in order; none where there is no folder."""
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+
+
 def missing_folders(path: str) -> list[str]:
     """The folders that os.makedirs would make, the outermost first."""
     path, missing = os.path.abspath(path), list[str]()

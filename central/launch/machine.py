@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from central import meeting, resources
-from central.files import COMMIT
+from central.files import COMMIT, names_in
 from central.gaudi_environment import VISIBLE_MODULES
 from central.launch.options import Common
 
@@ -105,7 +105,7 @@ def _hpu_devices(capture: Callable, environ: Mapping[str, str]) -> Devices:
     if not _is_installed("habana_frameworks"):
         return Devices("hpu", 0)
     modules = hpu_modules(capture)
-    cards = len(modules) or sum(name.removeprefix("accel").isdigit() for name in _names("/dev/accel"))
+    cards = len(modules) or sum(name.removeprefix("accel").isdigit() for name in names_in("/dev/accel"))
     visible = environ.get(VISIBLE_MODULES)
     return Devices("hpu", min(cards, len(visible.split(","))) if visible else cards, modules=modules)
 
@@ -170,10 +170,6 @@ def _is_installed(package: str) -> bool:
     import importlib.util
 
     return importlib.util.find_spec(package) is not None
-
-
-def _names(folder: str) -> list[str]:
-    return os.listdir(folder) if os.path.isdir(folder) else []
 
 
 DEFAULT_PORT = "12345"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from central.errors import BadRequest
-from central.files import ROOT, checkpoint_step, shards_of
+from central.files import ROOT, checkpoint_step, names_in, shards_of
 from central.launch import batch
 from central.launch.options import BATCHES, DATA, MODEL, RUNNING, SAVING, SCHEDULE, Common, Run
 from central.models import MODELS
@@ -134,10 +134,10 @@ def data_folder(folder: str, max_seq_length: int) -> str:
     """
     found = sorted(
         os.path.join(where, corpus)
-        for where in (os.path.join(folder, name) for name in _names(folder))
+        for where in (os.path.join(folder, name) for name in names_in(folder))
         if re.search(rf"seq_len_{max_seq_length}(?!\d)", os.path.basename(where))
-        for corpus in _names(where)
-        if shards_of(_names(os.path.join(where, corpus)), "training")
+        for corpus in names_in(where)
+        if shards_of(names_in(os.path.join(where, corpus)), "training")
     )
     if len(found) > 1:
         raise BadRequest(
@@ -145,10 +145,6 @@ def data_folder(folder: str, max_seq_length: int) -> str:
             + ", ".join(found)
         )
     return found[0] if found else folder
-
-
-def _names(folder: str) -> list[str]:
-    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
 
 def problems(settings: Settings, world_size: int) -> list[str]:
