@@ -10,10 +10,11 @@ PREEMPTED = 85  # stopped by a signal after everything was saved
 
 
 class BadRequest(ValueError):
-    """The request cannot run. `problems` holds one line for each reason."""
+    """The request cannot run. `problems` holds one line for each reason: a line end in a name is shown as \\n."""
 
     def __init__(self, problems: str | Iterable[str]):
-        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        problems = (problems,) if isinstance(problems, str) else problems
+        self.problems = tuple("\\n".join(problem.splitlines()) for problem in problems)
         super().__init__("\n".join(self.problems))
 
 

@@ -7,6 +7,7 @@ from dataclasses import fields
 from functools import partial
 
 import pytest
+from question_answering import QuestionArguments
 from transformers import Trainer
 
 from central.finetuning import output_folder, script
@@ -243,7 +244,7 @@ def test_a_folder_that_the_run_reads_is_not_renamed(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--seed=-1"], "--seed -1: must be from 0 to 4294967295"),
+        (["--seed=-1"], "--seed -1: must be a whole number from 0, below 2**32"),
         (["--seed=4294967296"], "--seed 4294967296: must be"),
         (["--data_seed=-7"], "--data_seed -7: must be"),
         (["--learning_rate=nan"], "--learning_rate nan: must be a finite number"),
@@ -252,11 +253,34 @@ def test_a_folder_that_the_run_reads_is_not_renamed(tmp_path):
         (["--num_train_epochs=nan"], "--num_train_epochs nan: must be"),
         (["--max_unknown_share=nan"], "--max_unknown_share nan: must be"),
         (["--output_dir=o\nut"], "--output_dir 'o\\nut': give a path without line ends"),
+        (["--output_dir=o\udcff"], "--output_dir 'o\\udcff': give a path without line ends in it, in UTF-8"),
+        (["--learning_rate=0"], "--learning_rate 0.0: must be a number above 0"),
+        (["--weight_decay=-1"], "--weight_decay -1.0: must be a number from 0"),
+        (["--adam_beta1=1.5"], "--adam_beta1 1.5: must be a number from 0, below 1"),
+        (["--adam_epsilon=1e-320"], "--adam_epsilon 1e-320: must be a number from 1e-20"),
+        (["--label_smoothing_factor=-0.1"], "--label_smoothing_factor -0.1: must be"),
+        (["--max_unknown_share=-1"], "--max_unknown_share -1.0: must be a share, from 0 to 1"),
+        (["--null_score_diff_threshold=nan"], "--null_score_diff_threshold nan: must be a finite number"),
+        (["--dataloader_num_workers=-1"], "--dataloader_num_workers -1: must be a whole number from 0"),
+        ([f"--dataloader_num_workers={10**30}"], "--dataloader_num_workers 10000"),
+        (["--eval_accumulation_steps=0"], "--eval_accumulation_steps 0: must be a whole number from 1"),
+        ([f"--per_device_train_batch_size={10**30}"], "--per_device_train_batch_size 10000"),
+        ([f"--max_steps={10**30}"], "--max_steps 10000"),
+        (["--num_train_epochs=1e30"], "--num_train_epochs 1e+30: must be a number below 2**31"),
+        (["--neftune_noise_alpha=-5"], "--neftune_noise_alpha -5.0: must be a number from 0"),
+        (["--logging_steps=inf"], "--logging_steps, --save_steps and --eval_steps: give finite numbers"),
+        (["--label_names=x"], "--label_names ['x']: the targets are those of the task"),
+        (["--batch_eval_metrics"], "--batch_eval_metrics True: scores need all outputs"),
+        (["--debug=underflow_overflow"], "--debug [<DebugOption"),
+        (["--fp16_full_eval"], "--fp16_full_eval True: half precision here is bfloat16"),
+        (["--use_liger_kernel"], "--use_liger_kernel True: has no kernels"),
+        (['--accelerator_config={"no": 1}'], "AcceleratorConfig.__init__() got an unexpected keyword argument 'no'"),
+        (["--accelerator_config=none.json"], "[Errno 2] No such file or directory: 'none.json'"),
     ],
 )
 def test_numbers_that_are_none_seeds_out_of_bounds_and_lines_of_paths_are_refused_once(words, said):
     with pytest.raises(BadRequest) as error:
-        understood(*words)
+        parse([*MODEL, "--no_cuda=true", *words], QuestionArguments, Rank())
     (problem,) = error.value.problems
     assert problem.startswith(said)
     assert understood("--seed=4294967295", "--data_seed=0").training.seed == 2**32 - 1

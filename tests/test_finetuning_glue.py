@@ -142,12 +142,14 @@ def test_labels_around_blanks_and_labels_that_are_none():
     task = glue_tasks.infer_task(padded, (), None, None)
     assert task.labels == ("neg", "pos")
     assert glue_tasks.numbered_labels(padded, task).tolist() == [1, 0, 0, 1]
-    for missing in ("", " ", None, float("nan")):
+    for missing in ("", " ", None, float("nan"), "nan", " NaN", "inf", "1e+400", "9" * 5000, float("-inf")):
         with_gap = table(text=list("abc"), label=["pos", missing, "neg"])
         task = glue_tasks.infer_task(with_gap, (), None, None)
         assert task.labels == ("neg", "pos")
         with pytest.raises(BadRequest, match="label is not one of neg, pos.*f.tsv, row 2: "):
             glue_tasks.numbered_labels(with_gap, task)
+    with pytest.raises(BadRequest, match="f.tsv: every label is missing in column 'label'"):
+        glue_tasks.infer_task(table(text=["x", "y"], label=["nan", ""]), (), None, None)
     with pytest.raises(BadRequest, match="f.tsv: every label is 'pos'"):
         glue_tasks.infer_task(table(text=["x", "y"], label=["pos", "pos"]), (), None, None)
 
@@ -232,6 +234,8 @@ def test_other_regressions_have_no_bounds():
     task = glue_tasks.infer_task(table(text=["x", "y"], label=["70.5", "-3"]), (), None, None)
     found = glue_tasks.server_lines(task, np.array([[70.25], [-3.0]], np.float32))
     assert found == ["index\tprediction", "0\t70.25", "1\t-3.0"]
+    with pytest.raises(BadRequest, match="label is not a number: f.tsv, row 2: '1e.39'"):  # infinite in 32 bits
+        glue_tasks.numbered_labels(table(text=["x", "y"], label=["70.5", "1e+39"]), task)
 
 
 # ---- tables as people have them

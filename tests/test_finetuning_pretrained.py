@@ -48,6 +48,7 @@ def load(folder: Path, auto_class=AutoModelForSequenceClassification, **changes)
 
 def refusal(folder: Path, **changes) -> str:
     with pytest.raises(BadRequest) as refused:
+        pretrained.locate(str(folder))
         load(folder, **changes)
     assert "\n" not in str(refused.value)
     return str(refused.value)
@@ -325,7 +326,7 @@ def test_a_tokenizer_file_without_its_parts_is_refused_in_words(folder):
 def test_damaged_weights_are_one_line(folder, keep):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    assert "model.safetensors is damaged" in refusal(folder)
+    assert "model.safetensors: is damaged" in refusal(folder)
 
 
 class Mark:
@@ -346,7 +347,7 @@ def test_a_bin_file_of_other_things_is_refused_and_runs_nothing(folder, tmp_path
         torch.save({"x": Mark(tmp_path / "mark")}, path)
     else:
         path.write_text("hello" if kind == "text" else "")
-    assert "pytorch_model.bin is damaged" in refusal(folder)
+    assert "pytorch_model.bin: is damaged" in refusal(folder)
     assert not (tmp_path / "mark").exists()
 
 
@@ -376,14 +377,168 @@ def test_a_bin_file_that_inflates_is_refused_before_it_is_read(folder, tmp_path)
         ("hidden_dropout_prob", 2.0),
         ("layer_norm_eps", "abc"),
         ("pad_token_id", "x"),
+        ("hidden_dropout_prob", float("nan")),
+        ("attention_probs_dropout_prob", float("nan")),
+        ("classifier_dropout", float("nan")),
+        ("hidden_dropout_prob", 1.0),  # nothing of a text would be left
+        ("layer_norm_eps", float("nan")),
+        ("layer_norm_eps", float("inf")),
+        ("layer_norm_eps", -1.0),
+        ("initializer_range", 1e30),
+        ("num_labels", 10**8),
+        ("id2label", {"0": "a", "5": "b"}),
+        ("attn_implementation", 3),
     ],
     ids=lambda value: str(value)[:20],
 )
 def test_nonsense_in_a_configuration_is_one_line_that_names_it(folder, name, value):
     configure(folder, **{name: value})
-    said = refusal(folder)
-    assert str(folder) in said and ("probability" if name == "hidden_dropout_prob" else name.split("_")[-1]) in said
+    with pytest.raises(BadRequest) as refused:
+        pretrained.locate(str(folder))
+        pretrained.load_config(ModelArguments(str(folder)), str(folder))  # a run asks for the labels, first
+        load(folder)
+    said = str(refused.value)
+    expected = "int" if name == "attn_implementation" else name.split("_")[-1]
+    assert str(folder) in said and expected in said
     assert len(said) < 700 and "Traceback" not in said
+
+
+def test_layers_are_never_computed_in_pieces(folder):
+    """A number of pieces that does not divide the longest text of a batch would end a training amid an epoch."""
+    configure(folder, chunk_size_feed_forward=7)
+    assert load(folder)[0].config.chunk_size_feed_forward == 0
+
+
+READ = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "model.safetensors", "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("what", ["link", "loop", "pipe", "device", "folder"])
+def test_a_name_of_a_model_that_is_no_file_is_refused_unread(folder, name, what):
+    """transformers passes over it, and takes other settings or waits for ever."""
+    path = folder / name
+    path.unlink(missing_ok=True)
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"link": "/no/such/place", "loop": name, "device": "/dev/zero"}[what])
+    said = refusal(folder)
+    if name != "config.json":  # without one it is no model at all
+        assert said.startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "added_tokens.json", "config.json"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b'{"a"', b"\xff{}", b"\xef\xbb\xbf{}", b"[" * 100_000])
+def test_a_json_file_that_is_no_object_is_named(folder, name, content):
+    (folder / name).write_bytes(content)
+    assert refusal(folder).startswith(f"{folder / name}: is no JSON object")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64])
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_are_no_floating_numbers_are_refused(folder, dtype, file):
+    """Else what is left of them would be trained on in silence."""
+    name = "bert.encoder.layer.1.output.dense.weight"
+    weights = load_file(folder / "model.safetensors")
+    weights[name] = weights[name].to(dtype)
+    weights["bert.embeddings.position_ids"] = torch.arange(128)  # in files of older versions
+    (folder / "model.safetensors").unlink()
+    save_file(weights, folder / file) if file == "model.safetensors" else torch.save(weights, folder / file)
+    said = refusal(folder)
+    assert said.startswith(f"{folder / file}: 1 weights are ") and name in said
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(folder, value):
+    name = "bert.embeddings.word_embeddings.weight"
+
+    def change(weights: dict) -> dict:
+        weights[name][30, 0] = value  # of a token that no training might see
+        return weights
+
+    rewrite(folder, change)
+    assert f"1 weights hold NaN or infinity, such as {name}" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([torch.zeros(2)], "holds a list"),
+        (None, "holds a NoneType"),
+        ({"state_dict": {"x": torch.zeros(2)}}, "'state_dict' is a dict"),
+        ({0: torch.zeros(2)}, "0 is a Tensor"),
+        ({"x": torch.zeros(2, 2).to_sparse()}, "1 weights are torch.sparse_coo"),
+    ],
+)
+def test_a_bin_file_of_another_form_says_what_it_holds(folder, content, said):
+    (folder / "model.safetensors").unlink()
+    torch.save(content, folder / "pytorch_model.bin")
+    assert said in refusal(folder)
+
+
+def test_what_a_file_holds_once_for_two_weights_is_trained_and_saved_as_two(folder, tmp_path):
+    one, two = (f"bert.encoder.layer.{layer}.attention.self.query.weight" for layer in (0, 1))
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights | {two: weights[one]}, folder / "pytorch_model.bin")
+    model = load(folder)[0]
+    with torch.no_grad():
+        model.state_dict()[two].zero_()
+    model.save_pretrained(tmp_path / "saved")
+    saved = load_file(tmp_path / "saved/model.safetensors")
+    assert torch.equal(saved[one], weights[one]) and not saved[two].any()
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"a": "model-2.safetensors"}, "names model-2.safetensors, which is no file beside it"),
+        ({"a": "/dev/zero"}, "names /dev/zero, which is no file beside it"),
+        ({"a": "../model-1.safetensors"}, "which is no file beside it"),
+        ({"a": 5}, "names 5, which is no file beside it"),
+        ({}, "no weight_map in it"),
+        (["a"], "no weight_map in it"),
+        (None, "no weight_map in it"),
+        ({"a": "model-1.safetensors"}, "model-1.safetensors: is damaged"),
+    ],
+)
+def test_an_index_of_weights_that_leads_nowhere_is_named(folder, named, said):
+    path = folder / "model.safetensors"
+    (folder / "model-1.safetensors").write_bytes(path.read_bytes()[:-1])
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": named}))
+    path.unlink()
+    assert said in refusal(folder)
+
+
+def test_a_file_of_several_that_inflates_is_refused_before_it_is_read(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    torch.save({"zeros": torch.zeros(4_000_000)}, tmp_path / "plain")
+    with zipfile.ZipFile(tmp_path / "plain") as plain, zipfile.ZipFile(folder / "part.bin", "w", 8) as packed:
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry))
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"zeros": "part.bin"}}))
+    assert "unpack to" in refusal(folder)
+
+
+@pytest.mark.parametrize("mark", ["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+def test_a_vocabulary_without_a_mark_is_refused(folder, mark):
+    """transformers would number it after the last token, where the model has learned nothing."""
+    only_vocabulary(folder, lines("<x>" if token == mark else token for token in VOCABULARY))
+    assert f"its vocabulary has no {mark}" in refusal(folder)
+
+
+def test_numbers_of_tokens_beyond_the_model_are_refused(folder):
+    """Fewer tokens than the model has, some of them with numbers that it does not have."""
+    only_vocabulary(folder, "\n\n".join(VOCABULARY).encode())
+    assert "they do not belong together" in refusal(folder)
+
+
+@pytest.mark.parametrize("flag", ["tokenizer_name", "config_name"])
+@pytest.mark.parametrize("path", ["/no/such/folder", "./none", "~/none"])
+def test_a_path_that_leads_nowhere_is_no_id_of_the_hub(folder, flag, path):
+    assert refusal(folder, **{flag: path}) == f"--{flag} {path}: no such folder"
 
 
 @pytest.mark.parametrize(
@@ -462,12 +617,11 @@ def test_attention_code_of_the_hub_is_refused(folder):
     assert "code from the Hub" in refusal(folder)
 
 
-def test_a_state_of_another_program_beside_a_model_is_left_alone(tmp_path):
+def test_a_state_of_another_program_beside_a_model_is_left_alone(folder):
     """`datasets` and others leave a state.json of their own; only a pre-training's is compared."""
-    (tmp_path / "config.json").write_text("{}")
     for content in ('{"_data_files": []}', "no JSON", "[" * 30_000):
-        (tmp_path / "state.json").write_text(content)
-        assert pretrained.locate(str(tmp_path)) == str(tmp_path)
+        (folder / "state.json").write_text(content)
+        assert pretrained.locate(str(folder)) == str(folder)
 
 
 def test_short_names_are_those_of_the_launcher():

@@ -695,12 +695,33 @@ def test_capitals_that_the_vocabulary_does_not_have(tiny_model, tmp_path, capsys
         (["--model_name_or_path=no/model"], "error: model no/model: "),
         (["--do_predict"], "--do_predict needs --test_file"),
         (["--seed=x"], "invalid int value"),
+        (["--optim=lomo"], "You need to install `lomo_optim`"),
+        (["--optim_args=x"], "transformers does not start with these arguments: not enough values"),
+        (['--lr_scheduler_kwargs={"no": 1}'], "unexpected keyword argument 'no'"),
+        (["--lr_scheduler_type=cosine_with_min_lr"], "min_lr"),
+        (["--report_to=nosuch"], "nosuch is not supported"),
+        (["--dataloader_persistent_workers"], "persistent_workers option needs num_workers > 0"),
+        (["--dataloader_drop_last", "--per_device_train_batch_size=65"], "64 examples are less than a batch"),
+        (["--torch_compile", "--torch_compile_mode=nosuch"], "Unrecognized mode=nosuch"),
+        ([f"--cache_dir={'x' * 300}"], "longer than a name may be"),
+        (["--tokenizer_name=a b\nc"], "tokenizer of a b\\nc: "),
+        (["--output_dir=/dev/null/o"], "/dev/null/o"),
     ],
 )
 def test_a_request_that_cannot_run(tiny_model, pairs, tmp_path, capsys, words, said):
     assert run("run_glue", *glue_words(tiny_model, pairs, tmp_path / "o", *words)) == exits.BAD_REQUEST
     error = capsys.readouterr().err
-    assert said in error and error.startswith("error: ") and "Traceback" not in error
+    assert said in error and error.count("error: ") == 1 and error.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in error and not (tmp_path / "o").exists()
+
+
+def test_a_score_that_the_task_does_not_have_is_named_at_the_first_evaluation(tiny_model, pairs, tmp_path, capsys):
+    words = ["--eval_strategy=steps", "--eval_steps=1", "--save_strategy=best", "--metric_for_best_model=nosuch"]
+    words = glue_words(tiny_model, pairs, tmp_path / "o", "--do_eval", "--max_steps=1", *words)
+    assert run("run_glue", *words) == exits.BAD_REQUEST
+    assert "--metric_for_best_model nosuch: is none of the scores of this task: loss, accuracy, f1" in (
+        capsys.readouterr().err
+    )
 
 
 def test_labels_not_in_the_training_set(tiny_model, tmp_path, capsys):
@@ -714,7 +735,7 @@ def test_labels_not_in_the_training_set(tiny_model, tmp_path, capsys):
 def test_a_diverging_run_ends_with_3_and_saves_nothing(tiny_model, pairs, tmp_path, capsys):
     def poison(folder):
         weights = load_file(folder / "model.safetensors")
-        weights["bert.embeddings.word_embeddings.weight"][:] = float("nan")
+        weights["bert.embeddings.word_embeddings.weight"][:] = 1e38  # the encoder adds up to infinity
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
     folder = broken_model(tiny_model, tmp_path, poison)

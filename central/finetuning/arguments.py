@@ -30,6 +30,38 @@ from central.runtime.watchdog import DEFAULT_TIMEOUT
 DDP_BUCKET_MB = 230  # the reference's: one exchange for BERT-base, a few for BERT-large
 
 UNKNOWN_SHARE = 0.1  # more [UNK] than this in ordinary text: tokenizer and vocabulary do not belong together
+not_negative = options.real(lambda value: value >= 0, "a number from 0")
+many = options.whole(1, 2**31, expected="a whole number from 1, below 2**31")
+NUMBERS = {  # what a value of TrainingArguments must be where transformers takes any
+    "adam_beta1": options.fraction,
+    "adam_beta2": options.fraction,
+    "adam_epsilon": options.real(lambda value: value >= 1e-20, "a number from 1e-20"),  # less is 0 to a weight
+    "data_seed": options.seed_number,
+    "dataloader_num_workers": options.whole(0, 1024, expected="a whole number from 0, below 1024"),
+    "eval_accumulation_steps": many,
+    "gradient_accumulation_steps": many,
+    "label_smoothing_factor": options.fraction,
+    "learning_rate": options.positive,
+    "max_grad_norm": options.real(lambda value: value >= 0, "a number from 0, which clips nothing"),
+    "max_steps": options.whole(1, 2**31, or_else=-1, expected="a whole number from 1, or -1 for --num_train_epochs"),
+    "neftune_noise_alpha": not_negative,
+    "num_train_epochs": options.real(lambda value: value < 2**31, "a number below 2**31"),
+    "per_device_eval_batch_size": many,
+    "per_device_train_batch_size": many,
+    "seed": options.seed_number,
+    "weight_decay": not_negative,
+}
+HALF_PRECISION = "half precision here is bfloat16: use --bf16, or --hmp on hpu"
+FIXED = {  # TrainingArguments that have one value here, and why
+    "batch_eval_metrics": (False, "scores need all outputs: leave it out"),
+    "debug": ([], "looks at numbers only, and masks are none: leave it out"),
+    "eval_do_concat_batches": (True, "scores need the outputs in one piece: leave it out"),
+    "fp16": (False, HALF_PRECISION),
+    "fp16_full_eval": (False, HALF_PRECISION),
+    "label_names": (None, "the targets are those of the task: leave it out"),
+    "use_liger_kernel": (False, "has no kernels for these models: leave it out"),
+    "prediction_loss_only": (False, "scores and predictions need the model's outputs: leave it out"),
+}
 KERNELS_KEPT = 1024  # on cpu: a few dozen shapes of parts come again and again, with a dozen kernels each
 # Names of older transformers that live on under another name, with their value or (NAME=VALUE) one of ours, or not.
 RENAMED = {
@@ -194,8 +226,10 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
             if not stop.code:  # --help
                 raise
             raise BadRequest(said.getvalue().strip().rsplit("error: ", 1)[-1]) from None
-        except (ValueError, ImportError) as error:
-            raise BadRequest(str(error)) from None
+        except OverflowError:
+            raise BadRequest("--logging_steps, --save_steps and --eval_steps: give finite numbers") from None
+        except (ValueError, ImportError, TypeError, OSError) as error:  # of values, and of files that these name
+            raise BadRequest(" ".join(str(error).split())) from None
     if flags.logging_dir:
         os.environ["TENSORBOARD_LOGGING_DIR"] = flags.logging_dir
     problems = [f"unknown argument {word!r}: see --help" for word in rest]
@@ -323,7 +357,7 @@ def _problems(data: DataArguments, training: TrainingArguments, flags: Reference
     if not training.output_dir:
         problems.append("--output_dir is missing: where should the results go?")
     elif not options.in_one_line(training.output_dir):
-        problems.append(f"--output_dir {training.output_dir!r}: give a path without line ends in it")
+        problems.append(f"--output_dir {training.output_dir!r}: give a path without line ends in it, in UTF-8")
     if not (training.do_train or training.do_eval or training.do_predict):
         problems.append("nothing to do: give --do_train, --do_eval or --do_predict")
     for split, path in data.files.items():
@@ -333,23 +367,24 @@ def _problems(data: DataArguments, training: TrainingArguments, flags: Reference
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             problems.append(f"--{name} {value}: must be at least 1")
     for name, value in (*vars(data).items(), *vars(training).items()):
-        if isinstance(value, float) and not math.isfinite(value) and name != "null_score_diff_threshold":
+        may_be_infinite = name == "null_score_diff_threshold"
+        is_finite = not isinstance(value, float) or math.isfinite(value) or (may_be_infinite and math.isinf(value))
+        if not is_finite:
             problems.append(f"--{name} {value}: must be a finite number")
-    for name in ("seed", "data_seed"):
+    if data.max_unknown_share < 0 or data.max_unknown_share > 1:
+        problems.append(f"--max_unknown_share {data.max_unknown_share}: must be a share, from 0 to 1")
+    for name, kind in NUMBERS.items():
         value = getattr(training, name)
-        if value is not None and not 0 <= value < 2**32:
-            problems.append(f"--{name} {value}: must be from 0 to 4294967295 (2**32 - 1)")
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if getattr(training, name) < 1:
-            problems.append(f"--{name} {getattr(training, name)}: must be at least 1")
+        try:
+            if value is not None and math.isfinite(value):
+                kind(str(value))
+        except ValueError as error:
+            problems.append(f"--{name} {value}: {str(error).replace('expected', 'must be', 1)}")
+    for name, (only, why) in FIXED.items():
+        if getattr(training, name) != only:
+            problems.append(f"--{name} {getattr(training, name)}: {why}")
     if not 0 <= flags.hang_timeout < float("inf"):
         problems.append(f"--hang_timeout {flags.hang_timeout}: give seconds, or 0 for never")
-    if training.prediction_loss_only:
-        problems.append("--prediction_loss_only: scores and predictions need the model's outputs: leave it out")
-    if not training.eval_do_concat_batches:
-        problems.append("--eval_do_concat_batches False: scores need the outputs in one piece: leave it out")
-    if training.fp16:
-        problems.append("--fp16: half precision here is bfloat16: use --bf16, or --hmp on hpu")
-    if training.max_steps == 0 or (training.max_steps < 0 and training.num_train_epochs <= 0):
-        problems.append("training of no steps: --max_steps and --num_train_epochs must be above 0")
+    if training.max_steps < 0 and training.num_train_epochs <= 0:
+        problems.append("training of no steps: --num_train_epochs must be above 0")
     return problems

@@ -7,7 +7,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -17,7 +17,8 @@ from transformers.activations import ACT2FN
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
-from central import files, resources
+from central import resources
+from central.finetuning import model_folder
 from central.finetuning.arguments import UNKNOWN_SHARE, ModelArguments
 from central.models import MODELS
 from central.runtime.checkpoints import check_content, is_ours, newest_checkpoint, read_state
@@ -28,15 +29,21 @@ POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camember
 NO_CODE = {"trust_remote_code": False}  # without it transformers asks on standard input, and `yes |` would agree
 # Settings of a config.json that would change what the trainer reads from a model.
 PLAIN_OUTPUTS = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
+WHOLE_LAYERS = {"chunk_size_feed_forward": 0}  # not in pieces that must divide a batch
 IF_THERE = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 SENTENCEPIECE_FILES = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
-COUNTS = {  # in a config.json, with the most that is looked at
-    "num_hidden_layers": 1000,
-    "hidden_size": 2**20,
-    "intermediate_size": 2**22,
-    "num_attention_heads": 2**12,
-    "vocab_size": 2**26,
+BOUNDS = {  # of numbers in a config.json
+    "num_hidden_layers": (1, 1000),
+    "hidden_size": (1, 2**20),
+    "intermediate_size": (1, 2**22),
+    "num_attention_heads": (1, 2**12),
+    "vocab_size": (1, 2**26),
+    "attention_probs_dropout_prob": (0, 0.99),
+    "classifier_dropout": (0, 0.99),
+    "hidden_dropout_prob": (0, 0.99),
+    "initializer_range": (0, 10),
+    "layer_norm_eps": (0, 0.1),
 }
 RELATIVE_POSITIONS = ("relative_key", "relative_key_query")  # BERT's, up to transformers 4
 HEADS = re.compile("cls|class|head|output|predict|project|transform|layer_norm|score|logits|pooler|summary")
@@ -49,6 +56,8 @@ SAMPLED_CHARACTERS = 4096  # of each text that is looked at for [UNK]
 def locate(name: str) -> str:
     """The folder or Hub id that `--model_name_or_path` means; the newest checkpoint of a pre-training folder."""
     found = _model_named(name)
+    if Path(found).is_dir():
+        model_folder.refuse_damaged(Path(found))
     if is_ours(Path(found)):
         try:
             check_content(Path(found), read_state(Path(found)), (".safetensors",))  # texts may be edited
@@ -60,8 +69,9 @@ def locate(name: str) -> str:
 def _model_named(name: str) -> str:
     folder = Path(name)
     if not folder.is_dir():
-        if folder.exists() or name.startswith((".", "/", "~")):
+        if folder.exists():
             raise BadRequest(f"--model_name_or_path {name}: no such folder")
+        _refuse_missing("--model_name_or_path", name)
         # The launcher's short names, too, so that a script started by hand takes them.
         return MODELS[name].pretrained if name in MODELS else name
     if (folder / "config.json").exists():
@@ -75,11 +85,20 @@ def _model_named(name: str) -> str:
     return str(checkpoint)
 
 
+def _refuse_missing(flag: str, name: str | None) -> None:
+    """Raise BadRequest for a path that leads nowhere: no id of the Hub begins like one."""
+    if name and name.startswith((".", "/", "~")) and not Path(name).exists():
+        raise BadRequest(f"{flag} {name}: no such folder")
+
+
 def load_tokenizer(args: ModelArguments, name: str, say: Callable[[str], None]) -> PreTrainedTokenizerBase:
     """The fast tokenizer of a model."""
     source = args.tokenizer_name or name
     remedy = "name one with --tokenizer_name"
     folder = Path(source)
+    _refuse_missing("--tokenizer_name", args.tokenizer_name)
+    if args.tokenizer_name and folder.is_dir():
+        model_folder.refuse_damaged(folder, has_weights=False)
     if folder.is_dir() and not any((folder / file).exists() for file in TOKENIZER_FILES):
         pieces = next((file for file in SENTENCEPIECE_FILES if (folder / file).exists()), None)
         if pieces is None:
@@ -111,6 +130,11 @@ def load_tokenizer(args: ModelArguments, name: str, say: Callable[[str], None]) 
         raise BadRequest(f"tokenizer of {source}: has no fast version, which the scripts need: {remedy}")
     if tokenizer.pad_token_id is None:
         raise BadRequest(f"tokenizer of {source}: has no padding token, which batches need: {remedy}")
+    absent = _absent_marks(tokenizer, settings)
+    if absent:
+        raise BadRequest(
+            f"tokenizer of {source}: its vocabulary has no {', '.join(absent)}: it is cut, or of another kind: {remedy}"
+        )
     if is_uncased(tokenizer):
         say("the tokenizer is uncased: it does not tell capitals from small letters")
     return tokenizer
@@ -142,6 +166,17 @@ def _vocabulary(file: Path) -> dict:
     return {"vocab": {token: i for i, token in enumerate(re.split("\r\n|\r|\n", text[1:].rstrip("\r\n")))}}
 
 
+def _absent_marks(tokenizer: PreTrainedTokenizerBase, settings: dict) -> list[str]:
+    """Marks of a WordPiece tokenizer that no vocabulary has: transformers numbers them after the last token."""
+    backend = cast(Any, tokenizer).backend_tokenizer
+    if type(backend.model).__name__ != "WordPiece":
+        return []
+    decoder = settings.get("added_tokens_decoder") or {}
+    known = {*backend.get_vocab(with_added_tokens=False), *(token["content"] for token in decoder.values())}
+    marks = (tokenizer.pad_token, tokenizer.unk_token, tokenizer.cls_token, tokenizer.sep_token)
+    return [mark for mark in marks if mark and mark not in known]
+
+
 def _tells_capitals(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the vocabulary has words with capitals, special tokens apart."""
     words = [word for word in tokenizer.get_vocab() if not re.fullmatch(r"\[.*\]|<.*>", word)]
@@ -155,8 +190,11 @@ def is_uncased(tokenizer: PreTrainedTokenizerBase) -> bool:
 def load_config(args: ModelArguments, name: str, max_seq_length: int = 0, **changes: Any) -> Any:
     """The configuration, checked for the sequence length asked for."""
     source = args.config_name or name
+    _refuse_missing("--config_name", args.config_name)
+    if args.config_name and Path(source).is_dir():
+        model_folder.refuse_damaged(Path(source), has_weights=False)
     try:
-        config = AutoConfig.from_pretrained(source, **_hub(args), **PLAIN_OUTPUTS, **changes)
+        config = AutoConfig.from_pretrained(source, **_hub(args), **PLAIN_OUTPUTS, **WHOLE_LAYERS, **changes)
     except Exception as error:  # see load_tokenizer
         remedy = "correct it" if Path(source).is_dir() else "check the name and the network, or give a folder"
         raise BadRequest(f"model {source}: {_reason(error, 'config.json')}: {remedy}") from None
@@ -172,11 +210,17 @@ def load_config(args: ModelArguments, name: str, max_seq_length: int = 0, **chan
 def _check_config(config: Any, source: str) -> None:
     """Raise BadRequest for numbers that no model can have, and for what transformers would pass over in silence."""
     problems = []
-    for name, most in COUNTS.items():
+    for name, (least, most) in BOUNDS.items():
         value = getattr(config, name, None)
-        if isinstance(value, int) and not 1 <= value <= most:
-            shown = value if abs(value) < 10**12 else f"a number of {len(str(abs(value)))} digits"
-            problems.append(f"model {source}: {name} in its config.json is {shown}: give 1 to {most}")
+        if isinstance(value, int | float) and not least <= value <= most:
+            is_short = isinstance(value, float) or abs(value) < 10**12
+            shown = value if is_short else f"a number of {len(str(abs(value)))} digits"
+            problems.append(f"model {source}: {name} in its config.json is {shown}: give {least} to {most}")
+    if sorted(config.id2label) != list(range(len(config.id2label))):
+        numbers = ", ".join(map(str, config.id2label))
+        problems.append(
+            f"model {source}: id2label in its config.json names the numbers {numbers}: they begin at 0, without gaps"
+        )
     activation = getattr(config, "hidden_act", None)
     if isinstance(activation, str) and activation not in ACT2FN:
         problems.append(f"model {source}: hidden_act {activation!r} in its config.json is none that transformers knows")
@@ -190,7 +234,7 @@ def _check_config(config: Any, source: str) -> None:
         problems.append(
             f"model {source}: its weights are quantized (quantization_config): take the model that it was made from"
         )
-    if "/" in (getattr(config, "_attn_implementation", None) or ""):
+    if "/" in str(getattr(config, "_attn_implementation", None)):
         problems.append(
             f"model {source}: attn_implementation {config._attn_implementation!r} in its config.json is code from the "
             "Hub, which is never run here: take it out"
@@ -209,12 +253,12 @@ def load_model(
 ) -> PreTrainedModel:
     """The model with its head, in fp32 whatever type its file has. What was not in the checkpoint is listed; an encoder
     that does not fit is refused."""
-    if len(tokenizer) > config.vocab_size:
+    count = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
+    if count > config.vocab_size:
         raise BadRequest(
-            f"the tokenizer has {len(tokenizer)} tokens, model {name} {config.vocab_size}: they do not belong together"
+            f"the tokenizer has {count} tokens, model {name} {config.vocab_size}: they do not belong together"
         )
     _check_size(auto_class, config, name)
-    files.refuse_inflated(Path(name) / "pytorch_model.bin")
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # its own report of the same keys, in a table of 20 lines
     transformers.logging.disable_progress_bar()
@@ -240,6 +284,14 @@ def load_model(
     refuse_without_encoder(missing, prefix, name)
     encoder = {key.removeprefix(f"{prefix}.").split(".")[0] for key in model.state_dict() if key.startswith(prefix)}
     unused = refuse_unused(loaded["unexpected_keys"], prefix, encoder, name)
+    infinite = [key for key, weight in model.state_dict().items() if not weight.isfinite().all()]
+    if infinite:
+        raise BadRequest(
+            f"model {name}: {len(infinite)} weights hold NaN or infinity, such as {infinite[0]}: its training "
+            "diverged, or the file is damaged: take another copy"
+        )
+    for weight in model.parameters():  # a file may hold one for two, or be written over while it is in use
+        weight.data = weight.data.clone()
     if missing:
         say(f"made anew, as {name} does not have them: {', '.join(missing)}")
     if unused:

@@ -9,6 +9,7 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalPrediction
 
+from central import files
 from central.finetuning import output_folder, pretrained, resume
 from central.finetuning.arguments import Request, parse
 from central.finetuning.features import Features
@@ -16,7 +17,7 @@ from central.finetuning.model_card import write_model_card
 from central.finetuning.task import Results, Run, Task
 from central.finetuning.trainer import FineTuningTrainer, refuse_another_trainer
 from central.runtime import rank
-from central.runtime.exits import DONE
+from central.runtime.exits import DONE, BadRequest, refusal
 from central.runtime.rank import StopRequest, watch_parent
 
 
@@ -25,29 +26,16 @@ def main(task_class: type[Task], argv: list[str]) -> int:
     refuse_another_trainer()
     transformers.logging.disable_progress_bar()  # of files written, which a log file keeps; training shows its own
     request = parse(argv, task_class.arguments, rank.from_environment())
-    training, data = request.training, request.data
+    training = request.training
     run = begin(request)
     model_name = pretrained.locate(request.model.model_name_or_path)
     task = task_class(run, model_name)
     model, tokenizer = build_model(run, task, model_name)
     features = {split: task.features(split, tokenizer) for split in task.tables}
     check_resume(run, features.get("train"))
-    make_output_dir(run)
     scorer = Scorer(task, features)
-    trainer = FineTuningTrainer(
-        model=model,
-        args=training,
-        processing_class=tokenizer,
-        train_dataset=features.get("train"),
-        eval_dataset=features.get("validation"),
-        compute_metrics=scorer,
-        task=task,
-        device=request.device,
-        flags=request.flags,
-        pad_to_max_length=data.pad_to_max_length,
-        max_seq_length=data.max_seq_length,
-        stop=run.stop,
-    )
+    trainer = build_trainer(run, task, model, tokenizer, features, scorer)
+    make_output_dir(run)
     metrics = train(run, trainer) if training.do_train else {}
     if training.do_eval:
         metrics |= evaluate(run, trainer, scorer)
@@ -91,6 +79,44 @@ def check_resume(run: Run, features: Features | None) -> None:
     if features is not None and run.checkpoint:
         resume.refuse_damage(run.checkpoint)
         resume.refuse_another_run(run.checkpoint, resume.deciding(run.request.training, features))
+
+
+def build_trainer(
+    run: Run,
+    task: Task,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    features: Mapping[str, Features],
+    scorer: "Scorer",
+) -> FineTuningTrainer:
+    """The trainer, with all that a training begins with made once. Raises BadRequest for arguments that it refuses."""
+    request = run.request
+    missing = files.missing_folders(str(run.output_dir))
+    try:
+        trainer = FineTuningTrainer(
+            model=model,
+            args=request.training,
+            processing_class=tokenizer,
+            train_dataset=features.get("train"),
+            eval_dataset=features.get("validation"),
+            compute_metrics=scorer,
+            task=task,
+            device=request.device,
+            flags=request.flags,
+            pad_to_max_length=request.data.pad_to_max_length,
+            max_seq_length=request.data.max_seq_length,
+            stop=run.stop,
+        )
+        if request.training.do_train:
+            trainer.rehearse()
+    except (ValueError, TypeError, KeyError, ImportError, RuntimeError, OSError) as error:
+        if missing:  # transformers has made the output folder
+            files.remove_empty(missing)
+        if isinstance(error, BadRequest) or refusal(error):
+            raise
+        reason = " ".join(str(error).split())  # of packages that alone know their options
+        raise BadRequest(f"transformers does not start with these arguments: {reason}") from error
+    return trainer
 
 
 def make_output_dir(run: Run) -> None:

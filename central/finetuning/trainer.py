@@ -125,6 +125,18 @@ class FineTuningTrainer(Trainer):
         self._step_at_hand: int | None = None
         self._loss_before_step = torch.zeros(())
 
+    def rehearse(self) -> None:
+        """Make what a training makes first, and drop it: what cannot be made is known before anything is written."""
+        if not len(self.get_train_dataloader()):
+            examples = len(cast(Features, self.train_dataset))
+            raise BadRequest(
+                f"--dataloader_drop_last: {examples} examples are less than a batch: nothing is trained on"
+            )
+        self.create_optimizer_and_scheduler(num_training_steps=2)
+        self.optimizer = self.lr_scheduler = None
+        if self.args.torch_compile:
+            torch.compile(nn.Identity(), mode=self.args.torch_compile_mode)
+
     # ---- batches
 
     def _lengths(self, dataset: Features) -> np.ndarray:
@@ -177,6 +189,16 @@ class FineTuningTrainer(Trainer):
         # On hpu the last batch is completed; its copies count a little in the loss, and nowhere else.
         missing = -len(order) % (self.args.eval_batch_size * self.args.world_size) if self.device.fixed_shapes else 0
         return np.concatenate([order, np.resize(order[::-1], missing)]).tolist()
+
+    @override
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Raises BadRequest where the best model shall be that of a score which the task does not have."""
+        metrics = super().evaluate(*args, **kwargs)
+        wanted = self.args.metric_for_best_model if self.is_in_train else None
+        if wanted and f"eval_{wanted.removeprefix('eval_')}" not in metrics:
+            scores = ", ".join(name.removeprefix("eval_") for name in metrics)
+            raise BadRequest(f"--metric_for_best_model {wanted}: is none of the scores of this task: {scores}")
+        return metrics
 
     @override
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:

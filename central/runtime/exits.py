@@ -37,6 +37,10 @@ _REFUSALS = {
     errno.EDQUOT: "the quota of the disk is used up: make room",
     errno.EFBIG: "larger than a file may be here: raise the limit (ulimit -f), or choose another disk",
     errno.EROFS: "this disk can only be read: choose another folder",
+    errno.EACCES: "no permission: change its owner or mode, or name another path",
+    errno.EIO: "the disk reports an error: copy the file from elsewhere, or choose another disk",
+    errno.ELOOP: "links that lead in a circle: name what they should lead to",
+    errno.ENAMETOOLONG: "longer than a name may be: give a shorter one",
     errno.ENOMEM: "out of memory: take smaller batches or fewer ranks, or raise the limit on memory",
 }
 # How a loader, torch on a CPU and torch on a card say that there is no memory.

@@ -1,6 +1,7 @@
 """The GLUE tasks: their columns, labels, metrics and the format the GLUE server takes. Pure functions."""
 
 import ast
+import math
 import re
 import reprlib
 from collections import defaultdict
@@ -130,8 +131,9 @@ def infer_task(
     refuse_several_labels(table, label_column)
     values = [_label_text(value) for value in table.columns.get(label_column, ()) if not _is_missing(value)]
     if known_labels is None and not values:
+        none = "every label is missing in" if label_column in table.columns else "no"
         raise BadRequest(
-            f"{table.source}: no column {label_column!r} among {', '.join(table.columns)}: --label_column_name"
+            f"{table.source}: {none} column {label_column!r} among {', '.join(table.columns)}: --label_column_name"
         )
     if known_labels is None:
         is_regression = all(map(NUMBER.fullmatch, values)) and not all(map(WHOLE.fullmatch, values))
@@ -234,8 +236,12 @@ def order_taken(labels: Sequence[str], known: Sequence[str]) -> str | None:
 
 
 def _is_missing(value: object) -> bool:
-    """Whether a cell holds no label; a number that is none is not itself."""
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
+    """Whether a cell holds no label: nothing, or a number that is none (nan, inf, 1e400)."""
+    text = "" if value is None else str(value).strip()
+    try:
+        return not text or not math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _label_text(value: object) -> str:
@@ -315,7 +321,7 @@ def numbered_labels(table: Table, task: GlueTask) -> np.ndarray | None:
     for row, value in enumerate(values):
         number = None if _is_missing(value) else _label_number(_label_text(value), task)
         if number is None:
-            bad.append(f"{table.where(row)}: {value!r}")
+            bad.append(f"{table.where(row)}: {reprlib.repr(value)}")
         numbers.append(number)
     if bad:
         known = "a number" if task.is_regression else f"one of {', '.join(task.labels)}"
@@ -332,7 +338,8 @@ def _are_names(labels: Sequence[str]) -> bool:
 
 def _label_number(text: str, task: GlueTask) -> int | float | None:
     if task.is_regression:
-        return float(text) if NUMBER.fullmatch(text) else None
+        number = float(text) if NUMBER.fullmatch(text) else math.inf
+        return number if abs(number) <= float(np.finfo(np.float32).max) else None
     if text in task.labels:
         return task.labels.index(text)
     if not WHOLE.fullmatch(text):
