@@ -101,6 +101,7 @@ OPPOSITE = {
 }
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
 SYMMETRIC = {"minimum", "maximum", "addcmul_", "hypot", "equal"}  # whose first two arguments may change places
+NEVER_TESTED = ("__name__", "TYPE_CHECKING")  # in conditions: what is under them is for scripts and type checkers
 UNTOUCHED = {"annotation", "returns", "decorator_list", "exc", "cause", "type_params"}
 
 
@@ -219,7 +220,7 @@ def mutants_of(path: str) -> list[Mutant]:
             for key, child in enumerate(value) if many else [(field, value)]:
                 if field in UNTOUCHED or not isinstance(child, ast.AST) or isinstance(child, ast.JoinedStr):
                     continue
-                if isinstance(child, ast.If) and "__name__" in ast.unparse(child.test):
+                if isinstance(child, ast.If) and any(name in ast.unparse(child.test) for name in NEVER_TESTED):
                     continue
                 within = inside or (isinstance(node, (ast.FunctionDef, ast.Lambda)) and field == "body")
                 reach = lines

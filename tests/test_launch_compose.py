@@ -1,5 +1,6 @@
 """Words and numbers: batch arithmetic, hosts, cores, mpirun of both versions, environment, scripts."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -8,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from central import files
+from central import files, meeting
 from central.errors import BadRequest
-from central.launch import batch, child_environment, cli, hcl, hosts, machine, mpi
+from central.launch import batch, child_environment, cli, hcl, hosts, machine, mpi, run_record, supervise
 from central.launch.hosts import Layout, plan_layout
 from central.launch.machine import Topology, cores_per_rank, this_machine
 from central.launch.supervise import Failure, Listener, first_failure
@@ -480,6 +481,24 @@ def test_without_an_mpirun_or_with_a_blank_in_the_path_no_daemon_is_named():
     assert mpi.daemon_out_of_reach(None, "/py") == {} == mpi.daemon_out_of_reach(mpi.Mpi(5), "/my py")
 
 
+@pytest.mark.parametrize(("by_ssh", "more"), [(False, {"SLURM_TASKS_PER_NODE": "14(x2)", "DAEMON": "d"}), (True, {})])
+def test_what_a_run_tells_its_ranks_and_its_mpirun(by_ssh, more):
+    """Of mpirun also: no hostfile of the machine's own; in an allocation slots as SLURM writes them."""
+    layout = Layout(4, 2, ("n1", "n2"), by_ssh=by_ssh)
+    told = dict(zip(meeting.TOLD, ("mpirun", "4", "2", "run7", "n1,n2")))
+    no_hostfile = {"OMPI_MCA_orte_default_hostfile": "none", "PRTE_MCA_prte_default_hostfile": "none"}
+    of_run = {"run_id": "run7", "layout": layout, "slots": 14, "daemon": {"DAEMON": "d"}}
+    assert child_environment.run_variables(started_by="mpirun", **of_run) == told | no_hostfile | more
+    assert child_environment.run_variables(started_by="alone", **of_run) == told | {meeting.LAUNCHER: "alone"}
+
+
+def test_one_rank_alone_is_told_no_network(capsys):
+    for ranks in (1, 2):
+        words = ["--device", "cpu", "--world_size", str(ranks), "--train_batch_size", "64", "64"]
+        line = lines(capsys, *PRETRAINING, *words, "--batch_size", "8", "8")[0]
+        assert ("GLOO_SOCKET_IFNAME=lo" in line) == (ranks > 1), line
+
+
 @pytest.mark.parametrize("major", [4, 5])
 def test_the_daemon_on_the_nodes_of_slurm_does_not_hear_what_slurm_sends_to_all(tmp_path, major):
     ((_, words),) = mpi.daemon_out_of_reach(mpi.Mpi(major), sys.executable).items()
@@ -643,6 +662,19 @@ def test_hcl_configuration():
     assert hcl.configuration(Layout(8, 8), {}) == {"HCL_PORT": 53432, "HCL_COUNT": 8}
     many = hcl.configuration(Layout(4, 2, ("a", "b")), {"HCL_PORT": "5"})
     assert many == {"HCL_PORT": 5, "HCL_RANKS": ["a", "a", "b", "b"]}
+
+
+def test_a_run_writes_the_hcl_configuration(tmp_path, monkeypatch):
+    file = tmp_path / "hcl.json"
+    out = str(tmp_path / "out")
+    settings = SimpleNamespace(output_dir=out, results_dir=out, lock_name=".lock", log_path=None, restarts=0)
+    target = SimpleNamespace(
+        layout=Layout(8, 8), device="hpu", environ={"HCL_CONFIG_PATH": str(file)}, ssh_port="22", run_id=""
+    )
+    monkeypatch.setattr(run_record, "run_record", lambda *_: {})
+    monkeypatch.setattr(supervise, "run", lambda *_, **__: 0)
+    assert cli._run("pretraining", settings, target, None) == 0
+    assert json.loads(file.read_text())["HCL_COUNT"] == 8
 
 
 def test_hcl_configuration_is_written_on_request_only(tmp_path):
