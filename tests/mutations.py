@@ -2,9 +2,9 @@
 
     python tests/mutations.py [FILE ...] [--sample N | --all] [--seed S] [--jobs J]
 
-First every test file runs once under a line tracer, so that a changed line is met by the tests that reach it and by no
-others, quick ones first; where none does, by those that start Python anew. Then each mutant is written into a copy of
-the project, and a process forked from this one, which has torch imported already, runs those tests until one fails.
+First every test file runs once under a line tracer, so that a changed line is met by the tests that reach it, quick
+ones first, then by those that start Python anew. Then each mutant is written into a copy of the project, and a process
+forked from this one, which has torch imported already, runs those tests until one fails.
 Words of messages are not mutated. Mutants that change nothing a user could see stand in `mutations_equivalent.txt` with
 a reason. Each result is printed at once, and a round that is ended early prints the table of what it had. Ends with 1
 below 95 % caught.
@@ -472,18 +472,20 @@ def trace_tests(paths: list[str], folders: list[Path], cache: Path) -> dict:
 def tests_for(mutant: Mutant, tests: dict) -> list[str]:
     """Tests that reach a mutant's lines, quick files and quick tests first, within the budget.
 
-    Where none does, those that start Python anew: what their children reach is not traced.
+    Then those that start Python anew: what their children reach is not traced.
     """
     own = {name: test for name, test in tests.items() if name.split("::")[0] in scope()[mutant.path]}
-    met = [
+    reaching = {
         name
         for name, test in own.items()
         if any(not mutant.inside or line in mutant.lines for line in test["lines"].get(mutant.path, ()))
-    ] or [name for name, test in own.items() if test["starts_python"]]
+    }
+    met = [name for name, test in own.items() if name in reaching or test["starts_python"]]
     total = collections.Counter()
     for name in met:
         total[name.split("::")[0]] += tests[name]["work"]
-    met.sort(key=lambda name: (total[name.split("::")[0]], name.split("::")[0], tests[name]["work"]))
+    files = {name: name.split("::")[0] for name in met}
+    met.sort(key=lambda name: (name not in reaching, total[files[name]], files[name], tests[name]["work"]))
     chosen, spent = [], 0.0
     for name in met:
         spent += tests[name]["work"]

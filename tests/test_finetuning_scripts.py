@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
 from central.finetuning import attention_cpu, output_folder
+from central.finetuning.features import Features, Ragged
+from central.finetuning.resume import deciding
 from central.finetuning.trainer import StopBetweenSteps
 from central.runtime import exits
 from central.runtime.dropout import DropoutBits
@@ -450,6 +452,31 @@ def test_a_resume_with_what_makes_it_another_run_is_refused(finished, tiny_model
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and said in lines[0] and "checkpoint-4" in lines[0]
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"num_train_epochs": 2}, {"max_steps": 5}, {"learning_rate": 1e-3}, {"lr_scheduler_type": "cosine"}),
+        *({"warmup_steps": 3}, {"weight_decay": 0.1}, {"optim": "adafactor"}, {"adam_beta1": 0.5}, {"adam_beta2": 0.5}),
+        *(
+            {"adam_epsilon": 1e-3},
+            {"max_grad_norm": 2},
+            {"label_smoothing_factor": 0.1},
+            {"dataloader_drop_last": True},
+        ),
+        *({"seed": 3}, {"data_seed": 3}, {"bf16": True}),
+        *({"per_device_train_batch_size": 3}, {"gradient_accumulation_steps": 2}),
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_whatever_changes_a_training_decides_it(tmp_path, change):
+    features = Features({"input_ids": Ragged.of([[1, 2], [3]])})
+    given = {"output_dir": str(tmp_path), "use_cpu": True}
+    plain, changed = (deciding(TrainingArguments(**given, **more), features) for more in ({}, change))
+    assert len([name for name in plain if changed[name] != plain[name]]) == 1
+    others = Features({"input_ids": Ragged.of([[1, 2], [4]])})
+    assert deciding(TrainingArguments(**given), others)["training data"] != plain["training data"]
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])

@@ -127,3 +127,24 @@ def test_a_round_ended_early_counts_what_it_had(tmp_path, monkeypatch, capsys):
     assert "100.0% of 3 mutants" in capsys.readouterr().out
     assert mutations.report(chosen, ["caught", "unclear", "survived", *["not run"] * 3], 0) == 1
     assert "33.3% of 3 mutants" in capsys.readouterr().out
+
+
+def test_a_mutant_meets_the_tests_that_reach_it_then_those_that_start_python(tmp_path, monkeypatch):
+    changes(tmp_path, monkeypatch)
+    monkeypatch.setattr(mutations, "scope", lambda: {"a.py": ["tests/test_a.py"]})
+    mutant = next(mutant for mutant in mutations.mutants_of("a.py") if mutant.inside)
+    reached, elsewhere = {"a.py": [mutant.lines.start]}, {"a.py": [2]}
+
+    def test(work, lines, starts_python=False):
+        return {"work": work, "lines": lines, "starts_python": starts_python}
+
+    tests = {
+        "tests/test_a.py::elsewhere": test(1, elsewhere),
+        "tests/test_a.py::starting": test(1, elsewhere, starts_python=True),
+        "tests/test_a.py::slow": test(9, reached),
+        "tests/test_a.py::quick": test(2, reached),
+        "tests/test_a.py::beyond": test(mutations.BUDGET, {}, starts_python=True),
+        "tests/test_b.py::another": test(1, reached),
+    }
+    chosen = mutations.tests_for(mutant, tests)
+    assert [name.split("::")[1] for name in chosen] == ["quick", "slow", "starting"]
