@@ -1,5 +1,6 @@
 """What would stop a run, found before it starts: all of it at once, with remedies."""
 
+import itertools
 import json
 import os
 import platform
@@ -452,12 +453,16 @@ def test_the_first_host_is_asked_for_the_port_where_the_ranks_meet():
 
 def test_a_host_that_misses_three_knocks_is_lost(monkeypatch):
     """This machine is not watched, nor is a host that did not answer the first; one that answers again is forgiven."""
-    knocks = {"a": iter([True, False, False, True, False, False, False]), "b": iter([False])}
+    knocks = {
+        "a": iter([True, False, False, True, False, False, False]),
+        "b": iter([False]),
+        "c": itertools.repeat(True),
+    }
     waits = []
     monkeypatch.setattr(remote, "answers", lambda host, port: next(knocks[host]))
     monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=waits.append))
     monkeypatch.setattr(remote.meeting, "is_this_machine", lambda host: host == "here")
-    watch = remote.HostWatch(["here", "a", "b"], "22")
+    watch = remote.HostWatch(["here", "a", "b", "c"], "22")
     wait_until(lambda: watch.lost)
     assert watch.lost == "a" and waits == [10, 1, 1, 10, 1, 1]
 
