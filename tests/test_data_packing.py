@@ -152,16 +152,18 @@ def test_the_step_packs_a_folder(tmp_path):
     pack_folder(source, tmp_path / "packed", 1, ALONE)
     metadata = json.loads((tmp_path / "packed_metadata.json").read_text())
     assert metadata["sequences"] == 240 and metadata["avg_seq_per_sample"] == 240 / metadata["samples"]
-    expected, found = [], []
+    expected, found, filled = [], [], []
     for number in range(2):
         with h5py.File(tmp_path / "packed" / f"c_training_{number}.hdf5") as file:
             packed = {name: file[name][:] for name in file}
             assert file.attrs["sequences"] == 120 and file.attrs["packed"] == 1
+        filled += (packed["input_mask"] != 0).tolist()
         assert packed["masked_lm_positions"].shape[1] == 23 and packed["next_sentence_labels"].shape[1] == 3
         found += [sequence for row in range(len(packed["input_ids"])) for sequence in unpack(packed, row)]
         expected += [plain(sequences(120, 128, seed=number), row) for row in range(120)]
         assert not verify_file(tmp_path / "packed" / f"c_training_{number}.hdf5").faults
     assert sorted(found) == sorted(expected)
+    assert metadata["samples"] == len(filled) and metadata["fill"] == pytest.approx(np.mean(filled))
     assert (tmp_path / "packed" / "vocab.txt").exists()
 
 
@@ -206,8 +208,9 @@ def test_same_bytes_again_and_nothing_redone(tmp_path):
     file = tmp_path / "one" / "c_training_0.hdf5"
     assert file.read_bytes() == (tmp_path / "two" / "c_training_0.hdf5").read_bytes()
     before = file.stat().st_mtime_ns
+    (left_by_a_kill := tmp_path / "one" / "c_training_1.hdf5.123.tmp").touch()
     pack_folder(source, tmp_path / "one", 1, ALONE)
-    assert file.stat().st_mtime_ns == before
+    assert file.stat().st_mtime_ns == before and not left_by_a_kill.exists()
     with pytest.raises(BadRequest, match="pack_seed"):
         pack_folder(source, tmp_path / "one", 2, ALONE)
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from central.runtime.exits import run
-from pretraining.data import pipeline, prepare, report, sources
+from pretraining.data import pipeline, prepare, report, sources, tokens
 from pretraining.data.report import Histogram
 from pretraining.data.wordpiece import SPECIAL_TOKENS
 
@@ -188,6 +188,14 @@ def test_text_that_comes_twice_and_few_masks_are_said(vocab, tmp_path, capsys):
     assert "% of the sentences occurred before" in warnings_of(twice, vocab, tmp_path / "a", capsys)
     few = warnings_of(text_of(documents(60)), vocab, tmp_path / "b", capsys, "--max_predictions_per_seq", "1", "10")
     assert "of the tokens are masked at 32 tokens, of 15% asked for" in few and "at 64 tokens, of" not in few
+
+
+def test_the_same_words_in_another_order_are_another_sentence(monkeypatch):
+    monkeypatch.setattr(tokens, "HASH_SAMPLE", 1)
+    sentences = [[5, 6, 7], [7, 6, 5], [5, 6, 7], [6, 5, 7], [5, 6], [5], [6, 7]]
+    ids, lengths = np.array(sum(sentences, []), np.uint16), np.array([*map(len, sentences)])
+    hashes = tokens._sampled_hashes(ids, lengths)
+    assert hashes[0] == hashes[2] and len(set(hashes.tolist())) == len(sentences) - 1
 
 
 def test_what_is_left_out_is_one_number(vocab, tmp_path, capsys):
