@@ -209,13 +209,31 @@ def test_the_newest_complete_checkpoint(tmp_path):
     ten = checkpoint(tmp_path, 10)
     (checkpoint(tmp_path, 11) / "trainer_state.json").write_text('{"glob')
     checkpoint(tmp_path, 12, leave_out=["trainer_state.json"])
-    checkpoint(tmp_path, 13, leave_out=["rng_state.pth"])
+    thirteen = checkpoint(tmp_path, 13, leave_out=["rng_state.pth"])
+    with pytest.raises(BadRequest, match=f"{thirteen}: cannot be read .it has no rng_state.pth.: .* {ten} goes on"):
+        output_folder.checkpoint_to_resume("True", tmp_path)  # it was whole: going back in silence would overwrite it
+    (thirteen / "trainer_state.json").unlink()  # a save that was cut short
     assert output_folder.newest_trainer_checkpoint(tmp_path) == ten
     assert output_folder.checkpoint_to_resume("True", tmp_path) == ten
     assert output_folder.checkpoint_to_resume(str(nine), tmp_path) == nine
     assert output_folder.checkpoint_to_resume(None, tmp_path) is None
     with pytest.raises(BadRequest, match="not a complete checkpoint"):
         output_folder.checkpoint_to_resume(str(tmp_path / "checkpoint-12"), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("what", ["nothing", "pipe", "link"])
+def test_a_checkpoint_that_lost_a_file_is_neither_read_nor_begun_anew(tmp_path, name, what):
+    path = checkpoint(tmp_path, 9) / name
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "link":
+        path.symlink_to("/no/such/place")
+    with pytest.raises(BadRequest, match=f"it has no {name}.: no whole checkpoint lies before it"):
+        output_folder.checkpoint_to_resume("True", tmp_path)
+    with pytest.raises(BadRequest, match="not a complete checkpoint"):
+        output_folder.checkpoint_to_resume(str(path.parent), tmp_path)
 
 
 def test_a_used_folder_is_renamed_or_refused(tmp_path):

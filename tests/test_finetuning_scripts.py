@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
-from central.finetuning import attention_cpu, output_folder
+from central.finetuning import attention_cpu, output_folder, resume
 from central.finetuning.features import Features, Ragged
 from central.finetuning.resume import deciding
 from central.finetuning.trainer import StopBetweenSteps
@@ -492,6 +492,38 @@ def test_a_flipped_bit_is_never_trained_on(finished, tiny_model, pairs, tmp_path
     (line,) = capsys.readouterr().err.splitlines()
     assert f"checkpoint-3/{file}: cannot be read (its content is not what was written" in line
     assert line.endswith("checkpoint-2 goes on from the one before it")
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value"),
+    [
+        *[("state", "global_step", value) for value in (-5, 10**30, 2, True, "x", None, 1.5)],
+        *[("state", "epoch", value) for value in (-1.0, float("nan"), "x")],
+        ("state", "log_history", [5]),
+        ("state", "best_metric", "x"),
+        ("state", "train_batch_size", "x"),
+        ("state", "stateful_callbacks", 5),
+        ("state", "stateful_callbacks", {}),
+        ("state", "num_train_epochs", "x"),
+        ("state", "is_hyper_param_search", 0),
+        ("state", "nosuch", 1),
+        ("record", "loss", float("nan")),
+        ("record", "seconds", -5),
+        ("record", "began_at", "x"),
+        ("record", "sha256", []),
+        ("record", "sha256", {"/dev/zero": "x"}),
+    ],
+)
+def test_a_state_that_no_training_writes_is_refused(finished, tmp_path, where, name, value):
+    """global_step 10**30 was a training that is over: exit 0, with the weights of step 1."""
+    checkpoint = Path(shutil.copytree(finished / "checkpoint-4", tmp_path / "checkpoint-4"))
+    resume.refuse_damage(checkpoint)
+    path = checkpoint / "trainer_state.json"
+    state = json.loads(path.read_text())
+    (state if where == "state" else state["stateful_callbacks"]["Record"]["attributes"])[name] = value
+    path.write_text(json.dumps(state))
+    with pytest.raises(exits.BadRequest, match=f"trainer_state.json: cannot be read .its {name} is "):
+        resume.refuse_damage(checkpoint)
 
 
 def test_a_checkpoint_without_a_record_is_resumed_and_keeps_one(finished, tiny_model, pairs, tmp_path):

@@ -1,6 +1,5 @@
 """The output folder of a fine-tuning run: what is in it already, and what becomes of that."""
 
-import json
 from pathlib import Path
 
 from central import files
@@ -13,11 +12,15 @@ def newest_trainer_checkpoint(folder: Path, before: int | None = None) -> Path |
 
     `trainer_state.json` is the last file that rank 0 writes; a run killed while saving leaves a folder without it.
     """
-    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
-    for path in sorted(found, key=_step, reverse=True):
+    for path in _newest_first(folder):
         if (before is None or _step(path) < before) and _is_complete(path):
             return path
     return None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+    return sorted(found, key=_step, reverse=True)
 
 
 def _step(checkpoint: Path) -> int:
@@ -38,12 +41,30 @@ def unreadable(path: Path, error: Exception) -> BadRequest:
 
 
 def _is_complete(checkpoint: Path) -> bool:
+    return _is_written(checkpoint) and not _missing(checkpoint)
+
+
+def _is_written(checkpoint: Path) -> bool:
+    """Whether the last file of a checkpoint is there: all others were, once."""
+    state = checkpoint / "trainer_state.json"
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
+        return state.is_file() and isinstance(files.parse_json(state.read_text()), dict)
     except (OSError, ValueError):
         return False
+
+
+def _missing(checkpoint: Path) -> list[str]:
+    """The files of a checkpoint that are not there, or no files."""
     wanted = ("model.safetensors", "optimizer.pt", "scheduler.pt")
-    return all((checkpoint / name).exists() for name in wanted) and any(checkpoint.glob("rng_state*.pth"))
+    missing = [name for name in wanted if not (checkpoint / name).is_file()]
+    return missing if any(path.is_file() for path in checkpoint.glob("rng_state*.pth")) else [*missing, "rng_state.pth"]
+
+
+def _refuse_lost_files(folder: Path) -> None:
+    """Raise BadRequest for a newest checkpoint that lacks files: a run would go back behind it, or begin anew."""
+    newest = next(filter(_is_written, _newest_first(folder)), None)
+    if newest and (missing := _missing(newest)):
+        raise unreadable(newest, FileNotFoundError(f"it has no {', '.join(missing)}"))
 
 
 def checkpoint_to_resume(resume: str | None, output_dir: Path) -> Path | None:
@@ -54,6 +75,7 @@ def checkpoint_to_resume(resume: str | None, output_dir: Path) -> Path | None:
     if not resume or resume.lower() == "false":
         return None
     if resume.lower() == "true":
+        _refuse_lost_files(output_dir)
         return newest_trainer_checkpoint(output_dir)
     named = Path(resume)
     checkpoint = named if named.name.startswith("checkpoint-") else newest_trainer_checkpoint(named)

@@ -6,6 +6,8 @@ with the others, so that its metrics are those of the whole run.
 
 import hashlib
 import json
+import math
+import reprlib
 import time
 from pathlib import Path
 from typing import cast
@@ -93,10 +95,17 @@ def fingerprint(features: Features) -> str:
 
 def refuse_damage(checkpoint: Path) -> None:
     """Raise BadRequest that names a file which is not as it was written; a checkpoint without a record passes."""
-    for name, expected in _recorded(checkpoint).get("sha256", {}).items():
-        if checksum(checkpoint / name) != expected:
-            fault = ValueError("its content is not what was written, by a damaged disk or copy")
-            raise unreadable(checkpoint / name, fault)
+    state = _state(checkpoint)
+    wrong = _impossible(state, checkpoint)
+    if not wrong:
+        for name, expected in _attributes(state.get("stateful_callbacks")).get("sha256", {}).items():
+            if checksum(checkpoint / name) != expected:
+                fault = ValueError("its content is not what was written, by a damaged disk or copy")
+                raise unreadable(checkpoint / name, fault)
+        named, step = checkpoint.name.rpartition("-")[2], state.get("global_step")
+        wrong = f"global_step is {step}" if named.isdecimal() and step != int(named) else ""
+    if wrong:
+        raise unreadable(checkpoint / "trainer_state.json", ValueError(f"its {wrong}, which no training writes"))
 
 
 def refuse_another_run(checkpoint: Path, settings: dict) -> None:
@@ -114,9 +123,50 @@ def refuse_another_run(checkpoint: Path, settings: dict) -> None:
         )
 
 
+def _impossible(state: dict, checkpoint: Path) -> str:
+    """The first value that no training writes into the state of a checkpoint; nothing where all can be."""
+    callbacks, known = state.get("stateful_callbacks", {}), vars(TrainerState())
+    record = _attributes(callbacks)
+    sums, begun, history = record.get("sha256", {}), record.get("began_at", []), state.get("log_history", [])
+    wanted = {name: name in known and _is_like(value, known[name]) for name, value in state.items()}
+    wanted |= {  # whether it can be
+        "global_step": _is_step(state.get("global_step")),
+        "train_batch_size": state.get("train_batch_size") is None or _is_step(state["train_batch_size"]),
+        "epoch": _is_number(state.get("epoch", 0)),
+        "best_metric": state.get("best_metric") is None or _is_number(state["best_metric"], -math.inf),
+        "log_history": isinstance(history, list) and all(isinstance(entry, dict) for entry in history),
+        "stateful_callbacks": isinstance(callbacks, dict) and "TrainerControl" in callbacks,
+        "loss": _is_number(record.get("loss", 0), -math.inf),
+        "seconds": _is_number(record.get("seconds", 0)),
+        "began_at": isinstance(begun, list) and all(map(_is_step, begun)),
+        "sha256": isinstance(sums, dict) and all((checkpoint / Path(name).name).is_file() for name in sums),
+        "settings": isinstance(record.get("settings", {}), dict),
+    }
+    wrong = next((name for name, holds in wanted.items() if not holds), None)
+    return f"{wrong} is {reprlib.repr((state | record).get(wrong))}" if wrong else ""
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Whether a value may stand where TrainerState has this default; anything may where that is None."""
+    if isinstance(default, int | float) and not isinstance(default, bool):
+        return _is_number(value, -math.inf)
+    return default is None or isinstance(value, type(default))
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: object, least: float = 0) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < math.inf
+
+
+def _state(checkpoint: Path) -> dict:
+    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+
+
 def _recorded(checkpoint: Path) -> dict:
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return _attributes(state.get("stateful_callbacks"))
+    return _attributes(_state(checkpoint).get("stateful_callbacks"))
 
 
 def _attributes(callbacks: object) -> dict:
