@@ -4,6 +4,7 @@ from pathlib import Path
 
 from central import files
 from central.errors import first_line
+from central.runtime.checkpoints import NONE_BEFORE
 from central.runtime.exits import BadRequest
 
 
@@ -32,11 +33,7 @@ def unreadable(path: Path, error: Exception) -> BadRequest:
     """What to say of a checkpoint, or of one of its files, that cannot be read: how to go on from the one before it."""
     checkpoint = path if path.is_dir() else path.parent
     before = newest_trainer_checkpoint(checkpoint.parent, _step(checkpoint))
-    remedy = (
-        f"--resume_from_checkpoint {before} goes on from the one before it"
-        if before
-        else "no whole checkpoint lies before it: copy it again from where it was written, or begin anew elsewhere"
-    )
+    remedy = f"--resume_from_checkpoint {before} goes on from the one before it" if before else NONE_BEFORE
     return BadRequest(f"{path}: cannot be read ({first_line(error)}): {remedy}")
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from central.files import checkpoint_step, is_special, parse_json
 
+NONE_BEFORE = "no whole checkpoint lies before it: copy it again from where it was written, or begin anew elsewhere"
+
 
 def read_state(folder: Path) -> dict:
     """The content of a checkpoint's state.json; ValueError names a checkpoint that is not whole, and what to do."""
@@ -73,7 +75,7 @@ def remedy(folder: Path) -> str:
     older = [(at, path) for at, path in numbered_checkpoints(folder.parent) if step is not None and at < step]
     whole = [(at, path) for at, path in older if is_complete(path)]
     if not whole:
-        return "no whole checkpoint lies before it: copy it again from where it was written, or begin anew elsewhere"
+        return NONE_BEFORE
     at, before = whole[-1]
     return f"--resume_step {at} goes on from {before.name}, the whole one before it, and keeps this one aside"
 
