@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretraining.data import wikitext as reader
+from pretraining.data.blanks import HOLE
 from pretraining.data.documents import TextSettings, canonical_text
 from pretraining.data.formats import DUMP, FormSettings
 from pretraining.data.sources import Batch, Notes, Piece, batches, find_sources
 from pretraining.data.wiki_names import site_info
-from pretraining.data.wiki_templates import HOLE
 from pretraining.data.wikidump import articles
 from pretraining.data.wikitext import plain_text
 

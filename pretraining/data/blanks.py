@@ -13,9 +13,12 @@ BLANKS = "\t \xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2
 CONTROLS = "".join(character for character in map(chr, (*range(0x20), *range(0x7F, 0xA0))) if not character.isspace())
 CONTROLS += "\x1c\x1d\x1e\x1f"
 
+# Where words of a text are lost; no character: Unicode keeps it for marks like this; sentences.py has those before it.
+HOLE = "\ufdd4"
+
 _CHANGES = dict.fromkeys(LINE_ENDS, "\n") | dict.fromkeys(BLANKS, " ") | dict.fromkeys(CONTROLS, "")
-_COMMON = {old: new for old, new in _CHANGES.items() if old < "\x80" and old not in "\n "}
-_RARE = re.compile(f"[{''.join(old for old in _CHANGES if old >= chr(0x80))}]")
+# Also half of a character, which JSON and XML can spell and no file can hold.
+_CHANGED = re.compile(f"[{''.join(_CHANGES).replace(' ', '')}\ud800-\udfff]")
 
 
 def one_line(message: str) -> str:
@@ -24,13 +27,15 @@ def one_line(message: str) -> str:
 
 
 def plain_blanks(text: str) -> str:
-    """The text with "\\n" as its only line end, " " as its only blank, and no control characters."""
+    """The text with "\\n" as its only line end, " " as its only blank, without control characters or halves."""
     if "\r" in text:
         text = text.replace("\r\n", "\n")
     for page in "\x0b\x0c":
         if page in text:  # a new page at a line's end is one end, not an empty line
             text = text.replace(f"\n{page}", "\n").replace(f"{page}\n", "\n")
-    for old, new in _COMMON.items():
-        if old in text:  # the search of one ASCII character is many times faster than a pattern
-            text = text.replace(old, new)
-    return text if text.isascii() else _RARE.sub(lambda match: _CHANGES[match[0]], text)
+    lines = [line if line.isprintable() else _CHANGED.sub(_change, line) for line in text.split("\n")]
+    return "\n".join(lines)  # nothing that changes is printable, and few lines have any of it
+
+
+def _change(match: re.Match[str]) -> str:
+    return _CHANGES.get(match[0], "")

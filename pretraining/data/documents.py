@@ -8,12 +8,11 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from pretraining.data.blanks import plain_blanks
+from pretraining.data.blanks import HOLE, plain_blanks
 from pretraining.data.formats import BOOK, DUMP, EXTRACTED, HTML, JSONL, TEXT, WIKITEXT, damage
 from pretraining.data.html_text import without_html
 from pretraining.data.sentences import sentence_splitter
 from pretraining.data.sources import Batch, Notes, Piece
-from pretraining.data.wiki_templates import HOLE
 
 NO_TEXT = "\n\n"  # the canonical text of a batch without any
 LONGEST_LINE = 1 << 20  # characters; a longer one is cut at white space into several sentences
@@ -23,7 +22,6 @@ FOREIGN_BYTES = 0.2  # the same of zero bytes
 _EMPTY_LINES = re.compile(r"\n(?: *\n)+")
 _HEADING = re.compile(r"^(?:= )+.*(?: =)+$", re.MULTILINE)  # one sign on each side: the title of an article
 _JOINED = re.compile(r" @([-.,])@ ")
-_PARAGRAPH = re.compile(r"\n\s*\n")
 _EXTRACTED = re.compile(
     r'<doc id="[^"\n]*"(?:[^>\n]|"[^"\n]*")*?(?: title="([^\n]*?)")?>\n(.*?)(?:</doc>|\Z)', re.DOTALL
 )
@@ -55,12 +53,14 @@ def canonical_text(batch: Batch, settings: TextSettings) -> Canonical:
     notes, texts = Notes(), []
     for piece in batch.pieces:
         notes += piece.notes
-        paragraphs = _EMPTY_LINES.sub("\n\n", _READERS[piece.kind](piece, settings, notes))
-        sentences = split_sentences(_short_lines(paragraphs, piece, notes)).strip("\n")
+        documents = [document.strip("\n") for document in _READERS[piece.kind](piece, settings, notes)]
+        text = "\n\n".join(filter(None, documents))
+        if max(map(len, documents), default=0) > LONGEST_LINE:
+            text = _short_lines(text, piece, notes)
+        sentences = split_sentences(text).strip("\n")
         texts.append(_whole_sentences(sentences, piece, notes) if HOLE in sentences else sentences)
-    text = "\n\n".join(text for text in texts if text) + NO_TEXT
-    # JSON and XML can spell half of a character (a lone surrogate), which no file can hold.
-    return Canonical(text.encode("utf-8", "ignore").decode("utf-8"), _first_few(notes), notes.left_out)
+    text = "\n\n".join([*filter(None, texts), ""]) or NO_TEXT
+    return Canonical(text, _first_few(notes), notes.left_out)
 
 
 def _first_few(notes: Notes) -> tuple[str, ...]:
@@ -113,12 +113,12 @@ def _decode(piece: Piece, settings: TextSettings, notes: Notes) -> str:
     return "\n".join(whole)
 
 
-def _plain(piece: Piece, settings: TextSettings, notes: Notes) -> str:
+def _plain(piece: Piece, settings: TextSettings, notes: Notes) -> Iterable[str]:
+    """Documents between blank lines."""
     text = plain_blanks(_decode(piece, settings, notes))
     if "<" not in text and "&" not in text:
-        return text
-    documents = _numbered(text, piece.first_line)
-    return "\n\n".join(_without_html(documents, piece, notes))
+        return _EMPTY_LINES.split(text)
+    return _without_html(_numbered(text, piece.first_line), piece, notes)
 
 
 def _numbered(text: str, line: int) -> Iterator[tuple[int, str]]:
@@ -131,43 +131,42 @@ def _numbered(text: str, line: int) -> Iterator[tuple[int, str]]:
     yield line, text[start:]
 
 
-def _html(piece: Piece, settings: TextSettings, notes: Notes) -> str:
+def _html(piece: Piece, settings: TextSettings, notes: Notes) -> Iterable[str]:
     """One document."""
     plain = without_html(_decode(piece, settings, notes), is_html=True)
-    return _one_document(plain.text)
+    return [_one_document(plain.text)]
 
 
-def _book(piece: Piece, settings: TextSettings, notes: Notes) -> str:
+def _book(piece: Piece, settings: TextSettings, notes: Notes) -> Iterable[str]:
     """One document: paragraphs are parted by blank lines, and their lines were wrapped unless each is a sentence."""
-    text = _plain(piece, settings, notes)
-    if settings.sentences == "line":
-        return _PARAGRAPH.sub("\n", text)
-    paragraphs = (" ".join(paragraph.split()) for paragraph in _PARAGRAPH.split(text))
-    return "\n".join(paragraph for paragraph in paragraphs if paragraph)
+    paragraphs = _plain(piece, settings, notes)
+    if settings.sentences != "line":
+        paragraphs = (" ".join(paragraph.split()) for paragraph in paragraphs)
+    return ["\n".join(filter(None, paragraphs))]
 
 
-def _wikitext(piece: Piece, settings: TextSettings, notes: Notes) -> str:
+def _wikitext(piece: Piece, settings: TextSettings, notes: Notes) -> Iterable[str]:
     """Articles of WikiText, which a title begins; without titles and headings, "well @-@ known" in one."""
     text = _JOINED.sub(r"\1", plain_blanks(_decode(piece, settings, notes)))
     text = "\n".join(map(str.strip, text.split("\n")))
     marked = _HEADING.sub(lambda heading: "\0" if heading[0].count("=") == 2 else "", text)
-    return "\n\n".join(map(_one_document, marked.split("\0")))
+    return map(_one_document, marked.split("\0"))
 
 
-def _jsonl(piece: Piece, settings: TextSettings, notes: Notes) -> str:
+def _jsonl(piece: Piece, settings: TextSettings, notes: Notes) -> Iterable[str]:
     """A document a line, its text under `text_column`; blank lines inside a text do not end it."""
     texts = _json_texts(piece, settings, notes)
-    return "\n\n".join(map(_one_document, _without_html(texts, piece, notes)))
+    return map(_one_document, _without_html(texts, piece, notes))
 
 
-def _extracted(piece: Piece, settings: TextSettings, notes: Notes) -> str:
+def _extracted(piece: Piece, settings: TextSettings, notes: Notes) -> Iterable[str]:
     """Articles as wikiextractor writes them: an element `doc` each, with the title as the first line."""
     text = _decode(piece, settings, notes)
     articles = (
         (piece.first_line + text.count("\n", 0, match.start()), _without_title(match[2], match[1] or ""))
         for match in _EXTRACTED.finditer(text)
     )
-    return "\n\n".join(map(_one_document, _without_html(articles, piece, notes)))
+    return map(_one_document, _without_html(articles, piece, notes))
 
 
 def _without_title(text: str, title: str) -> str:
@@ -231,8 +230,6 @@ def _without_html(texts: Iterable[tuple[int, str]], piece: Piece, notes: Notes) 
 
 
 def _short_lines(text: str, piece: Piece, notes: Notes) -> str:
-    if len(text) <= LONGEST_LINE or max(map(len, text.split("\n"))) <= LONGEST_LINE:
-        return text
     lines = []
     for number, line in enumerate(text.split("\n")):
         if len(line) > LONGEST_LINE:
@@ -247,12 +244,13 @@ def _short_lines(text: str, piece: Piece, notes: Notes) -> str:
     return "\n".join(lines)
 
 
-def _dump(piece: Piece, settings: TextSettings, notes: Notes) -> str:
+def _dump(piece: Piece, settings: TextSettings, notes: Notes) -> Iterable[str]:
     from pretraining.data.wikidump import articles  # mwparserfromhell is needed for dumps only
 
-    return plain_blanks("\n\n".join(articles(piece, notes, settings.variant)))
+    return map(_one_document, articles(piece, notes, settings.variant))
 
 
+# How the bytes of each kind become documents, without empty lines inside.
 _READERS = {
     TEXT: _plain,
     BOOK: _book,

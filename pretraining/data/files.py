@@ -1,6 +1,5 @@
 """Whose folder it is: a record of the request inside lets a later run go on. And room for what will be written."""
 
-import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -8,19 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from central.files import size_in_words, write_synced
 from central.runtime.exits import BadRequest
 
 RECORD = ".request.json"  # hidden: no input, should the folder be read as one
 
 
-def array_bytes(array: np.ndarray) -> bytes:
-    """The content of a .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def remove_unfinished(folder: Path, pattern: str = "*") -> None:

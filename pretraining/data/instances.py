@@ -153,5 +153,5 @@ def _truncate(
     rest = excess - level  # then in turn, the second first
     a_drop = np.where(difference > 0, level, 0) + rest // 2
     b_drop = excess - a_drop
-    a_front, b_front = rng.binomial(a_drop, 0.5), rng.binomial(b_drop, 0.5)
+    a_front, b_front = rng.binomial(np.array([a_drop, b_drop]), 0.5)  # a call costs more than what it draws
     return a_start + a_front, a_tokens - a_drop, b_start + b_front, b_tokens - b_drop

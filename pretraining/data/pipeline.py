@@ -15,7 +15,6 @@ from pretraining.data import report
 from pretraining.data.documents import TextSettings
 from pretraining.data.files import (
     RECORD,
-    array_bytes,
     changed_fields,
     check_space,
     own_folder,
@@ -30,6 +29,7 @@ from pretraining.data.shards import (
     Phase,
     Shard,
     ShardSettings,
+    array_bytes,
     check_finished,
     choose_num_shards,
     counts_file,
@@ -287,7 +287,7 @@ def _report(request: Request, corpus: Corpus, shards: list[Shard]) -> dict:
         phases[str(phase.max_seq_length)] = {
             split: report.phase_report(
                 [
-                    shard_attributes(folder / f"{request.corpus}_{shard.name}.hdf5")
+                    shard_attributes(folder / f"{request.corpus}_{shard.name}.hdf5", report.SHARD_ATTRIBUTES)
                     for shard in shards
                     if shard.split == split
                 ]

@@ -18,16 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from central.files import why_no_file
 from central.models import LARGEST_SIZE
 from central.runtime.exits import DONE, BadRequest, errno_of, run
-from pretraining.data import pipeline
 from pretraining.data import prepare_options as options
-from pretraining.data.download import download, wikipedia_dump
-from pretraining.data.extract import extract
-from pretraining.data.pack import pack_folder
 from pretraining.data.prepare_options import some_path
-from pretraining.data.verify import verify_folder
-from pretraining.data.vocabulary import train_vocabulary, write_vocabulary
-from pretraining.data.wordpiece import SPECIAL_TOKENS, Vocabulary
 from pretraining.data.workers import workers
+
+# What a step alone needs, its functions import: with HDF5, numpy and ssl every start would take twice as long.
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
@@ -35,20 +30,26 @@ WHOLE_RUN = "all"
 
 
 def all_options(parser: argparse.ArgumentParser) -> None:
-    options.add_text_options(parser)
-    options.add_token_options(parser)
-    options.add_sequence_options(parser)
+    from pretraining.data.request_options import add_request_options
+
+    add_request_options(parser)
 
 
 def run_all(args: argparse.Namespace) -> None:
-    request = options.request_of(args)
+    from pretraining.data import pipeline
+    from pretraining.data.request_options import request_of
+
+    request = request_of(args)
     with workers(args.num_processes) as pool:
         if pool:
             pipeline.prepare(request, pool)
 
 
 def run_shard(args: argparse.Namespace) -> None:
-    request = options.request_of(args)
+    from pretraining.data import pipeline
+    from pretraining.data.request_options import request_of
+
+    request = request_of(args)
     with workers(args.num_processes) as pool:
         if pool:
             pipeline.tokenize(request, pool, need_tokens=True)
@@ -56,7 +57,10 @@ def run_shard(args: argparse.Namespace) -> None:
 
 
 def run_hdf5(args: argparse.Namespace) -> None:
-    request = options.request_of(args, text_is_needed=False)
+    from pretraining.data import pipeline
+    from pretraining.data.request_options import request_of
+
+    request = request_of(args, text_is_needed=False)
     with workers(args.num_processes) as pool:
         if pool:
             pipeline.write_hdf5(request, pipeline.stored_corpus(request), pool)
@@ -71,6 +75,8 @@ def download_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_download(args: argparse.Namespace) -> None:
+    from pretraining.data.download import download, wikipedia_dump
+
     url, checksum = (args.url, args.checksum) if args.url else wikipedia_dump(args.wikipedia)
     if urlsplit(url).scheme not in ("https", "http", "ftp", "file"):
         raise BadRequest(f"--url {url}: needs a beginning such as https://")
@@ -91,6 +97,8 @@ def extract_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_extract(args: argparse.Namespace) -> None:
+    from pretraining.data.extract import extract
+
     sources, dataset = options.sources_of(args, args.output_dir), options.dataset_of(args)
     text = options.text_settings(args)
     with workers(args.num_processes) as pool:
@@ -106,6 +114,9 @@ def vocab_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_vocab(args: argparse.Namespace) -> None:
+    from pretraining.data.vocabulary import train_vocabulary, write_vocabulary
+    from pretraining.data.wordpiece import SPECIAL_TOKENS, Vocabulary
+
     sources, dataset = options.sources_of(args, vocab_file=args.vocab_file), options.dataset_of(args)
     text = options.text_settings(args)
     if not len(SPECIAL_TOKENS) < args.vocab_size <= LARGEST_SIZE:
@@ -133,6 +144,8 @@ def pack_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_pack(args: argparse.Namespace) -> None:
+    from pretraining.data.pack import pack_folder
+
     options.check_seed(args.random_seed)
     with workers(args.num_processes) as pool:
         if pool:
@@ -145,6 +158,8 @@ def verify_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_verify(args: argparse.Namespace) -> None:
+    from pretraining.data.verify import verify_folder
+
     with workers(args.num_processes) as pool:
         if pool:
             verify_folder(args.folder, pool)

@@ -4,8 +4,6 @@ import sys
 import time
 from typing import Any
 
-from tqdm import tqdm
-
 PLAIN_SECONDS = 10.0
 BYTES = "B"
 
@@ -25,9 +23,9 @@ class Progress:
             "initial": before,
         }
         self.title, self.done = title, before
-        self.bar = (
-            tqdm(desc=title, file=sys.stderr, dynamic_ncols=True, **self.settings) if sys.stderr.isatty() else None
-        )
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = _tqdm()(desc=title, file=sys.stderr, dynamic_ncols=True, **self.settings)
         self.start = self.last = time.monotonic()
 
     def update(self, done: float) -> None:
@@ -47,5 +45,11 @@ class Progress:
 
     def _print_line(self) -> None:
         elapsed = time.monotonic() - self.start
-        line = tqdm.format_meter(self.done, elapsed=elapsed, prefix=self.title, ncols=0, **self.settings)
+        line = _tqdm().format_meter(self.done, elapsed=elapsed, prefix=self.title, ncols=0, **self.settings)
         print(line, file=sys.stderr, flush=True)
+
+
+def _tqdm() -> Any:
+    from tqdm import tqdm  # workers show nothing, and it is a tenth of what a start costs
+
+    return tqdm

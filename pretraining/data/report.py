@@ -154,11 +154,15 @@ def unknown_share(text: TextNumbers) -> float:
     return _share(sum(row[2] for row in rows), sum(row[1] for row in rows))
 
 
+ADDED = ("sequences", "documents", "covered_tokens", "text_tokens", "tokens", "masked_tokens", "random_next")
+SHARD_ATTRIBUTES = (*ADDED, "max_seq_length", "masked_lm_prob")  # what the report takes from each file
+
+
 def phase_report(shards: list[dict]) -> dict | None:
-    """The part of the report that is of one phase and split, of the attributes of its files; None without files."""
+    """The part of the report that is of one phase and split, of SHARD_ATTRIBUTES of its files; None without files."""
     if not shards:
         return None
-    total = {name: sum(int(shard[name]) for shard in shards) for name in _ADDED}
+    total = {name: sum(int(shard[name]) for shard in shards) for name in ADDED}
     random = _share(total["random_next"], total["sequences"])
     positions = total["sequences"] * int(shards[0]["max_seq_length"])
     return {
@@ -172,9 +176,6 @@ def phase_report(shards: list[dict]) -> dict | None:
         "next_sentence_random": random,
         "next_sentence_majority": max(random, round(1 - random, 6)),
     }
-
-
-_ADDED = ("sequences", "documents", "covered_tokens", "text_tokens", "tokens", "masked_tokens", "random_next")
 
 
 def refusals(text: TextNumbers, longest_sentence: int, allowed: tuple[str, ...]) -> list[str]:

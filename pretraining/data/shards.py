@@ -1,7 +1,8 @@
 """Which document goes to which shard, and a shard's way from stored tokens to HDF5 files of all phases."""
 
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import numpy as np
 
 from central.files import write_synced
 from central.runtime.exits import BadRequest
-from pretraining.data.files import array_bytes
 from pretraining.data.hdf5 import rows_per_chunk, write_rows
 from pretraining.data.instances import SPECIALS, Documents, Pairs, covered_tokens, cut_long_sentences, make_pairs
 from pretraining.data.masking import MaskSettings, mask_rows, token_rows
@@ -230,10 +230,17 @@ def counts_file(tokens_folder: Path, name: str) -> Path:
     return tokens_folder / f"counts_{name}.npy"
 
 
-def shard_attributes(path: Path) -> dict[str, object]:
-    """What a finished file says of itself."""
+def array_bytes(array: np.ndarray) -> bytes:
+    """The content of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def shard_attributes(path: Path, names: Iterable[str]) -> dict[str, object]:
+    """What a finished file says of itself under these names; each is a read."""
     with h5py.File(path, "r") as file:
-        return dict(file.attrs)
+        return {name: file.attrs[name] for name in names}
 
 
 def check_finished(path: Path, expected: dict[str, object]) -> str | None:

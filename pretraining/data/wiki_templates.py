@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-HOLE = "\ufdd4"  # no character: Unicode keeps it for marks like this; sentences.py has those before it
+from pretraining.data.blanks import HOLE
 
 # Notes and marks of authors: readers of the text see a footnote, or nothing.
 _SILENT = re.compile(

@@ -11,8 +11,9 @@ from functools import partial
 import mwparserfromhell
 from mwparserfromhell import nodes
 
+from pretraining.data.blanks import HOLE
 from pretraining.data.wiki_names import NO_WIKI, Wiki
-from pretraining.data.wiki_templates import HOLE, template_words
+from pretraining.data.wiki_templates import template_words
 
 # A comment or reference ends at its mark; a search for one left open stops at the next: pages are strangers' text.
 _COMMENT = re.compile(r"<!--(?:(?!<!--|-->).)*-->", re.DOTALL)

@@ -246,7 +246,7 @@ class Tokenizer:
         table = self._rows
         self._used.append(rows)
         ends = np.frombuffer(table.ends, np.int64)
-        starts, counts = ends[rows], np.diff(ends)[rows]
+        starts, counts = ends[rows], ends[rows + 1] - ends[rows]
         token_ends = np.cumsum(counts)
         # Where in the table each output token is: its word's start, plus its number within the word.
         index = np.arange(token_ends[-1]) + np.repeat(starts - token_ends + counts, counts)
@@ -316,23 +316,23 @@ class _WordTable(dict):
         """Numbers of the words in `used`, arrays of rows."""
         if not used:
             return Usage.none()
-        rows = np.concatenate(used)
-        words = np.bincount(rows, minlength=len(self.facts))
+        words = np.bincount(np.concatenate(used))
         words[0] = 0  # line ends
-        facts = np.frombuffer(self.facts, np.uint32)
+        rows = np.flatnonzero(words)  # far fewer than those of all text before
+        words, facts, ends = words[rows], np.frombuffer(self.facts, np.uint32)[rows], np.frombuffer(self.ends, np.int64)
         lost, unknown, scripts = facts >> 24, facts >> 16 & 0xFF, facts & 0xFFFF
         columns = (
             words,
-            words * np.diff(np.frombuffer(self.ends, np.int64)),
+            words * (ends[rows + 1] - ends[rows]),
             words * unknown,
             words * (lost > 0),
             words * lost,
         )
         table = np.stack([np.bincount(scripts, column, len(self.script_numbers)) for column in columns], axis=1)
         characters: Counter[str] = Counter()
-        for row in np.flatnonzero(words * unknown).tolist():
-            for character in self.unknown_characters.get(row, ""):
-                characters[character] += int(words[row])
+        for place in np.flatnonzero(unknown).tolist():
+            for character in self.unknown_characters.get(int(rows[place]), ""):
+                characters[character] += int(words[place])
         by_script = {name: table[number].astype(np.int64) for name, number in self.script_numbers.items()}
         return Usage({name: numbers for name, numbers in by_script.items() if numbers[0]}, characters)
 
