@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import random
+import re
 import tarfile
 import textwrap
 import zipfile
@@ -487,6 +488,41 @@ def test_wikiextractor_s_two_forms(tmp_path):
     (tmp_path / "wiki_01").write_text(json.dumps({"id": "1", "title": "Anarchy", "text": text}) + "\n")
     article = ["One & two.", "Section.", "Three <4."]
     assert read([tmp_path]) == ([article, ["Four."], article], [])
+
+
+COMMAS = "id;text, long;label, short\n" + "".join(f"{n};Number {n}, it is.;x, y\n" for n in range(5))
+
+
+def test_a_table_whose_names_have_another_delimiter(tmp_path):
+    (tmp_path / "a.csv").write_text(COMMAS)
+    found, _ = read([tmp_path], TextSettings(text_column="text, long"))
+    assert found == [[f"Number {n}, it is."] for n in range(5)]
+    (tmp_path / "a.csv").write_text("text;a,b;c,d\n" + "One, two.;3,4;5,6\n" * 3)
+    assert read([tmp_path]) == ([["One, two."]] * 3, [])
+    (tmp_path / "a.csv").write_text("id,id,text\n" + "1,2,One.\n" * 3)
+    assert read([tmp_path]) == ([["One."]] * 3, [])
+
+
+def test_rows_of_a_table_that_lack_their_text_are_named_and_left_out(tmp_path):
+    (tmp_path / "a.tsv").write_text("id\ttext\n" + "".join(f"{n}\tText {n}.\n" for n in range(20)) + "20\n\n21\n")
+    found, notes = read([tmp_path])
+    assert found == [[f"Text {n}."] for n in range(20)]
+    assert len(notes) == 1 and '"text" is not a string; 2 lines' in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (COMMAS, 'a table (";" between its columns)'),
+        ("text,text\n" + "One.,Two.\n" * 4, "several columns text"),
+        ("# made by x\n" + '{"text": "One."}\n' * 5, "JSON lines below a line that is none ('# made by x')"),
+        ("\0" * 10240, "nothing but zero bytes"),
+    ],
+)
+def test_what_would_be_read_as_something_else_is_refused(content, said, tmp_path):
+    (tmp_path / "a").write_text(content)
+    with pytest.raises(BadRequest, match=re.escape(said)):
+        read([tmp_path / "a"])
 
 
 @pytest.mark.parametrize(("name", "between"), [("a.csv", ","), ("a.txt", "\t"), ("b", ";")])

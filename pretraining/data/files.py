@@ -13,8 +13,6 @@ from central.runtime.exits import BadRequest
 RECORD = ".request.json"  # hidden: no input, should the folder be read as one
 
 
-
-
 def remove_unfinished(folder: Path, pattern: str = "*") -> None:
     """Drop what a killed run was writing."""
     for unfinished in folder.glob(f"{pattern}.tmp"):

@@ -82,6 +82,7 @@ class Form:
     encoding: str = "utf-8"
     fault: str | None = None
     remark: str | None = None
+    delimiter: str = ""  # of a table
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,8 @@ def _encoded(head: bytes, settings: FormSettings) -> Form:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return Form(encoding="utf-16")
     if head.count(0) > len(head) / 100:
+        if not head.strip(b"\0"):
+            return Form(fault="nothing but zero bytes, as an empty archive or a file that was never written")
         if settings.encoding and head.decode(settings.encoding, "replace").count("\ufffd") <= 1:
             return Form(encoding=settings.encoding)
         return Form(fault="no text, or in an encoding such as UTF-16 that --encoding can name")
@@ -261,6 +264,9 @@ def _json(text: str, whole: bool, settings: FormSettings) -> Form | None:
     if re.match(r'\[\s*(?:[\[{"]|\])', text) and not re.match(r"\[[^\n]*\]\s*[^\s\]]", text):
         return Form(fault="a JSON array; a JSON object a line is read (jq -c '.[]' makes them)")
     if text[:1] not in ("[", "{"):
+        below = text.splitlines()[1:21] if "\n{" in text else []
+        if len(below) > 2 and all(map(_json_object, below[:-1])):
+            return Form(fault=f"JSON lines below a line that is none ({text.splitlines()[0][:40]!r}); take it out")
         return None
     lines = [line for line in re.split(r"[\r\n]", text) if line.strip()]
     if not whole:
@@ -316,23 +322,27 @@ def _table(text: str, whole: bool, settings: FormSettings) -> Form | None:
     header = re.split(r"[\r\n]", text, maxsplit=1)[0]
     for delimiter in "\t,;":
         names = next(csv.reader([header], delimiter=delimiter), []) if delimiter in header else []
+        name_of_column = r"\w[\w .#/-]{0,30}" if delimiter == "," else r"\w[\w .,#/-]{0,30}"
+        named = settings.text_column in names
         if (
             len(names) < 2
             or len(set(names)) < len(names)
-            or not all(re.fullmatch(r"\w[\w .#/-]{0,30}", n) for n in names)
+            and not named
+            or not all(re.fullmatch(name_of_column, name) for name in names)
         ):
             continue
-        named = settings.text_column in names
-        if not named and any(" " in name.strip() for name in names):
+        if not named and any(" " in name.strip() for name in names) and (delimiter != ";" or len(names) < 3):
             continue  # more likely the first line of a text
         try:
-            rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+            rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
         except csv.Error:
             continue
         rows = rows[1:] if whole else rows[1:-1]
         if len(rows) >= (1 if named else 3) and sum(len(row) == len(names) for row in rows) >= 0.9 * len(rows):
+            if names.count(settings.text_column) > 1:
+                return Form(fault=f"a table with several columns {settings.text_column}; give them other names")
             if named:
-                return Form(TABLE)
+                return Form(TABLE, delimiter=delimiter)
             what = "tab" if delimiter == "\t" else f'"{delimiter}"'
             return Form(fault=f"a table ({what} between its columns); --text_column names one of: {', '.join(names)}")
     lines = [line.strip() for line in text.split("\n")[: None if whole else -1] if not line.startswith("#")]
@@ -343,15 +353,15 @@ def _table(text: str, whole: bool, settings: FormSettings) -> Form | None:
     return None
 
 
-def table_rows(stream: io.BufferedReader, encoding: str) -> Iterator[dict[str, str]]:
-    """Rows of a table that `form_of` has told."""
+def table_rows(stream: io.BufferedReader, form: Form) -> Iterator[dict[str, str | None]]:
+    """Rows of a table that `form_of` has told; None for the cells that a row lacks."""
     csv.field_size_limit(1 << 25)
-    lines = io.TextIOWrapper(stream, encoding, errors="replace", newline="")
+    lines = io.TextIOWrapper(stream, form.encoding, errors="replace", newline="")
     header = lines.readline().removeprefix("\ufeff")
-    delimiter = max("\t,;", key=header.count)
-    names = next(csv.reader([header], delimiter=delimiter))
-    for row in csv.reader(lines, delimiter=delimiter):
-        yield dict(zip(names, row, strict=False))
+    names = next(csv.reader([header], delimiter=form.delimiter))
+    for row in csv.reader(lines, delimiter=form.delimiter):
+        if row:
+            yield {**dict.fromkeys(names), **dict(zip(names, row, strict=False))}
 
 
 class Recoded:

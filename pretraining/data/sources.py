@@ -237,7 +237,7 @@ def _pieces_of(file: TextFile, source: Source, raw: BinaryIO) -> Iterator[Piece]
         yield _said(name, f"{name}: {form.fault}; left out")
         return
     if form.kind == TABLE:
-        yield from _row_pieces(name, table_rows(file.stream, form.encoding), source.form_settings.text_column)
+        yield from _row_pieces(name, table_rows(file.stream, form), source.form_settings.text_column)
         return
     stream = file.stream if form.encoding == "utf-8" else Recoded(file.stream, form.encoding)
     ends, buffer, line, wiki, more = _RECORD_ENDS[form.kind], bytearray(), 1, None, True
