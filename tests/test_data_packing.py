@@ -132,6 +132,15 @@ def test_unpacking_gives_the_sequences_back():
     assert not packed["input_ids"][padding].any() and not packed["positions"][padding].any()
 
 
+def test_sequences_of_one_length_go_out_in_their_order():
+    """On every machine: numpy's sort that is not stable depends on the processor."""
+    lengths = np.random.default_rng(0).integers(5, 9, 500)
+    order = [number for number in pack_lengths(lengths, 20).ravel().tolist() if number >= 0]
+    for length in range(5, 9):
+        numbers = [number for number in order if lengths[number] == length]
+        assert numbers == sorted(numbers)
+
+
 def test_slots_that_the_fullest_pack_needs():
     packs = np.array([[0, 1, -1], [2, -1, -1]])
     assert predictions_needed(np.array([3, 4, 5]), packs) == 7

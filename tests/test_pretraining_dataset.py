@@ -12,6 +12,7 @@ import pytest
 from pretraining_helpers import VOCAB_SIZE, make_columns, make_corpus, write_shard
 
 from central.runtime.exits import BadRequest
+from pretraining import dataset
 from pretraining.batches import Masking, flat_micro_batch, static_micro_batch
 from pretraining.dataset import (
     BatchShape,
@@ -112,6 +113,20 @@ def test_any_number_of_ranks_shares_any_number_of_shards(tmp_path, world_size, s
         for stream in streams:
             found += next(stream).micro_batches[0].input_ids.view(-1, 16).tolist()
     assert found == whole.input_ids.tolist()
+
+
+def test_no_more_than_two_shards_stay_in_memory_and_each_is_read_once_an_epoch(tmp_path, monkeypatch):
+    """Where the cache has no room: the shard in use and the next one."""
+    corpus = make_corpus(tmp_path / "c", shards=5, rows=6)
+    wanted = reader_of(corpus).read(0, 90).input_ids
+    read = []
+    monkeypatch.setattr(dataset, "CACHE_BYTES", 1)
+    monkeypatch.setattr(dataset, "read_shard", lambda shard, limits: read.append(shard) or read_shard(shard, limits))
+    reader = reader_of(corpus)
+    for place in range(0, 90, 3):
+        assert np.array_equal(reader.read(place, place + 3).input_ids, wanted[place : place + 3])
+        assert len(reader._cache) <= 2
+    assert 15 <= len(read) <= 16  # three epochs of five, and perhaps the first of the fourth
 
 
 def test_steps_resume_at_a_place(tmp_path):
