@@ -525,6 +525,16 @@ def test_what_would_be_read_as_something_else_is_refused(content, said, tmp_path
         read([tmp_path / "a"])
 
 
+@pytest.mark.parametrize(("pack", "garbage"), [(gzip.compress, b"garbage"), (bz2.compress, b"BZh9garbage")])
+def test_what_comes_before_garbage_at_the_end_is_used(tmp_path, pack, garbage):
+    """Of files beyond what is looked at first, too."""
+    for count in (1, 30_000):
+        (tmp_path / "a.gz").write_bytes(pack(b"One sentence here.\n" * count) + garbage)
+        found, notes = read([tmp_path])
+        assert found == [["One sentence here."] * count]
+        assert all("what came before is used" in note for note in notes)
+
+
 @pytest.mark.parametrize(("name", "between"), [("a.csv", ","), ("a.txt", "\t"), ("b", ";")])
 def test_tables_with_a_header(tmp_path, name, between):
     rows = ["id{0}text{0}label", '1{0}"One. {0} Two\n\nthree."{0}x', "2{0}Four.{0}y"]

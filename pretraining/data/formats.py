@@ -393,7 +393,7 @@ class _Rejoined(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        chunk = self.head[: len(buffer)] if self.head else self.stream.read(len(buffer))
+        chunk = self.head[: len(buffer)] if self.head else _read_some(self.stream, len(buffer))
         self.head = self.head[len(chunk) :]
         buffer[: len(chunk)] = chunk
         return len(chunk)
@@ -470,12 +470,18 @@ def _unpacked(raw: Readable) -> tuple[bytes, io.BufferedReader, int]:
         source, packings = unpack(stream), packings + 1
 
 
+def _read_some(stream: Readable, size: int) -> bytes:
+    """What comes at once: `read` goes on up to the size, and loses what it has where damage stops it."""
+    read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
+    return read(size)
+
+
 def _read_up_to(stream: Readable, size: int) -> bytes:
     """As many bytes as there are, whatever comes at a time; those before a damaged place, if there are any."""
     data = b""
     while len(data) < size:
         try:
-            chunk = stream.read(size - len(data))
+            chunk = _read_some(stream, size - len(data))
         except DAMAGE:
             if data:
                 break
