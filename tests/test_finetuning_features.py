@@ -90,9 +90,11 @@ def test_a_megabyte_is_cut_and_what_must_stay_whole_is_not(tiny_tokenizer):
     assert cut_to_fit(tiny_tokenizer, [["a b"], ["c"]], 128) == [["a b"], ["c"]]
 
 
-def test_the_longer_of_a_pair_stays_the_longer(tiny_tokenizer):
+@pytest.mark.parametrize("longer", [0, 1])
+def test_the_longer_of_a_pair_stays_the_longer(tiny_tokenizer, longer):
     """It keeps the odd token; a cut at its blank, after 300 of 1,000 tokens, would make it the shorter one."""
-    texts = [["京" * 300 + " " + "京" * 700], ["京" * 500]]
+    texts = [["京" * 500]]
+    texts.insert(longer, ["京" * 300 + " " + "京" * 700])
     found, expected = (
         tiny_tokenizer(*each, truncation=True, max_length=12)["token_type_ids"]
         for each in (cut_to_fit(tiny_tokenizer, texts, 12), texts)
