@@ -124,13 +124,15 @@ def _open_shard(path: Path, limits: Limits) -> Shard:
     except OSError as error:
         raise ValueError(f"{path}: not a whole HDF5 file ({error}): make or copy this shard again") from error
     if broken:
-        raise ValueError(f"{path}: {', '.join(broken)}: a link to what is not there: copy this shard whole")
+        raise ValueError(
+            f"{path}: {', '.join(broken)}: a link to what is not there, or to another file: copy this shard whole"
+        )
     if unread:
         raise ValueError(f"{path}: the attribute {unread[0]} is no text: make or copy this shard again")
     packed = "next_sentence_positions" in shapes
     missing = [key for key in (*limits.columns, *(PACKED_KEYS if packed else ())) if key not in shapes]
     if missing:
-        raise ValueError(f"{path}: no dataset {', '.join(missing)}: not a shard for BERT pre-training, remove it")
+        raise ValueError(f"{path}: no dataset {', '.join(missing)}: not a shard for BERT pre-training, move it away")
     used = (*KEYS, *(PACKED_KEYS if packed else ()))
     wrong = [f"{key} {dtype}" for key, (_, dtype) in shapes.items() if key in used and not _holds_ids(dtype)]
     if wrong:

@@ -432,6 +432,32 @@ def test_links_inside_a_file_that_lead_nowhere_are_named(tmp_path, link):
         open_shards(corpus, "training", LIMITS)
 
 
+@pytest.mark.parametrize("how", ["link", "link to a pipe", "raw", "virtual"])
+def test_data_that_lie_in_another_file_are_refused(tmp_path, how):
+    """A pipe is waited for, what /dev/zero holds was trained on, and a change of the other file is not seen."""
+    corpus = make_corpus(tmp_path / "c", shards=1)
+    other = tmp_path / "other.h5"
+    with h5py.File(corpus / "c_training_0.hdf5", "a") as file:
+        segments = file["segment_ids"][:]
+        del file["segment_ids"]
+        with h5py.File(other, "w") as elsewhere:
+            elsewhere["x"] = segments
+        if how == "raw":
+            size = (str(other), 0, segments.nbytes)
+            file.create_dataset("segment_ids", segments.shape, segments.dtype, external=[size])
+        elif how == "virtual":
+            layout = h5py.VirtualLayout(segments.shape, segments.dtype)
+            layout[:] = h5py.VirtualSource(str(other), "x", segments.shape)
+            file.create_virtual_dataset("segment_ids", layout)
+        else:
+            file["segment_ids"] = h5py.ExternalLink(str(other), "/x")
+    if how == "link to a pipe":
+        other.unlink()
+        os.mkfifo(other)
+    with pytest.raises(BadRequest, match="segment_ids: a link to what is not there, or to another file"):
+        open_shards(corpus, "training", LIMITS)
+
+
 def test_attributes_that_are_no_text_are_named_where_they_matter(tmp_path):
     corpus = make_corpus(tmp_path / "c", shards=1)
     path = corpus / "c_training_0.hdf5"

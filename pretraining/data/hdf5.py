@@ -68,11 +68,16 @@ def attribute(file: h5py.File, name: str) -> str | int | float | None:
 
 
 def member(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group | None:
-    """A member of a file; None for a link that leads nowhere."""
+    """A member of a file; None for a link that leads nowhere, and for data that lie in another file.
+
+    That one might be a pipe or a device, is not copied with this one, and changes unseen.
+    """
     try:
-        return file[name]
+        found = None if isinstance(file.get(name, getlink=True), h5py.ExternalLink) else file[name]
     except (KeyError, OSError, RuntimeError):
         return None
+    lies_elsewhere = isinstance(found, h5py.Dataset) and (found.is_virtual or found.external)
+    return None if lies_elsewhere else found
 
 
 def outside(values: np.ndarray, stop: int) -> int | None:
