@@ -83,11 +83,21 @@ def load_weights(model: BertForPreTraining, weights: dict[str, torch.Tensor], wh
             problems.append(f"{where}: {name} is {list(weights[name].shape)}, the model has {list(wanted)}")
     if problems:
         raise BadRequest(f"{_first(problems)}: a model of another size; give the --config_file it was made with")
+    problems = [f"{where}: {name} holds {found}" for name in expected if (found := _no_weights(weights[name]))]
+    if problems:
+        raise BadRequest(f"{_first(problems)}: quantized, damaged, or of a training that diverged: take another copy")
     for name, parameter in expected.items():
         unpadded(name, parameter, model.config).copy_(weights[name])
     word_embeddings = model.bert.embeddings.word_embeddings.weight
     word_embeddings[model.config.vocab_size :] = 0
     model.cls.predictions.bias[model.config.vocab_size :] = PADDED_ROW_BIAS
+
+
+def _no_weights(tensor: torch.Tensor) -> str:
+    """What a tensor holds instead of weights; nothing for floating-point numbers, all finite."""
+    if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        return str(tensor.dtype).removeprefix("torch.")
+    return "" if tensor.isfinite().all() else "NaN or infinity"
 
 
 def _first(problems: list[str]) -> str:

@@ -91,6 +91,9 @@ def _read_folder(folder: Path) -> Any:
     try:
         if index.is_file():
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            for name in names:
+                if Path(name).name != name or not (folder / name).is_file():
+                    raise BadRequest(f"{index}: names {name}, which is no file beside it: copy the model again")
             return {key: value for name in names for key, value in load_file(folder / name).items()}
         if (folder / "model.safetensors").is_file():
             return load_file(folder / "model.safetensors")

@@ -245,6 +245,32 @@ def test_weights_of_another_size_are_refused(tmp_path):
         checkpoint.load_weights(make_model(config=deeper), checkpoint.read_weights(folder), folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda weight: weight.to(torch.int8), "holds int8"),
+        (lambda weight: weight != 0, "holds bool"),
+        (lambda weight: weight.to(torch.complex64), "holds complex64"),
+        (lambda weight: weight.to(torch.float8_e4m3fn), "holds float8_e4m3fn"),
+        (lambda weight: weight * float("nan"), "holds NaN or infinity"),
+    ],
+)
+def test_weights_that_are_no_finite_floating_numbers_are_refused(tmp_path, change, said):
+    """Else what is left of them would be trained on in silence."""
+    folder, name = saved(tmp_path), "bert.encoder.layer.1.output.dense.weight"
+    weights = checkpoint.read_weights(folder)
+    weights[name] = change(weights[name])
+    with pytest.raises(BadRequest, match=f"{name} {said}"):
+        checkpoint.load_weights(make_model(), weights, folder)
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../model.safetensors", "missing.safetensors"])
+def test_an_index_that_names_no_file_beside_it_is_refused_unread(tmp_path, name):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(BadRequest, match=f"names {name}, which is no file beside it"):
+        convert(tmp_path, make_model())
+
+
 def reference_pt(path, model, optimizer=None, prefix=""):
     """A file as the reference and NVIDIA save it: padded to 8 rows, their names, objects of their classes within."""
     weights = {f"{prefix}{name}": parameter.detach().clone() for name, parameter in model.named_parameters()}
