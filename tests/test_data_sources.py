@@ -525,6 +525,26 @@ def test_what_would_be_read_as_something_else_is_refused(content, said, tmp_path
         read([tmp_path / "a"])
 
 
+ROWS = "id,text\n" + "".join(f"{n},Row {n}.\n" for n in range(3000))
+
+
+@pytest.mark.parametrize(
+    ("data", "rows", "said"),
+    [
+        ((ROWS + '0,"Never closed.\n' + ROWS * 3).encode(), 3000, "a.csv:3002: a quotation mark that nothing closes"),
+        ((ROWS + '0,"' + "a" * (33 << 20) + '"\n').encode(), 3000, "a.csv:3002: field larger than field limit"),
+        (gzip.compress(ROWS.encode())[:-900], None, "damaged"),
+        ((ROWS + '0,"Closed\nat last."\n').encode(), 3001, None),
+    ],
+)
+def test_a_damaged_table_gives_what_came_before(data, rows, said, tmp_path):
+    (tmp_path / "a.csv").write_bytes(data)
+    found, notes = read([tmp_path])
+    assert [document[0] for document in found[:2]] == ["Row 0.", "Row 1."] and "Never" not in str(found)
+    assert len(found) == rows if rows else 100 < len(found) < 3000
+    assert len(notes) == bool(said) and (not said or said in notes[0] and "what came before is used" in notes[0])
+
+
 @pytest.mark.parametrize(("pack", "garbage"), [(gzip.compress, b"garbage"), (bz2.compress, b"BZh9garbage")])
 def test_what_comes_before_garbage_at_the_end_is_used(tmp_path, pack, garbage):
     """Of files beyond what is looked at first, too."""

@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import IO, Any, Protocol
 
 from central.runtime.exits import BadRequest
@@ -71,6 +72,7 @@ _ENCODED_TWICE = "UTF-8 that was read as cp1252 and encoded again (cafÃ©); und
 LEAST_TAGGED = 20  # lines of a word and its tags, from which a text is told to be made of such
 _TAGGED_LINE = re.compile(r"\S+(?:[ \t]\S+){0,4}[ \t](?:O|[BIES]-\S+)")
 _ARTICLE_TITLE = re.compile(r" ?= [^=\n]+ = ?$", re.MULTILINE)
+_TABLE_END = "\x1eend of table"  # comes after its last line: a row of its own, or in a cell that nothing closes
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError)
 
 
@@ -354,14 +356,25 @@ def _table(text: str, whole: bool, settings: FormSettings) -> Form | None:
 
 
 def table_rows(stream: io.BufferedReader, form: Form) -> Iterator[dict[str, str | None]]:
-    """Rows of a table that `form_of` has told; None for the cells that a row lacks."""
+    """Rows of a table that `form_of` has told; None for the cells that a row lacks.
+
+    Damaged, with the line, where a cell does not end.
+    """
     csv.field_size_limit(1 << 25)
     lines = io.TextIOWrapper(stream, form.encoding, errors="replace", newline="")
     header = lines.readline().removeprefix("\ufeff")
     names = next(csv.reader([header], delimiter=form.delimiter))
-    for row in csv.reader(lines, delimiter=form.delimiter):
-        if row:
-            yield {**dict.fromkeys(names), **dict(zip(names, row, strict=False))}
+    reader, start = csv.reader(chain(lines, [_TABLE_END]), delimiter=form.delimiter), 2
+    try:
+        for row in reader:
+            if row and row[-1].endswith(_TABLE_END):
+                if row != [_TABLE_END]:
+                    raise Damaged(f"{start}: a quotation mark that nothing closes")
+            elif row:
+                yield {**dict.fromkeys(names), **dict(zip(names, row, strict=False))}
+            start = reader.line_num + 2
+    except csv.Error as error:
+        raise Damaged(f"{start}: {error}") from error
 
 
 class Recoded:

@@ -297,17 +297,22 @@ def _dataset_pieces(dataset: HubDataset) -> Iterator[Piece]:
 
 def _row_pieces(name: str, rows: Iterable[Mapping[str, object]], text_column: str) -> Iterator[Piece]:
     """Rows as JSON lines, so that they take the way of any JSONL file."""
-    lines, size, first = [], 0, 1
-    for number, row in enumerate(rows, 1):
-        if text_column not in row:
-            raise BadRequest(f"--text_column {text_column}: data set {name} has the columns {', '.join(row)}")
-        lines.append(json.dumps({text_column: row[text_column]}).encode() + b"\n")
-        size += len(lines[-1])
-        if size >= BATCH_BYTES:
-            yield Piece(name, JSONL, first, b"".join(lines))
-            lines, size, first = [], 0, number + 1
-    if lines:
-        yield Piece(name, JSONL, first, b"".join(lines))
+    lines, size, first, notes = [], 0, 1, []
+    try:
+        for number, row in enumerate(rows, 1):
+            if text_column not in row:
+                raise BadRequest(f"--text_column {text_column}: data set {name} has the columns {', '.join(row)}")
+            lines.append(json.dumps({text_column: row[text_column]}).encode() + b"\n")
+            size += len(lines[-1])
+            if size >= BATCH_BYTES:
+                yield Piece(name, JSONL, first, b"".join(lines))
+                lines, size, first = [], 0, number + 1
+    except Damaged as error:
+        notes.append(f"{name}:{error}; what came before is used")
+    except DAMAGE as error:
+        notes.append(f"{name}: damaged ({error}); what came before is used")
+    if lines or notes:
+        yield Piece(name, JSONL, first, b"".join(lines), tuple(notes))
 
 
 def _dataset_rows(dataset: HubDataset) -> Iterator[dict]:
