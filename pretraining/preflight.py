@@ -151,14 +151,13 @@ def _check_vocabulary_of(shards: list[Shard], vocabulary: Vocabulary | None) -> 
 
 
 def _check_output(settings: Settings, config: BertConfig) -> None:
-    """The output folders can be written, and checkpoints fit on the disk; what is refused leaves no folder."""
+    """The output folders can be written, and checkpoints fit on the disk. Leaves no folder: a writer makes its own."""
     made = [missing_folders(os.fspath(folder)) for folder in (settings.output_dir, settings.results_dir)]
     try:
         _check_room(settings, config)
-    except BadRequest:
+    finally:
         for folders in filter(None, made):
             remove_empty(folders)
-        raise
 
 
 def _check_room(settings: Settings, config: BertConfig) -> None:

@@ -298,6 +298,12 @@ def test_a_checkpoint_of_another_size_is_refused(whole_run, corpora, tmp_path):
     assert "another size" in problem and "ckpt_12" in problem
 
 
+def test_weights_that_are_refused_leave_no_folder(corpora, tmp_path):
+    (tmp_path / "model").mkdir()
+    (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path / "new", init_checkpoint=tmp_path / "model"))
+    assert "no model.safetensors" in problem and not (tmp_path / "new").exists()
+
+
 def test_a_full_disk_is_seen_before_the_first_step(corpora, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     (tmp_path / "there").mkdir()
