@@ -3,6 +3,7 @@
 import gzip
 import importlib
 import json
+import re
 import shutil
 import signal
 import socket
@@ -538,6 +539,40 @@ def test_a_checkpoint_without_a_record_is_resumed_and_keeps_one(finished, tiny_m
     assert run("run_glue", *glue_words(tiny_model, pairs, out, *words)) == 0
     state = json.loads((out / "checkpoint-4/trainer_state.json").read_text())
     assert state["stateful_callbacks"]["Record"]["attributes"]["settings"]["--max_steps"] == 4
+
+
+def first_moment(name, change):
+    def spoil(saved):
+        saved["state"][0][name] = change(saved["state"][0][name])
+        return saved
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda saved: [saved], "holds no state and param_groups"),
+        (lambda saved: {"state": saved["state"]}, "holds no state and param_groups"),
+        (lambda saved: saved | {"state": {}}, "holds no moments"),
+        (lambda saved: saved | {"param_groups": saved["param_groups"][:1]}, "parameter group"),
+        (first_moment("exp_avg", lambda moment: moment[:1]), r"exp_avg of parameter 0 is \[1"),
+        (first_moment("exp_avg", lambda moment: moment * float("nan")), "exp_avg of parameter 0 has values"),
+        (first_moment("exp_avg_sq", lambda moment: moment - 1), "exp_avg_sq of parameter 0 has values"),
+    ],
+)
+def test_moments_of_another_model_are_refused(finished, tiny_model, pairs, tmp_path, capsys, spoil, words):
+    """In a checkpoint without checksums: no zeros, no NaN, and no end in torch's own code."""
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    shutil.rmtree(out / "checkpoint-4")
+    path, moments = out / "checkpoint-2/trainer_state.json", out / "checkpoint-2/optimizer.pt"
+    state = json.loads(path.read_text())
+    del state["stateful_callbacks"]["Record"]
+    path.write_text(json.dumps(state))
+    torch.save(spoil(torch.load(moments, weights_only=True)), moments)
+    words_of_run = ["--max_steps=4", "--save_steps=2", "--resume_from_checkpoint"]
+    assert run("run_glue", *glue_words(tiny_model, pairs, out, *words_of_run)) == 2
+    assert re.search(f"optimizer.pt: cannot be read .*{words}", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("when", ["epoch", "steps"])

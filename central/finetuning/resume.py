@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import torch
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -38,6 +39,9 @@ DECIDING = (  # names of TrainingArguments, beside the data, the batch of all ra
     "seed",
     "data_seed",
 )
+SAVED = {"state": dict, "param_groups": list}  # parts of an optimizer's state
+SQUARES = "exp_avg_sq"
+MOMENTS = ("exp_avg", SQUARES, "momentum_buffer")  # of a parameter's shape
 
 
 class Record(TrainerCallback, ExportableState):
@@ -106,6 +110,26 @@ def refuse_damage(checkpoint: Path) -> None:
         wrong = f"global_step is {step}" if named.isdecimal() and step != int(named) else ""
     if wrong:
         raise unreadable(checkpoint / "trainer_state.json", ValueError(f"its {wrong}, which no training writes"))
+
+
+def check_moments(saved: object, optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError where a saved state is none of this optimizer and its parameters: torch would go on with zeros,
+    with NaN, or beyond the end of a tensor. Habana's and ours name the moments as torch does."""
+    if not isinstance(saved, dict) or not all(isinstance(saved.get(part), kind) for part, kind in SAVED.items()):
+        raise ValueError(f"holds no {' and '.join(SAVED)}")
+    if not saved["state"] and "betas" in optimizer.defaults:
+        raise ValueError("holds no moments")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    for number, parameter in zip(numbers, parameters):  # groups of other lengths: load_state_dict says so
+        for name, moment in saved["state"].get(number, {}).items():
+            if not isinstance(moment, torch.Tensor) or not moment.is_floating_point():
+                continue
+            if name in MOMENTS and moment.shape != parameter.shape:
+                shapes = f"{list(moment.shape)}, where {list(parameter.shape)} is due"
+                raise ValueError(f"{name} of parameter {number} is {shapes}")
+            if not moment.isfinite().all() or (name == SQUARES and moment.lt(0).any()):
+                raise ValueError(f"{name} of parameter {number} has values that no training writes")
 
 
 def refuse_another_run(checkpoint: Path, settings: dict) -> None:

@@ -31,7 +31,7 @@ from central.finetuning.batching import Collator, LengthBatches, PartsCollator, 
 from central.finetuning.features import Features
 from central.finetuning.output_folder import unreadable
 from central.finetuning.progress import ProgressBar, ProgressLines
-from central.finetuning.resume import Record, deciding
+from central.finetuning.resume import Record, check_moments, deciding
 from central.finetuning.task import Task
 from central.runtime import hpu, rank, tensor_files
 from central.runtime.checkpoints import checksum
@@ -331,9 +331,11 @@ class FineTuningTrainer(Trainer):
         for name, part in parts:
             try:
                 saved = tensor_files.load(Path(checkpoint) / name)
-            except Exception as error:  # pickle and torch raise many kinds for a file cut short
+                if name == OPTIMIZER_NAME:
+                    check_moments(saved, part)
+                part.load_state_dict(saved)
+            except Exception as error:  # pickle and torch raise many kinds for a file cut short or of another form
                 raise unreadable(Path(checkpoint) / name, error) from error
-            part.load_state_dict(saved)
 
     @override
     def _load_rng_state(self, checkpoint: str | None) -> None:
