@@ -55,15 +55,19 @@ def path(word: str) -> str:
 
 
 def in_one_line(word: str) -> bool:
-    """Whether a word fits into a line of output: commands are printed and recorded a line each, in UTF-8."""
-    is_utf8 = word == word.encode(errors="ignore").decode()
-    return is_utf8 and not {"\n", "\r"} & set(word)
+    """Whether a word fits into a line of output: commands are printed and recorded a line each."""
+    return not {"\n", "\r"} & set(word)
+
+
+def is_utf8(word: str) -> bool:
+    """Whether the bytes of a word of the command line are UTF-8: safetensors takes no other path."""
+    return word == word.encode(errors="ignore").decode()
 
 
 def _name(word: str, expected: str) -> str:
     """The word itself: nothing is named by nothing."""
     if not word or not in_one_line(word):
-        raise ValueError(f"expected {expected}, without line ends in it, in UTF-8" if word else f"expected {expected}")
+        raise ValueError(f"expected {expected}, without line ends in it" if word else f"expected {expected}")
     return word
 
 

@@ -356,7 +356,7 @@ def _problems(data: DataArguments, training: TrainingArguments, flags: Reference
         problems.append("the first Gaudi has no fused attention: leave out --fused_sdpa")
     if not training.output_dir:
         problems.append("--output_dir is missing: where should the results go?")
-    elif not options.in_one_line(training.output_dir):
+    elif not (options.in_one_line(training.output_dir) and options.is_utf8(training.output_dir)):
         problems.append(f"--output_dir {training.output_dir!r}: give a path without line ends in it, in UTF-8")
     if not (training.do_train or training.do_eval or training.do_predict):
         problems.append("nothing to do: give --do_train, --do_eval or --do_predict")
