@@ -256,10 +256,11 @@ def warnings(report: dict) -> list[str]:
             f"{report['duplicate_sentence_share']:.0%} of the sentences occurred before: is the same text in the input"
             " twice, or one that was made of templates? Held-out text is no longer unseen"
         )
+    real = _real_scripts(_tokens_by_script(report))
     losing = [
         f"{lost['marks']} from {lost['share_of_words']:.0%} of the {script} words"
         for script, lost in report["lost_marks"].items()
-        if script in _real_scripts(_tokens_by_script(report)) and _loses_marks(script, lost["share_of_words"])
+        if script in real and _loses_marks(script, lost["share_of_words"])
     ]
     if losing:
         lines.append(
