@@ -31,6 +31,14 @@ def parse_json(text: str) -> "Any":
         raise ValueError("nested too deep") from error
 
 
+def json_object(path: "Path") -> dict:
+    """The content of a file; ValueError for one that is no JSON object in UTF-8."""
+    content = parse_json(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"but a {type(content).__name__}")
+    return content
+
+
 @contextmanager
 def whole_or_absent(path: str | os.PathLike) -> "Iterator[Path]":
     """Where to write a file that gets its name `path` when all is well; an error leaves nothing behind.

@@ -32,7 +32,6 @@ from pretraining.modeling import PADDED_ROW_BIAS, BertConfig, BertForPreTraining
 from pretraining.optimizer import Optimizer
 
 WEIGHTS, MOMENTS, STATE = "model.safetensors", "optimizer.pt", "state.json"
-SQUARES = "exp_avg_sq"  # the moment that has no negative values
 MOST_STEPS = 1 << 53  # more than any training has, and still exact as a double
 PADDED = ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")
 TEMPORARY = ".writing_"  # before a checkpoint is whole
@@ -132,14 +131,8 @@ def _moment_problems(saved: object, moment_names: tuple[str, ...], model: BertFo
     problems += [f"moments of {name}, which the model does not have" for name in found if name not in wanted]
     for name in wanted.keys() & found.keys():
         for moment in moment_names:
-            tensor = found[name].get(moment)
-            if not isinstance(tensor, torch.Tensor) or tensor.shape != wanted[name]:
-                shape = list(tensor.shape) if isinstance(tensor, torch.Tensor) else "no tensor"
-                problems.append(f"{moment} of {name} is {shape}, where {list(wanted[name])} is due")
-            elif not tensor.is_floating_point() or not tensor.isfinite().all():
-                problems.append(f"{moment} of {name} has values that are no finite numbers")
-            elif moment == SQUARES and tensor.lt(0).any():
-                problems.append(f"{moment} of {name} has negative values, and squares have none")
+            if fault := tensor_files.moment_fault(moment, found[name].get(moment), wanted[name]):
+                problems.append(f"{moment} of {name} {fault}")
     return problems
 
 

@@ -4,7 +4,6 @@ A `.pt` is a pickle and could run any code. It is read by an unpickler that know
 other class becomes an inert object that holds nothing.
 """
 
-import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,11 +89,8 @@ def _read_folder(folder: Path) -> Any:
     index = folder / "model.safetensors.index.json"
     try:
         if index.is_file():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            for name in names:
-                if Path(name).name != name or not (folder / name).is_file():
-                    raise BadRequest(f"{index}: names {name}, which is no file beside it: copy the model again")
-            return {key: value for name in names for key, value in load_file(folder / name).items()}
+            parts = map(load_file, tensor_files.indexed_files(index))
+            return {name: weight for part in parts for name, weight in part.items()}
         if (folder / "model.safetensors").is_file():
             return load_file(folder / "model.safetensors")
         if (older := folder / "pytorch_model.bin").is_file():

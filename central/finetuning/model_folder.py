@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from central import files
+from central.runtime import tensor_files
 from central.runtime.exits import BadRequest
 
 SUFFIXES = (".json", ".txt", ".model", ".safetensors", ".bin")  # of files that may be read
@@ -42,21 +43,13 @@ def _not_objects(folder: Path) -> Iterator[str]:
         if not path.exists():
             continue
         try:
-            content = _json_object(path)
+            content = files.json_object(path)
         except ValueError as error:
             yield f"{path}: is no JSON object ({error}): copy it again"
             continue
         labels = content.get("num_labels")
         if isinstance(labels, int) and labels > MOST_LABELS:  # transformers makes a name for each
             yield f"{path}: num_labels is {labels}: give 1 to {MOST_LABELS}"
-
-
-def _json_object(path: Path) -> dict:
-    """The content of a file; ValueError for one that is no JSON object in UTF-8."""
-    content = files.parse_json(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"but a {type(content).__name__}")
-    return content
 
 
 def _not_weights(folder: Path) -> Iterator[str]:
@@ -84,31 +77,16 @@ def _not_weights(folder: Path) -> Iterator[str]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files whose weights transformers takes; ValueError where there is none, or an index that names none."""
+    """The files whose weights transformers takes; ValueError where there is none, or an index is damaged."""
     for name in WEIGHTS:
         if (folder / name).exists():
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.exists():
-            return _named_in(index)
+            return tensor_files.indexed_files(index)
     raise ValueError(
         f"{folder}: has no weights, {' or '.join(WEIGHTS)}: save the model by save_pretrained of transformers"
     )
-
-
-def _named_in(index: Path) -> list[Path]:
-    try:
-        content = _json_object(index)
-        named, metadata = content.get("weight_map"), content.get("metadata", {})
-        if not named or not isinstance(named, dict) or not isinstance(metadata, dict):
-            raise ValueError("no weight_map in it")
-        names = sorted({str(name) for name in named.values()})
-    except ValueError as error:
-        raise ValueError(f"{index}: is no index of weights ({error}): copy it again") from None
-    for name in names:
-        if Path(name).name != name or not (index.parent / name).is_file():
-            raise ValueError(f"{index}: names {name}, which is no file beside it: copy the model again")
-    return [index.parent / name for name in names]
 
 
 def _types_in(path: Path) -> dict[str, str]:

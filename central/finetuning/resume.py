@@ -21,6 +21,7 @@ from central.errors import BadRequest
 from central.finetuning.features import Features, Ragged
 from central.finetuning.output_folder import unreadable
 from central.runtime.checkpoints import checksum
+from central.runtime.tensor_files import SQUARES, moment_fault
 
 DECIDING = (  # names of TrainingArguments, beside the data, the batch of all ranks and the precision
     "num_train_epochs",
@@ -40,7 +41,6 @@ DECIDING = (  # names of TrainingArguments, beside the data, the batch of all ra
     "data_seed",
 )
 SAVED = {"state": dict, "param_groups": list}  # parts of an optimizer's state
-SQUARES = "exp_avg_sq"
 MOMENTS = ("exp_avg", SQUARES, "momentum_buffer")  # of a parameter's shape
 
 
@@ -125,11 +125,9 @@ def check_moments(saved: object, optimizer: torch.optim.Optimizer) -> None:
         for name, moment in saved["state"].get(number, {}).items():
             if not isinstance(moment, torch.Tensor) or not moment.is_floating_point():
                 continue
-            if name in MOMENTS and moment.shape != parameter.shape:
-                shapes = f"{list(moment.shape)}, where {list(parameter.shape)} is due"
-                raise ValueError(f"{name} of parameter {number} is {shapes}")
-            if not moment.isfinite().all() or (name == SQUARES and moment.lt(0).any()):
-                raise ValueError(f"{name} of parameter {number} has values that no training writes")
+            shape = parameter.shape if name in MOMENTS else moment.shape
+            if fault := moment_fault(name, moment, shape):
+                raise ValueError(f"{name} of parameter {number} {fault}")
 
 
 def refuse_another_run(checkpoint: Path, settings: dict) -> None:

@@ -18,10 +18,14 @@ from typing import IO, Any, TypeVar
 import numpy as np
 import torch
 
+from central.errors import BadRequest
+from central.files import json_object
+
 Wrapped = TypeVar("Wrapped", bound=Callable)
 
 NUMPY_CORE: Any = importlib.import_module("numpy._core")  # what its pickles name is not in its stubs
 PROTOCOL = 2  # the only one that torch's weights-only reader takes in full
+SQUARES = "exp_avg_sq"  # the moment that has no negative values
 STORAGES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -73,6 +77,32 @@ def load(path: Path, foreign: type | None = None) -> Any:
         return storages[key]
 
     return _RestrictedUnpickler(io.BytesIO(reader.get_record("data.pkl")), storage_of, foreign).load()
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """The files that an index of weights names. Raises BadRequest for what is no index, or names no file beside it."""
+    try:
+        content = json_object(index)
+        named, metadata = content.get("weight_map"), content.get("metadata", {})
+        if not named or not isinstance(named, dict) or not isinstance(metadata, dict):
+            raise ValueError("no weight_map in it")
+    except ValueError as error:
+        raise BadRequest(f"{index}: cannot be read as an index of weights ({error}): copy it again") from None
+    names = sorted({str(name) for name in named.values()})
+    for name in names:
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise BadRequest(f"{index}: names {name}, which is no file beside it: copy the model again")
+    return [index.parent / name for name in names]
+
+
+def moment_fault(name: str, moment: object, shape: torch.Size) -> str:
+    """What an optimizer's moment, by torch's name for it, is that no training writes for a weight of this shape."""
+    if not isinstance(moment, torch.Tensor) or moment.shape != shape:
+        found = list(moment.shape) if isinstance(moment, torch.Tensor) else "no tensor"
+        return f"is {found}, where {list(shape)} is due"
+    if not moment.is_floating_point() or not moment.isfinite().all():
+        return "has values that are no finite numbers"
+    return "has negative values, and squares have none" if name == SQUARES and moment.lt(0).any() else ""
 
 
 class _Storage:
