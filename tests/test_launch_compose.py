@@ -551,13 +551,22 @@ def test_what_other_hosts_get():
 
 def test_threads_of_cpu_ranks(capsys, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
     (line, _) = lines(capsys, *PRETRAINING, "--device", "cpu", "--world_size", "8")
-    assert "OMP_NUM_THREADS=7 OMP_WAIT_POLICY=passive " in line
+    assert "OMP_NUM_THREADS=7 GOMP_SPINCOUNT=10000 " in line
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    (line, _) = lines(capsys, *PRETRAINING, "--device", "cpu", "--world_size", "8")
+    assert "OMP_NUM_THREADS=3 GOMP_SPINCOUNT=5 " in line
+
+
+def test_how_threads_wait_is_left_to_a_caller_who_says_so(capsys, monkeypatch):
+    """libgomp takes GOMP_SPINCOUNT before OMP_WAIT_POLICY."""
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     (line, _) = lines(capsys, *PRETRAINING, "--device", "cpu", "--world_size", "8")
-    assert "OMP_NUM_THREADS=3 OMP_WAIT_POLICY=active " in line
+    assert "GOMP_SPINCOUNT" not in line
 
 
 def test_lazy_is_never_left_unset_on_hpu(capsys, monkeypatch):

@@ -20,7 +20,7 @@ OF_OTHER_LAUNCHERS = r"(OMPI|OPAL|PMIX|PRTE|PMI|SLURM|TORCHELASTIC)_\w+"
 SECRETS = r"(?i)(?!HF_TOKEN_PATH$)\w*(TOKEN|SECRET|PASSW|CREDENTIAL|_KEY)\w*"
 PASSWORD_IN_URL = r"\w+://[^/@\s]+@"
 SUPPORTED_COUNTS = (1, 2, 4, 8)  # of cards in one job on a server
-OURS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", *TOLD, "PYTHONUNBUFFERED")
+OURS = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", *TOLD, "PYTHONUNBUFFERED")
 
 # What launchers and batch systems tell the processes that they start, or hear from the environment. A run of ours
 # started from such a process is none of theirs.
@@ -67,8 +67,10 @@ def child_variables(
     }
     if device == "cpu":
         variables["OMP_NUM_THREADS"] = environ.get("OMP_NUM_THREADS", str(threads))
-        # A thread that waits for the others by spinning takes their core from them where something else runs, too.
-        variables["OMP_WAIT_POLICY"] = environ.get("OMP_WAIT_POLICY", "passive")
+        # A thread that spins while it waits takes the others' core from them where something else runs, too; one that
+        # sleeps at once is woken late. So it spins for about half a millisecond (docs/benchmarks.md).
+        if "OMP_WAIT_POLICY" not in environ:
+            variables["GOMP_SPINCOUNT"] = environ.get("GOMP_SPINCOUNT", "10000")
     if device == "hpu":
         variables |= gaudi_environment.variables(mode == "lazy", op_lists or ())
         if modules := modules_to_name(environ, devices):
