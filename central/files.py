@@ -18,6 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # of the pro
 COMMIT = ("git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=12")  # the words that tell its own
 CHECKPOINT_BYTES = 12  # per parameter: weight and two moments, fp32
 ROOM_BESIDE = 1 << 20  # for vocabulary, configuration and reports
+MODEL_SUFFIXES = (".json", ".txt", ".model", ".safetensors", ".bin", ".pt")  # of the files in a model's folder
 MOST_INFLATED = 4  # times its size that a file of weights may unpack to
 
 
@@ -138,6 +139,12 @@ def why_no_file(path: str | os.PathLike) -> str:
     return f"{what} where a file is due: give it another name, or move it elsewhere"
 
 
+def misnamed(folder: str | os.PathLike) -> list[str]:
+    """A line for each name in a model's folder that leads to no file: readers would wait for it, or pass over it."""
+    paths = [os.path.join(folder, name) for name in names_in(folder) if name.endswith(MODEL_SUFFIXES)]
+    return [f"{path}: {reason}" for path in paths if (reason := why_no_file(path))]
+
+
 def hold(path: str) -> bool:
     """Hold the file until this process ends; whether nobody else does. A file system without locks refuses nobody."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -163,7 +170,7 @@ def take_folder(path: str, folder: str) -> None:
         )
 
 
-def names_in(folder: str) -> list[str]:
+def names_in(folder: str | os.PathLike) -> list[str]:
     """Names of what is in a folder, in order; none where there is no folder."""
     return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 

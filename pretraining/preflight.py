@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from central.files import lack_of_room, missing_folders, parse_json, remove_empty
+from central.files import json_object, lack_of_room, missing_folders, remove_empty
 from central.runtime.device import Device
 from central.runtime.exits import BadRequest
 from central.runtime.rank import Rank
@@ -124,8 +124,8 @@ def _check_start(start: ResumePoint, config: BertConfig, vocabulary: Vocabulary 
     if not path.is_file():
         return
     try:
-        made_with = dict(parse_json(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        made_with = json_object(path)
+    except (OSError, ValueError) as error:
         raise BadRequest(f"{path}: cannot be read ({error}): copy this folder again") from error
     if made_with.get("model_type", "bert") != "bert":
         raise BadRequest(f"{start.path}: a model of type {made_with['model_type']}, not bert: give a BERT")

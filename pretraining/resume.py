@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from central.files import checkpoint_step
+from central.files import checkpoint_step, misnamed
 from central.runtime.checkpoints import check_content, list_checkpoints, read_state, remedy
 from central.runtime.exits import BadRequest
 from pretraining import results
@@ -190,6 +190,8 @@ def _continued(settings: Settings, own: list[tuple[Path, State]]) -> ResumePoint
 
 def _from_weights(settings: Settings, path: Path, whole: list[tuple[Path, State]]) -> ResumePoint:
     """--init_checkpoint: weights and moments, step 0, fresh schedule. Never counts over checkpoints already there."""
+    if problems := misnamed(path):
+        raise BadRequest(problems)
     done = 0
     state = _state(path) if (path / "state.json").is_file() else None
     if isinstance(state, ValueError):

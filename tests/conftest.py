@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def root() -> Path:
     """The project's folder."""
     return ROOT
+
+
+@pytest.fixture
+def make_no_file() -> Callable[[Path, str], None]:
+    """Put something that is no file where one is due: a link that leads nowhere or to itself, a pipe, ..."""
+
+    def make(path: Path, what: str) -> None:
+        if what == "pipe":
+            os.mkfifo(path)
+        elif what == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to({"link": "/no/such/place", "loop": path.name, "device": "/dev/zero"}[what])
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -414,16 +414,11 @@ READ = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "
 
 @pytest.mark.parametrize("name", READ)
 @pytest.mark.parametrize("what", ["link", "loop", "pipe", "device", "folder"])
-def test_a_name_of_a_model_that_is_no_file_is_refused_unread(folder, name, what):
+def test_a_name_of_a_model_that_is_no_file_is_refused_unread(folder, make_no_file, name, what):
     """transformers passes over it, and takes other settings or waits for ever."""
     path = folder / name
     path.unlink(missing_ok=True)
-    if what == "pipe":
-        os.mkfifo(path)
-    elif what == "folder":
-        path.mkdir()
-    else:
-        path.symlink_to({"link": "/no/such/place", "loop": name, "device": "/dev/zero"}[what])
+    make_no_file(path, what)
     said = refusal(folder)
     if name != "config.json":  # without one it is no model at all
         assert said.startswith(f"{path}: ")

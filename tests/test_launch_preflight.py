@@ -537,7 +537,16 @@ def test_a_model_to_go_on_from_has_the_vocabulary_of_the_data(project, monkeypat
     assert complaints() == []
     model.mkdir()
     assert complaints()[0].startswith(f"--model_name_or_path {model}: no config.json in it")
+    (model / "config.json").symlink_to("/no/such/place")
+    assert complaints() == [
+        f"--model_name_or_path {model / 'config.json'}: a link to /no/such/place, which is not there: mount what it "
+        "lies on, or take the link away"
+    ]
+    (model / "config.json").unlink()
     (model / "config.json").write_text('{"vocab_size": 2}')
+    (model / "optimizer.pt").symlink_to("/no/such/place")
+    assert [problem.partition(": ")[0] for problem in complaints()] == [str(model / "optimizer.pt")]
+    (model / "optimizer.pt").unlink()
     (model / "vocab.txt").write_text("[PAD]\na\n")
     assert complaints() == []
     for phase in (1, 2):

@@ -187,6 +187,23 @@ def test_a_model_of_another_kind_is_no_start(corpora, tmp_path):
     (tmp_path / "config.json").write_bytes(NESTED)
     (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path / "new", init_checkpoint=tmp_path))
     assert "config.json: cannot be read (nested too deep)" in problem
+    (tmp_path / "config.json").write_text('[["model_type", "bert"]]')
+    (problem,) = refused(script_argv(corpora[0], corpora[2], tmp_path / "new", init_checkpoint=tmp_path))
+    assert "config.json: cannot be read (but a list)" in problem
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocab.txt", "optimizer.pt", "state.json"])
+@pytest.mark.parametrize("what", ["link", "loop", "pipe", "device", "folder"])
+def test_a_name_in_a_start_that_is_no_file_is_refused_unread(whole_run, corpora, tmp_path, make_no_file, name, what):
+    """Else weights are taken without what belongs to them, such as the moments, or a pipe is waited for."""
+    folder = tmp_path / "start"
+    shutil.copytree(checkpoints(whole_run[0])[0], folder)
+    path = folder / name
+    path.unlink(missing_ok=True)
+    make_no_file(path, what)
+    problems = refused(script_argv(corpora[0], corpora[2], tmp_path / "out", init_checkpoint=folder))
+    assert [problem for problem in problems if problem.startswith(f"{path}: ")] == problems
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("phase", [1, 2])

@@ -16,7 +16,6 @@ from central import files
 from central.runtime import tensor_files
 from central.runtime.exits import BadRequest
 
-SUFFIXES = (".json", ".txt", ".model", ".safetensors", ".bin")  # of files that may be read
 OBJECTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is taken, or what its index names
 FLOATS = {"F64", "F32", "F16", "BF16"} | {str(kind) for kind in (torch.float64, torch.float32, torch.float16)}
@@ -27,11 +26,7 @@ MOST_LABELS = 2**20
 
 def refuse_damaged(folder: Path, has_weights: bool = True) -> None:
     """Raise BadRequest with every file that is not what its name says, or where there are no weights to be had."""
-    problems = [
-        f"{path}: {reason}"
-        for path in sorted(folder.iterdir())
-        if path.suffix in SUFFIXES and (reason := files.why_no_file(path))
-    ]
+    problems = files.misnamed(folder)
     if not problems:
         problems = [*_not_objects(folder), *(_not_weights(folder) if has_weights else ())]
     if problems:

@@ -129,7 +129,9 @@ def mpirun_problems(mpirun: Mpi, capture_all: CaptureAll) -> list[str]:
 
 def pretraining_problems(settings: pretraining.Settings, target: Target, capture_all: CaptureAll) -> list[str]:
     model = settings.model_name_or_path
-    if model not in MODELS and not os.path.isfile(os.path.join(model, "config.json")):
+    if model not in MODELS and not os.path.isfile(configuration := os.path.join(model, "config.json")):
+        if os.path.lexists(configuration):
+            return [f"--model_name_or_path {configuration}: {files.why_no_file(configuration)}"]
         what = f"--model_name_or_path {model}: no config.json in it; name the folder of a model, such as ckpt_7038"
         return [what] if os.path.isdir(model) else []  # where there is no folder, that has been told
     config_file = pretraining.config_file(settings, target.root)
@@ -144,6 +146,8 @@ def pretraining_problems(settings: pretraining.Settings, target: Target, capture
                 faults = row_length_faults(folder, length, target, capture_all)
             found += [f"--data_dir, phase {phase}: {fault}" for fault in faults]
         found += missing_files({"init_checkpoint": checkpoint})
+        if start := pretraining.start_of(settings, phase):
+            found += files.misnamed(start)
         if model not in MODELS and folder and vocabulary(folder) and vocabulary(model) not in ([], vocabulary(folder)):
             found.append(
                 f"--model_name_or_path {model}: its vocab.txt is not that of {folder}: prepare the data with"
