@@ -44,18 +44,35 @@ def json_object(path: "Path") -> dict:
 def whole_or_absent(path: str | os.PathLike) -> "Iterator[Path]":
     """Where to write a file that gets its name `path` when all is well; an error leaves nothing behind.
 
-    Each process has a place of its own: workers of a killed run may still be writing the same file.
+    Each process has a place of its own, and holds it: workers of a killed run may still be writing the same file.
     """
     from pathlib import Path  # the launcher's start needs none
 
+    _remove_abandoned(os.fspath(path))
     unfinished = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
+    held = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(held, fcntl.LOCK_EX)
         yield unfinished
         replace_synced(unfinished, path)
     except BaseException:
         with suppress(OSError):
             unfinished.unlink()
         raise
+    finally:
+        os.close(held)
+
+
+def _remove_abandoned(path: str) -> None:
+    """Remove what processes that were killed had written of a file: nobody holds it."""
+    folder, name = os.path.split(os.path.abspath(path))
+    for other in names_in(folder):
+        if not (other.startswith(f"{name}.") and other.endswith(".tmp") and other[len(name) + 1 : -4].isdecimal()):
+            continue
+        with suppress(OSError), open(place := os.path.join(folder, other), "rb+") as unfinished:
+            fcntl.flock(unfinished, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(place)
 
 
 def replace_synced(unfinished: str | os.PathLike, path: str | os.PathLike) -> None:

@@ -2,15 +2,19 @@
 
 import json
 import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
-from central.files import whole_or_absent, write_synced
+from central.files import ROOT, whole_or_absent, write_json, write_synced
 from central.runtime.exits import BadRequest
 from pretraining.data.documents import TextSettings
 from pretraining.data.extract import extract
 from pretraining.data.files import RECORD, changed_fields, check_space, own_folder
 from pretraining.data.formats import FormSettings
+from pretraining.data.hdf5 import write_rows
 from pretraining.data.sources import describe_sources, find_sources
 from pretraining.data.workers import Workers
 
@@ -34,6 +38,22 @@ def test_a_worker_of_a_killed_run_does_no_harm(tmp_path, monkeypatch):
         assert path.read_text() == "whole"
         unfinished.write_text("whole")
     assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_was_writing_goes_at_the_next_write(tmp_path):
+    """A lock ends with the process that holds it, on whatever host that was."""
+    killed = "import os, sys; from central.files import whole_or_absent; writing = whole_or_absent(sys.argv[1]); "
+    killed += "writing.__enter__().write_text('half'); os.kill(os.getpid(), 9)"
+    for name in ("run.json", "x.hdf5"):
+        subprocess.run([sys.executable, "-c", killed, tmp_path / name], cwd=ROOT, check=False)
+    assert len(left := sorted(tmp_path.iterdir())) == 2
+    others = [tmp_path / name for name in ("run.json.1", "run.json.tmp", "run.json.a.tmp", "other.run.json.7.tmp")]
+    for other in others:
+        other.write_text("a stranger's")
+    write_json(tmp_path / "run.json", {"a": 1})
+    write_rows(tmp_path / "x.hdf5", 1, 1, [{"a": np.ones((1, 1), np.int32)}], {})
+    assert not any(path.exists() for path in left) and all(path.exists() for path in others)
+    assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1} and len(list(tmp_path.iterdir())) == 6
 
 
 def test_room_is_told_in_a_unit_that_fits(tmp_path, capsys):

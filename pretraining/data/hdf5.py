@@ -40,7 +40,7 @@ def write_rows(
     Every block but the last has a multiple of `chunk_rows` rows. `counted` names attributes and the array whose values
     other than 0 each of them counts.
     """
-    with whole_or_absent(path) as unfinished, h5py.File(unfinished, "w") as file:
+    with whole_or_absent(path) as unfinished, h5py.File(unfinished, "w", locking=False) as file:
         counted, start = counted or {}, 0
         counts = dict.fromkeys(counted, 0)
         datasets: dict[str, h5py.Dataset] = {}  # kept open: to find one by its name again costs time
