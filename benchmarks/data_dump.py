@@ -9,26 +9,19 @@ import argparse
 import bz2
 import html
 import re
-import resource
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import mwparserfromhell
-from data_common import PREPARE, machine, told
+from data_common import PREPARE, Usage, machine, measured, told
 
 
-def extract(dump: Path, processes: int) -> tuple[float, float]:
-    """(CPU seconds, wall seconds)."""
+def extract(dump: Path, processes: int) -> Usage:
     with tempfile.TemporaryDirectory() as out:
         line = [sys.executable, str(PREPARE), "extract", "--input", str(dump), "--output_dir", out]
-        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        subprocess.run([*line, "--num_processes", str(processes)], check=True, **quiet)
-        wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
+        return measured([*line, "--num_processes", str(processes)])
 
 
 def parse_all(xml: str) -> float:
@@ -57,11 +50,10 @@ def main() -> None:
         dump.write_bytes(bz2.compress(repeated.encode()))
         one, two, parser_speed, ratios = [], [], [], []
         for _ in range(args.rounds):
-            cpu, wall = extract(dump, 1)
-            _, wall_of_two = extract(dump, 2)
-            one.append(size / cpu)
-            two.append(size / wall_of_two)
-            ratios.append(wall / wall_of_two)
+            alone, shared = extract(dump, 1), extract(dump, 2)
+            one.append(size / alone.cpu)
+            two.append(size / shared.wall)
+            ratios.append(alone.wall / shared.wall)
             parser_speed.append(len(xml.encode()) / 1e6 / parse_all(xml))
     print(f"one process: {told(one, 'MB a CPU second')}")
     print(f"two processes: {told(two, 'MB a second')}; over one: {told(ratios, 'x')}")

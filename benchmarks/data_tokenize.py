@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--megabytes", type=float, default=8.0, help="of the text, for each round")
     args = parser.parse_args()
-    text = "\n".join(sentences_of(args.text))[: int(args.megabytes * 1e6)]
+    text = "\n".join(sentences_of([args.text]))[: int(args.megabytes * 1e6)]
     lines = text.split("\n")
     size = len(text.encode()) / 1e6
     vocabulary = read_vocabulary(args.vocab_file, True)

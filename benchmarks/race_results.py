@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -66,9 +67,7 @@ def told(values: list[float], digits: int) -> str:
 
 def draw(seeds: dict[str, list[dict]], unigram: float, file: Path) -> None:
     """A mean line and a band from the lowest to the highest seed for each side, over minutes; 800 x 450 pixels."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    figure, (axis,) = open_panels(8, 4.5, 1)
     for (name, runs), colour in zip(seeds.items(), COLOURS):
         curves = [curve(run) for run in runs]
         grid = np.linspace(max(m[0] for m, _ in curves), min(m[-1] for m, _ in curves), 200)
@@ -77,10 +76,22 @@ def draw(seeds: dict[str, list[dict]], unigram: float, file: Path) -> None:
         axis.fill_between(grid, losses.min(0), losses.max(0), color=colour, alpha=0.25, linewidth=0)
         axis.plot(grid, losses.mean(0), color=colour, linewidth=2, label=f"{name}: {final:.2f}")
     axis.axhline(unigram, color="#666666", linestyle="--", label=f"word frequencies alone: {unigram:.2f}")
+    title = "The same text, model and time: what each has learned"
+    label_panel(axis, "minutes of processor time, one core", "held-out masked-LM loss (nats)", title)
+    figure.savefig(file, dpi=100)
+
+
+def open_panels(width: float, height: float, panels: int) -> tuple[Figure, list[Axes]]:
+    """A figure of some inches with panels side by side."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def label_panel(axis: Axes, x: str, y: str, title: str) -> None:
     axis.set_xlim(left=0)
-    axis.set_xlabel("minutes of processor time, one core")
-    axis.set_ylabel("held-out masked-LM loss (nats)")
-    axis.set_title("The same text, model and time: what each has learned", loc="left", fontsize=12)
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.set_title(title, loc="left", fontsize=12)
     axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=11)
-    figure.savefig(file, dpi=100)

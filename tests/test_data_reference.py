@@ -1,16 +1,21 @@
 """What prepare.py writes, measured against a slow program of BERT's published algorithm over the same documents.
 
-The program below is written from the paper and from google-research/bert's description, one token at a time, and shares
-nothing with ours: not the tokens (the text is made of words that are whole in the vocabulary), not the random numbers.
+The program, the pairs of benchmarks/data_peer.py and the masks below, is written from the paper and from
+google-research/bert's description, one token at a time, and shares nothing with ours: not the tokens (the text is made
+of words that are whole in the vocabulary), not the random numbers.
 """
 
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from data_peer import document_pairs
 
 from pretraining.data import prepare
 
@@ -55,39 +60,11 @@ def make_documents(count: int) -> list[list[list[str]]]:
 
 def slow_duplicate(documents, whole_words: bool, rng: random.Random) -> list[Sequence]:
     """All documents once."""
-    return [s for number in range(len(documents)) for s in slow_document(documents, number, whole_words, rng)]
-
-
-def slow_document(documents, number: int, whole_words: bool, rng: random.Random) -> list[Sequence]:
-    sentences, room, found = documents[number], SEQ_LEN - 3, []
-    goal = rng.randint(2, room) if rng.random() < 0.1 else room
-    chunk, length, i = [], 0, 0
-    while i < len(sentences):
-        chunk.append(sentences[i])
-        length += len(sentences[i])
-        if i == len(sentences) - 1 or length >= goal:
-            cut = rng.randint(1, len(chunk) - 1) if len(chunk) >= 2 else 1
-            a = [token for sentence in chunk[:cut] for token in sentence]
-            is_random = len(chunk) == 1 or rng.random() < 0.5
-            if is_random:
-                other = number
-                while other == number:
-                    other = rng.randrange(len(documents))
-                b, start = [], rng.randrange(len(documents[other]))
-                for sentence in documents[other][start:]:
-                    b += sentence
-                    if len(b) >= goal - len(a):
-                        break
-                i -= len(chunk) - cut  # the sentences not used are used next
-            else:
-                b = [token for sentence in chunk[cut:] for token in sentence]
-            while len(a) + len(b) > room:
-                longer = a if len(a) > len(b) else b
-                longer.pop(0 if rng.random() < 0.5 else -1)
-            found.append(slow_masks(a, b, is_random, whole_words, rng))
-            chunk, length = [], 0
-        i += 1
-    return found
+    return [
+        slow_masks(*pair, whole_words, rng)
+        for number in range(len(documents))
+        for pair in document_pairs(documents, number, SEQ_LEN - 3, 0.1, rng)
+    ]
 
 
 def slow_masks(a, b, is_random: bool, whole_words: bool, rng: random.Random) -> Sequence:
