@@ -44,7 +44,8 @@ TESTS = {
     "pretraining/lamb.py": "pretraining_lamb pretraining_laws",
     "pretraining/schedule.py": "pretraining_lamb",
     "pretraining/modeling.py": f"{NETWORK} pretraining_checkpoint",
-    "pretraining/kernels/*.py": NETWORK,
+    "pretraining/kernels/*.py": f"{NETWORK} pretraining_model_stats",
+    "pretraining/kernels/choice.py": "runtime_device",
     "pretraining/kernels/cuda.py": "pretraining_cuda",
     "pretraining/model_stats.py": "pretraining_model_stats pretraining_requests",
     "pretraining/packing.py": "data_packing pretraining_dataset",
@@ -470,7 +471,7 @@ def trace_tests(paths: list[str], folders: list[Path], cache: Path) -> dict:
 
 
 def tests_for(mutant: Mutant, tests: dict) -> list[str]:
-    """Tests that reach a mutant's lines, quick files and quick tests first, within the budget.
+    """Tests that reach a mutant's lines (any where these are outside functions), quick ones first, within the budget.
 
     Then those that start Python anew: what their children reach is not traced.
     """
@@ -478,7 +479,7 @@ def tests_for(mutant: Mutant, tests: dict) -> list[str]:
     reaching = {
         name
         for name, test in own.items()
-        if any(not mutant.inside or line in mutant.lines for line in test["lines"].get(mutant.path, ()))
+        if not mutant.inside or any(line in mutant.lines for line in test["lines"].get(mutant.path, ()))
     }
     met = [name for name, test in own.items() if name in reaching or test["starts_python"]]
     total = collections.Counter()

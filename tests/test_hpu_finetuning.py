@@ -11,12 +11,14 @@ import pretraining_helpers
 import pytest
 import torch
 from emulated_gaudi import ROOT, Gaudi
+from torch.nn import functional as F
 from transformers import TrainingArguments
 
 from central.finetuning.features import Features, Ragged
 from central.finetuning.resume import deciding
 from central.finetuning.trainer import FineTuningTrainer, ReseedDropout, weights_on_host
 from central.runtime.device import open_device
+from central.runtime.dropout import Dropout, DropoutBits
 from central.runtime.rank import Rank
 
 pytest_plugins = ("finetuning_fixtures",)
@@ -103,19 +105,23 @@ def test_a_compiled_fine_tuning_is_static_and_repeats_its_masks(gaudi, tiny_mode
         assert report["dynamic_graphs"] == report["recompile_limits"] == 0
 
 
-def test_every_step_has_masks_of_its_own():
+@pytest.mark.parametrize("bits", [None, DropoutBits()], ids=["torch's", "a cpu's own"])
+def test_every_step_has_masks_of_its_own(bits):
     from types import SimpleNamespace
 
-    callback, args = ReseedDropout(None), SimpleNamespace(seed=3, process_index=0)
+    callback, ones = ReseedDropout(bits), torch.ones(64)
 
-    def mask(step: int, rank: int = 0) -> list[bool]:
-        args.process_index = rank
+    def drop() -> list[float]:
+        return (F.dropout(ones) if bits is None else Dropout.apply(bits, ones, 0.5)).tolist()
+
+    def mask(step: int, rank: int = 0, seed: int = 3) -> list[float]:
+        args = SimpleNamespace(seed=seed, process_index=rank)
         callback.on_step_begin(args, SimpleNamespace(global_step=step), None)
-        return torch.nn.functional.dropout(torch.ones(64), 0.5).tolist()
+        return drop()
 
     first = mask(1)
-    torch.rand(9)
-    assert mask(1) == first and mask(2) != first and mask(1, rank=1) != first
+    assert drop() != first == mask(1)
+    assert first not in (mask(2), mask(1, rank=1), mask(1, seed=4))
 
 
 def test_a_rank_that_does_not_save_leaves_the_files_of_the_one_that_does(tmp_path):

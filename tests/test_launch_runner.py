@@ -386,6 +386,27 @@ def test_a_run_whose_host_is_gone_is_ended(capfd, monkeypatch):
     assert capfd.readouterr().err == "demo_bert: one: host hostb does not answer any more\n"
 
 
+@pytest.mark.parametrize("ends_itself", [True, False])
+def test_what_a_command_leaves_behind_has_time_and_is_killed_then(capfd, tmp_path, monkeypatch, ends_itself):
+    """Its session holds a process that ends after it was found there, or never."""
+    look = processes._gone
+
+    def look_and_let_go(*words):
+        gone = look(*words)
+        (tmp_path / ("go" if ends_itself else "stay")).touch()
+        return gone
+
+    monkeypatch.setattr(processes, "_gone", look_and_let_go)
+    monkeypatch.setattr(processes, "LAST_SECONDS", 0)
+    monkeypatch.setattr(supervise, "STRAGGLERS", 30 if ends_itself else 0)
+    left = "(while [ ! -e go ]; do sleep 0.1; done; touch over) &"
+    argv = ("sh", "-c", f"cd {tmp_path}; echo $$ > session; {left}")
+    assert supervise.run(Plan((Command(argv, (), "one"),))) == 1
+    assert capfd.readouterr().err == "demo_bert: one: ended as if done, but its ranks still ran\n"
+    wait_until(lambda: not processes.members(int((tmp_path / "session").read_text())))
+    assert (tmp_path / "over").exists() == ends_itself
+
+
 def test_a_log_that_lacks_something_is_told(capfd, tmp_path):
     plan = Plan((Command((sys.executable, "-c", "print('a line')"), (), "one"),))
     lacking = "demo_bert: /dev/full: not all of the output could be written there\n"

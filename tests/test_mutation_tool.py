@@ -132,7 +132,8 @@ def test_a_round_ended_early_counts_what_it_had(tmp_path, monkeypatch, capsys):
 def test_a_mutant_meets_the_tests_that_reach_it_then_those_that_start_python(tmp_path, monkeypatch):
     changes(tmp_path, monkeypatch)
     monkeypatch.setattr(mutations, "scope", lambda: {"a.py": ["tests/test_a.py"]})
-    mutant = next(mutant for mutant in mutations.mutants_of("a.py") if mutant.inside)
+    mutants = mutations.mutants_of("a.py")
+    mutant, outside = (next(mutant for mutant in mutants if mutant.inside == inside) for inside in (True, False))
     reached, elsewhere = {"a.py": [mutant.lines.start]}, {"a.py": [2]}
 
     def test(work, lines, starts_python=False):
@@ -143,8 +144,9 @@ def test_a_mutant_meets_the_tests_that_reach_it_then_those_that_start_python(tmp
         "tests/test_a.py::starting": test(1, elsewhere, starts_python=True),
         "tests/test_a.py::slow": test(9, reached),
         "tests/test_a.py::quick": test(2, reached),
+        "tests/test_a.py::reading_a_number": test(3, {}),
         "tests/test_a.py::beyond": test(mutations.BUDGET, {}, starts_python=True),
         "tests/test_b.py::another": test(1, reached),
     }
-    chosen = mutations.tests_for(mutant, tests)
-    assert [name.split("::")[1] for name in chosen] == ["quick", "slow", "starting"]
+    chosen = [[name.split("::")[1] for name in mutations.tests_for(m, tests)] for m in (mutant, outside)]
+    assert chosen == [["quick", "slow", "starting"], ["elsewhere", "starting", "quick", "reading_a_number", "slow"]]

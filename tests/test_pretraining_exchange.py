@@ -101,3 +101,16 @@ def test_a_rank_alone_exchanges_nothing():
     alone, model = open_exchange(1, True, True), torch.nn.Linear(3, 2)
     assert type(alone) is Alone and alone.wrap(model) is model and alone.loss_scale == 1
     assert alone.sum([3, 4]) == [3, 4] and alone.agree([1]) is True
+
+
+@pytest.mark.parametrize("asked", [None, 0, 1])
+def test_a_fine_tuning_stops_on_both_ranks_where_either_was_asked(of_two_ranks, asked):
+    from central.finetuning.trainer import StopBetweenSteps
+
+    def stops(rank):
+        listening = StopBetweenSteps(SimpleNamespace(requested=rank == asked), SimpleNamespace(mark=lambda _: None))
+        control = SimpleNamespace(should_training_stop=False)
+        listening.on_substep_end(None, SimpleNamespace(global_step=0), control)
+        return control.should_training_stop
+
+    assert of_two_ranks(stops) == (asked is not None,) * 2

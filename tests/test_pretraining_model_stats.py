@@ -1,15 +1,17 @@
 """What a model costs: operations as torch counts them on Hugging Face's network, and the network's parameters."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
 from pretraining_helpers import make_columns
-from test_pretraining_modeling import SMALL, make_model, rows_of
+from test_pretraining_modeling import SMALL, WITH_DROPOUT, make_model, rows_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretraining.batches import flat_micro_batch, static_micro_batch
 from pretraining.kernels.cpu import CpuKernels
+from pretraining.kernels.plain import PlainKernels
 from pretraining.model_stats import batch_flops, count_parameters, sequence_flops
 
 OTHER = dataclasses.replace(
@@ -48,3 +50,39 @@ def test_a_batch_costs_what_its_sequences_cost(make):
 @pytest.mark.parametrize("config", [SMALL, OTHER], ids=["small", "other"])
 def test_parameters_are_those_of_the_network(config):
     assert count_parameters(config) == sum(p.numel() for p in make_model(CpuKernels(), config).parameters())
+
+
+def bytes_held(kernels, config, micro_batch) -> int:
+    """Bytes beside the weights that autograd holds after a forward pass."""
+    model, held = make_model(kernels, config), {}
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = storage  # kept, so that no other gets its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(micro_batch)
+    return sum(storage.nbytes() for storage in held.values())
+
+
+@pytest.mark.parametrize(
+    ("kernels", "make"),
+    [
+        (CpuKernels(torch.bfloat16), flat_micro_batch),
+        (PlainKernels(partial(torch.autocast, "cpu", torch.bfloat16), dtype=torch.bfloat16), static_micro_batch),
+    ],
+    ids=["cpu", "plain"],
+)
+@pytest.mark.parametrize("sizes", [(32, 64), (64, 256)])
+def test_a_layer_keeps_what_is_reckoned_with(kernels, make, sizes):
+    """In bf16 and with dropout, which takes most; the rows are full. Copies of weights are the last few percent."""
+    config = dataclasses.replace(WITH_DROPOUT, hidden_size=sizes[0], intermediate_size=sizes[1])
+    columns = make_columns(4, 64, 4, seed=1)
+    columns["input_mask"][:] = 1
+    micro_batch = make(rows_of(columns))
+    one, three = (bytes_held(kernels, dataclasses.replace(config, num_hidden_layers=n), micro_batch) for n in (1, 3))
+    reckoned = kernels.bytes_kept(2, *sizes, scores=config.num_attention_heads * 64)
+    assert (three - one) / 2 / (4 * 64) == pytest.approx(reckoned, rel=0.05)

@@ -203,6 +203,28 @@ def test_packing_leaves_the_gradient(layout, rows):
     )
 
 
+@pytest.mark.parametrize(
+    ("kernels", "weights", "right"),
+    [(CpuKernels(), None, 2), (PlainKernels(), None, 2), (PlainKernels(), torch.tensor([1.0, 0.0, 1.0]), 1)],
+)
+def test_right_answers_are_counted(kernels, weights, right):
+    """Of three positions whose highest score is at their own number, where the weights count them."""
+    x = torch.eye(3)
+    assert kernels.masked_lm_loss(x, x, torch.zeros(3), torch.tensor([0, 1, 0]), weights)[1].item() == right
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dropout_is_of_what_is_added_and_not_of_what_it_is_added_to(layout, rows):
+    """Layers whose halves add nothing give, in training, what they give in evaluation."""
+    kernels, make_batch = LAYOUTS[layout]
+    model = make_model(kernels(), dataclasses.replace(SMALL, hidden_dropout_prob=0.5))
+    model.bert.embeddings.dropout = 0.0
+    for layer in model.bert.encoder.layer:
+        for half in (layer.attention, layer):
+            torch.nn.init.zeros_(half.output.dense.weight)
+    assert torch.equal(model.train()(make_batch(rows)), model.eval()(make_batch(rows)))
+
+
 def test_bf16_kernels_follow_fp32(rows):
     losses = [
         make_model(CpuKernels(dtype))(flat_micro_batch(rows))[0].item() for dtype in (torch.float32, torch.bfloat16)

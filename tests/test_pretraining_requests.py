@@ -125,6 +125,14 @@ def test_vocabulary_must_fit(corpora, tmp_path):
     assert "another vocabulary" in problem
 
 
+def test_a_named_size_takes_the_vocabulary_of_the_data(corpora, tmp_path):
+    config = ROOT / "pretraining" / "bert_tiny_config.json"
+    assert call(script_argv(corpora[0], config, tmp_path, max_steps=1)) == 0
+    written = json.loads((checkpoints(tmp_path)[-1] / "config.json").read_text())
+    assert {**written, "vocab_size": 30522}.items() >= json.loads(config.read_text()).items()
+    assert written["vocab_size"] == VOCAB_SIZE
+
+
 def test_a_checkpoint_of_another_vocabulary_is_refused(whole_run, corpora, tmp_path):
     corpus = make_corpus(tmp_path / "other")
     tokens = (corpus / "vocab.txt").read_text().replace("w7\n", "seven\n")

@@ -9,6 +9,7 @@ from test_house_imports import ROOT, modules
 
 from central.runtime import device as devices
 from central.runtime.device import DEVICES, Cpu, Device, open_device
+from central.runtime.exits import BadRequest
 from central.runtime.rank import Rank
 from pretraining.kernels.choice import KERNELS, open_kernels
 from pretraining.kernels.cpu import CpuKernels
@@ -107,6 +108,20 @@ def test_one_more_device_is_one_more_class(monkeypatch):
     device = open_device("toy", "eager", "fp32", Rank())
     assert type(open_kernels(device)) is PlainKernels and device.pads_rows and device.matrix_peak() > 0
     assert device.fused_lamb() is None and device.fused_sdpa() is None and not device.checks_every_step
+
+
+def test_attention_of_the_device_is_taken_where_it_is_asked_for():
+    device = Cpu(torch.device("cpu"), "compile", "fp32")
+    device.fused_sdpa = lambda: "its own"
+    assert [open_kernels(device, fused_sdpa=asked).fused_sdpa for asked in (True, False)] == ["its own", None]
+    assert open_kernels(device).fused_sdpa is None
+
+    def refuse():
+        raise ValueError("it has none")
+
+    device.fused_sdpa = refuse
+    with pytest.raises(BadRequest, match="it has none"):
+        open_kernels(device, fused_sdpa=True)
 
 
 def test_every_device_names_kernels_that_there_are():

@@ -142,6 +142,7 @@ def test_a_second_sigterm_while_saving_changes_nothing(project):
 
 
 def test_one_press_of_ctrl_c_may_arrive_twice():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs behind it with SIGINT ignored
     with supervise.StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)

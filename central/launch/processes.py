@@ -247,7 +247,7 @@ class Running:
         status = self._process.poll()
         return 128 - status if status is not None and status < 0 else status
 
-    def end(self, grace: float, hurry: Hurry = lambda: 0) -> None:
+    def end(self, grace: float, hurry: Hurry) -> None:
         """Let the ranks save for `grace` seconds, then end what still runs. `hurry()` counts calls for more speed."""
         end(self._session, self.by_torchrun, grace, hurry, self._has_ended)
 
