@@ -40,6 +40,14 @@ def json_object(path: "Path") -> dict:
     return content
 
 
+def known_in(path: "Path") -> dict:
+    """The content of a file as `json_object`; nothing where it is not there or damaged."""
+    try:
+        return json_object(path)
+    except (OSError, ValueError):
+        return {}
+
+
 @contextmanager
 def whole_or_absent(path: str | os.PathLike) -> "Iterator[Path]":
     """Where to write a file that gets its name `path` when all is well; an error leaves nothing behind.

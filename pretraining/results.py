@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from central.files import COMMIT, parse_json, write_json
+from central.files import COMMIT, known_in, write_json
 
 NAME = "results.json"
 GIT_SECONDS = 10  # on a slow disk it looks at every file
@@ -57,24 +57,16 @@ def _commit() -> str | None:
 
 def add_phase(file: Path, phase: int, numbers: Mapping[str, object]) -> None:
     """Write what a phase came to beside the phases before it; of those behind it nothing stays: they go on from it."""
-    there = _read(file)
+    there = known_in(file)
     earlier = {name: there[name] for name in map(key, range(1, phase)) if name in there}
     write_json(file, {**earlier, key(phase): dict(numbers)})
 
 
 def last_step(file: Path, phase: int) -> object:
     """The global step that a phase's entry is of; None where there is none."""
-    entry = _read(file).get(key(phase))
+    entry = known_in(file).get(key(phase))
     return entry.get("global_step") if isinstance(entry, dict) else None
 
 
 def key(phase: int) -> str:
     return f"phase_{phase}"
-
-
-def _read(file: Path) -> dict:
-    """What a file holds; nothing where it is not there or damaged."""
-    try:
-        return dict(parse_json(file.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError):
-        return {}

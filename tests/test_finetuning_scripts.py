@@ -11,15 +11,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from pretraining_helpers import small_disk
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
 from central.finetuning import attention_cpu, output_folder, resume
 from central.finetuning.features import Features, Ragged
 from central.finetuning.resume import deciding
+from central.finetuning.script import report
 from central.finetuning.trainer import StopBetweenSteps
 from central.runtime import exits
 from central.runtime.dropout import DropoutBits
@@ -421,6 +424,73 @@ def test_resuming_gives_the_weights_and_the_metrics_of_a_run_without_interruptio
     # Nothing is left to do: the metrics stay those of the whole run.
     assert run("run_glue", *glue_words(tiny_model, pairs, parts, *steps, "--resume_from_checkpoint")) == 0
     assert results(parts)["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-6)
+
+
+def test_a_run_that_is_resumed_at_its_last_step_takes_no_other(tiny_model, pairs, tmp_path):
+    """Five steps of the eight of an epoch, at a rate that does not end at 0."""
+    out = tmp_path / "o"
+    words = glue_words(tiny_model, pairs, out, "--max_steps=5", "--save_steps=5", "--lr_scheduler_type=constant")
+    assert run("run_glue", *words) == 0
+    expected, weights = results(out), (out / "model.safetensors").read_bytes()
+    assert run("run_glue", *words, "--resume_from_checkpoint") == 0
+    assert (out / "model.safetensors").read_bytes() == weights and not (out / "checkpoint-6").exists()
+    assert results(out)["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-6)
+    assert results(out)["epoch"] == expected["epoch"]
+
+
+@pytest.mark.parametrize("script", ["run_glue", "run_qa"])
+def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on(tiny_model, pairs, squad_file, tmp_path, capsys, script):
+    steps = ["--do_train", "--max_steps=8", "--save_steps=2"]
+
+    def words(out):
+        cache = [f"--cache_dir={tmp_path / 'cache'}"]
+        glue = glue_words(tiny_model, pairs, out, *steps, *cache)
+        return glue if script == "run_glue" else qa_words(tiny_model, squad_file, out, *steps, *cache)
+
+    assert run(script, *words(tmp_path / "whole")) == 0
+    with small_disk(tmp_path / "disk", megabytes=1) as disk:
+        capsys.readouterr()
+        assert run(script, *words(disk / "out")) == exits.BAD_REQUEST
+        said = capsys.readouterr().err
+        assert said.startswith(
+            f"error: --output_dir {disk / 'out'}: the disk is full: make room; checkpoint-4 is whole"
+        )
+        assert said.count("\n") == 1
+        name = "checkpoint-2/model.safetensors"
+        assert (disk / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        subprocess.run(["mount", "-o", "remount,size=9m", str(disk)], check=True)
+        assert run(script, *words(disk / "out"), "--resume_from_checkpoint") == 0
+        name = "model.safetensors"
+        assert (disk / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_folder_that_is_taken_away_amid_a_save_is_one_line(tiny_model, pairs, tmp_path, capsys, monkeypatch):
+    out, save = tmp_path / "o", Trainer._save_optimizer_and_scheduler
+
+    def take_away(trainer, folder):
+        shutil.rmtree(out)
+        save(trainer, folder)
+
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", take_away)
+    words = glue_words(tiny_model, pairs, out, "--max_steps=2", "--save_steps=2")
+    assert run("run_glue", *words) == exits.BAD_REQUEST
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --output_dir {out}: removed or replaced while the run wrote there (")
+    assert said.count("\n") == 1 and said.endswith("nothing is saved\n")
+
+
+def test_results_are_whole_or_absent_and_damaged_ones_are_written_again(tmp_path):
+    """A full disk cut off what an earlier evaluation had left, and the next run could not read it."""
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(output_dir=tmp_path), log_metrics=lambda *_: None, is_world_process_zero=lambda: True
+    )
+    (tmp_path / "all_results.json").write_text("{")
+    report(trainer, "train", {"train_loss": 1.0})
+    report(trainer, "eval", {"eval_loss": 2.0})
+    assert results(tmp_path) == {"train_loss": 1.0, "eval_loss": 2.0}
+    with pytest.raises(TypeError):
+        report(trainer, "eval", {"eval_loss": object()})
+    assert results(tmp_path) == {"train_loss": 1.0, "eval_loss": 2.0} and len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.fixture(scope="module")

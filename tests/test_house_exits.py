@@ -50,6 +50,15 @@ def test_all_problems_are_printed_each_on_its_line(capsys):
     assert capsys.readouterr().err == "error: first\nerror: second\n"
 
 
+PEER_IS_GONE = "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:10677. GLHF!"
+
+
+def test_that_a_peer_is_gone_is_one_line(capsys):
+    """It has said itself why: a traceback of each of the others would bury that."""
+    assert exits.run(raising(RuntimeError(f"{PEER_IS_GONE}\nmore")), []) == 1
+    assert capsys.readouterr().err == f"lost the connection to another rank, which says why: {PEER_IS_GONE}\n"
+
+
 def test_a_failing_rank_names_itself_last():
     script = (
         "import sys; from central.runtime import exits\n"
@@ -70,6 +79,7 @@ def test_a_failing_rank_names_itself_last():
         (0, exits.BadRequest("no data"), ["spoken", 2]),
         (1, exits.BadRequest("no data"), ["waited", "spoken", 2]),
         (1, exits.Diverged("step 7"), ["spoken", 3]),
+        (0, RuntimeError(PEER_IS_GONE), ["waited", "spoken", 1]),
     ],
 )
 def test_of_what_all_ranks_find_the_first_speaks_first(monkeypatch, capsys, number, error, order):
@@ -316,6 +326,7 @@ def test_a_rank_ends_with_its_launcher_and_a_script_by_hand_does_not(tmp_path):
         (OSError(28, "No space left on device"), "error: the disk is full"),
         (SafetensorError("Error while serializing: I/O error: File too large (os error 27)"), "error: larger than a"),
         (RuntimeError("Unable to write (errno = 28, error message = 'No space')"), "error: the disk is full"),
+        (RuntimeError("basic_ios::clear: iostream error"), "error: the disk is full"),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 9 vs 8"), "error: the disk is full"),
     ],
 )  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from central.files import known_in, write_synced
 from central.finetuning.tables import Table
 from central.finetuning.task import Run, Task
 
@@ -26,13 +27,13 @@ def write_model_card(
     `resumed_at` are the steps at which a training was taken up again.
     """
     file, stored = run.output_dir / "README.md", run.output_dir / "all_results.json"
-    metrics = {**(json.loads(stored.read_text()) if stored.exists() else {}), **metrics}
+    metrics = {**known_in(stored), **metrics}
     if run.request.training.do_train or not file.exists():
         text = model_card(run, task, model, metrics, resumed_at)
     else:
         card = file.read_text(encoding="utf-8")
         text = re.sub(r"(?s)## Scores\n.*?(?=\n\n## )", lambda _: _scores(metrics), card)
-    file.write_text(text, encoding="utf-8")
+    write_synced(file, text.encode())
 
 
 def model_card(

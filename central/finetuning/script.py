@@ -1,7 +1,8 @@
 """The one `main` of the fine-tuning scripts: begin, read, train, evaluate, predict, report. The task is given."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalPrediction
 
 from central import files
+from central.errors import first_line
 from central.finetuning import output_folder, pretrained, resume
 from central.finetuning.arguments import Request, parse
 from central.finetuning.features import Features
@@ -17,7 +19,7 @@ from central.finetuning.model_card import write_model_card
 from central.finetuning.task import Results, Run, Task
 from central.finetuning.trainer import FineTuningTrainer, refuse_another_trainer
 from central.runtime import rank
-from central.runtime.exits import DONE, BadRequest, refusal
+from central.runtime.exits import DONE, OF_THE_DISK, BadRequest, Diverged, Preempted, errno_of, refusal
 from central.runtime.rank import StopRequest, watch_parent
 
 
@@ -35,15 +37,16 @@ def main(task_class: type[Task], argv: list[str]) -> int:
     check_resume(run, features.get("train"))
     scorer = Scorer(task, features)
     trainer = build_trainer(run, task, model, tokenizer, features, scorer)
-    make_output_dir(run)
-    metrics = train(run, trainer) if training.do_train else {}
-    if training.do_eval:
-        metrics |= evaluate(run, trainer, scorer)
-    if training.do_predict:
-        predict(run, trainer, scorer)
-    if trainer.is_world_process_zero():
-        write_model_card(run, task, model, metrics, trainer.record.began_at[1:])
-        run.say(where_all_is(run, scorer.written))
+    with refusals_explained(run):
+        make_output_dir(run)
+        metrics = train(run, trainer) if training.do_train else {}
+        if training.do_eval:
+            metrics |= evaluate(run, trainer, scorer)
+        if training.do_predict:
+            predict(run, trainer, scorer)
+        if trainer.is_world_process_zero():
+            write_model_card(run, task, model, metrics, trainer.record.began_at[1:])
+            run.say(where_all_is(run, scorer.written))
     trainer.end()
     return DONE
 
@@ -117,6 +120,23 @@ def build_trainer(
         reason = " ".join(str(error).split())  # of packages that alone know their options
         raise BadRequest(f"transformers does not start with these arguments: {reason}") from error
     return trainer
+
+
+@contextmanager
+def refusals_explained(run: Run) -> Iterator[None]:
+    """What the disk of the output folder refuses, or who took the folder away, is told with what stays in it."""
+    try:
+        yield
+    except Exception as error:
+        is_taken_away = not run.output_dir.is_dir()
+        if isinstance(error, BadRequest | Diverged | Preempted) or not (
+            errno_of(error) in OF_THE_DISK or is_taken_away
+        ):
+            raise
+        why = refusal(error) or f"removed or replaced while the run wrote there ({first_line(error)})"
+        newest = output_folder.newest_trainer_checkpoint(run.output_dir)
+        stays = f"{newest.name} is whole: --resume_from_checkpoint goes on from it" if newest else "nothing is saved"
+        raise BadRequest(f"--output_dir {run.output_dir}: {why}; {stays}") from error
 
 
 def make_output_dir(run: Run) -> None:
@@ -199,7 +219,10 @@ def _named(metrics: dict[str, float], split: str) -> dict[str, float]:
 def report(trainer: FineTuningTrainer, split: str, metrics: dict[str, float]) -> None:
     """Print metrics and add them to `<split>_results.json` and `all_results.json`."""
     trainer.log_metrics(split, metrics)
-    trainer.save_metrics(split, metrics)
+    if trainer.is_world_process_zero():
+        folder = Path(str(trainer.args.output_dir))
+        files.write_json(folder / f"{split}_results.json", metrics)
+        files.write_json(folder / "all_results.json", {**files.known_in(folder / "all_results.json"), **metrics})
 
 
 def write_files(run: Run, trainer: FineTuningTrainer, scorer: Scorer) -> None:
@@ -226,4 +249,4 @@ def write(file: Path, content: Any) -> None:
         lines = [json.dumps(row, ensure_ascii=False) for row in content]
     else:
         lines = content
-    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    files.write_synced(file, "".join(f"{line}\n" for line in lines).encode())

@@ -7,7 +7,6 @@ and `seeds.png`.
 """
 
 import argparse
-import json
 import os
 import re
 import statistics
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from central.files import known_in, write_json
 from central.runtime.exits import DONE, BadRequest, run
 
 # Measures of a run that are no scores of its model.
@@ -52,11 +52,7 @@ def read_runs(folder: Path, seeds: list[int], failed: list[int]) -> dict[int, di
 
 
 def _scores(file: Path) -> dict[str, float] | None:
-    try:
-        results = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return None
-    scores = {k: v for k, v in results.items() if k.startswith("eval_") and not NO_SCORES.fullmatch(k)}
+    scores = {k: v for k, v in known_in(file).items() if k.startswith("eval_") and not NO_SCORES.fullmatch(k)}
     return scores or None
 
 
@@ -122,7 +118,7 @@ def main(argv: list[str]) -> int:
     if failed:
         print(f"failed: {', '.join(f'seed {seed}' for seed in failed)}")
     report = {"runs": runs, "failed": failed, "scores": [asdict(summary) for summary in summaries]}
-    (folder / "seeds.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(folder / "seeds.json", report)
     draw(runs, summaries, folder / "seeds.png")
     print(f"written: {folder / 'seeds.json'}, {folder / 'seeds.png'}")
     return DONE

@@ -174,7 +174,12 @@ class FineTuningTrainer(Trainer):
 
     @override
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Amid an epoch that several ranks resume, the sampler is too deep in wrappers for the epoch to reach it."""
+        """Amid an epoch that several ranks resume, the sampler is too deep in wrappers for the epoch to reach it.
+
+        A run that is resumed at its last step, amid an epoch, would take one step more.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            return
         self._train_order.set_epoch(kwargs["epoch"])
         self._evaluate_what_was_cut_short(kwargs["trial"], kwargs["ignore_keys_for_eval"])
         return super()._run_epoch(*args, **kwargs)

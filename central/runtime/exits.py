@@ -15,11 +15,11 @@ import traceback
 from collections.abc import Callable
 
 from central import streams
-from central.errors import BAD_REQUEST, DIVERGED, DONE, PREEMPTED, BadRequest
+from central.errors import BAD_REQUEST, DIVERGED, DONE, PREEMPTED, BadRequest, first_line
 from central.runtime import rank as ranks
 from central.runtime.rank import STOP_SIGNALS
 
-# Rank 0 usually finds the same problem and its exit takes the others down; they wait this long (s) before they speak.
+# Rank 0 usually finds the same problem, or a rank is gone, whose exit takes the others down: seconds before they speak.
 OTHER_RANKS_WAIT = 2.0
 
 
@@ -43,13 +43,15 @@ _REFUSALS = {
     errno.ENAMETOOLONG: "longer than a name may be: give a shorter one",
     errno.ENOMEM: "out of memory: take smaller batches or fewer ranks, or raise the limit on memory",
 }
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 # How a loader, torch on a CPU and torch on a card say that there is no memory.
 _NO_MEMORY = ("failed to map segment", "Cannot allocate memory", "can't allocate memory", "out of memory")
-
+# How gloo says that another rank is gone, which has said itself why.
+_PEER_IS_GONE = re.compile(r"gloo.*(Connection closed by peer|Connection reset by peer|Broken pipe)")
 
 # How safetensors and HDF5 tell the number, and how torch's writer tells that it could not go on, without one.
 _NUMBER_IN_WORDS = re.compile(r"\(os error (\d+)\)|\berrno = (\d+),")
-_CUT_SHORT = ("unexpected pos", "failed writing file")
+_CUT_SHORT = ("unexpected pos", "failed writing file", "iostream error")
 
 
 def errno_of(error: BaseException) -> int | None:
@@ -78,6 +80,11 @@ def refusal(error: BaseException) -> str:
     return ""
 
 
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says no more than that another rank has ended."""
+    return isinstance(error, RuntimeError) and bool(_PEER_IS_GONE.search(str(error)))
+
+
 def _status_of(error: BaseException) -> int:
     if refusal(error):
         return BAD_REQUEST
@@ -91,6 +98,8 @@ def _describe(error: BaseException, status: int) -> str:
     """Text for standard error: a line per problem, or the traceback of an error that is ours."""
     if refusal(error):
         return f"error: {refusal(error)}"
+    if is_lost(error):
+        return f"lost the connection to another rank, which says why: {first_line(error)}"
     if status == 1:
         return "".join(traceback.format_exception(error)).rstrip()
     if isinstance(error, BadRequest):
@@ -110,6 +119,7 @@ def run(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_REQUEST
+    lost = False
     try:
         return main(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:  # argparse has said what was wrong
@@ -119,12 +129,12 @@ def run(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
         status, text = 130, "interrupted"
     except Exception as error:
         status = _status_of(error)
-        text = _describe(error, status)
+        text, lost = _describe(error, status), is_lost(error)
     if status == PREEMPTED:  # asked once more, a process that ends would be killed by it
         for number in filter(ranks.is_heard, STOP_SIGNALS):
             signal.signal(number, signal.SIG_IGN)
     if here.world_size > 1 and status != DONE:
-        _leave_at_once(here, status, text)
+        _leave_at_once(here, status, text, lost)
     if text:
         print(text, file=sys.stderr, flush=True)
     return status
@@ -143,8 +153,9 @@ def _uncaught(_kind: type[BaseException], error: BaseException, _trace: object) 
         os._exit(status)
 
 
-def _leave_at_once(here: ranks.Rank, status: int, text: str) -> None:
-    if not here.is_main and status == BAD_REQUEST:
+def _leave_at_once(here: ranks.Rank, status: int, text: str, lost: bool = False) -> None:
+    """Who most likely echoes what another rank says waits a little: its end takes this one down."""
+    if lost or not here.is_main and status == BAD_REQUEST:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(OTHER_RANKS_WAIT)
     sys.stdout.flush()
