@@ -189,16 +189,16 @@ def report(size: float, used: dict[str, list[Usage]]) -> None:
 
 
 def draw(found: dict[float, dict[str, list[Usage]]], file: Path) -> None:
-    """MB of text made into rows over processor time (medians), and peak memory over MB; 900 x 350 pixels."""
-    figure, (speed, memory) = open_panels(9, 3.5, 2)
+    """MB of text made into rows over processor time (medians), and peak memory over MB; 800 x 320 pixels."""
+    figure, (speed, memory) = open_panels(8, 3.2, 2)
     sizes = list(found)
     for (side, name), colour in zip(NAMES.items(), COLOURS):
-        minutes = [statistics.median(usage.cpu for usage in used[side]) / 60 for used in found.values()]
+        seconds = [statistics.median(usage.cpu for usage in used[side]) for used in found.values()]
         peaks = [peak_of(used[side]) for used in found.values()]
         style = {"color": colour, "linewidth": 2, "marker": "o"}
-        speed.plot(minutes, sizes, label=f"{name}: {sizes[-1] / minutes[-1]:.0f} MB a minute", **style)
+        speed.plot(seconds, sizes, label=f"{name}: {sizes[-1] / seconds[-1]:.2g} MB/s", **style)
         memory.plot(sizes, peaks, label=f"{name}: {peaks[-1]:.0f} MB", **style)
-    label_panel(speed, "minutes of processor time, one process", "MB of text", "Text made into rows")
+    label_panel(speed, "seconds of processor time, one process", "MB of text", "Text made into rows")
     label_panel(memory, "MB of text", "MB of memory", "Memory at the peak")
     for panel in (speed, memory):
         panel.set_ylim(bottom=0)
