@@ -866,7 +866,6 @@ def test_capitals_that_the_vocabulary_does_not_have(tiny_model, tmp_path, capsys
         (["--optim_args=x"], "transformers does not start with these arguments: not enough values"),
         (['--lr_scheduler_kwargs={"no": 1}'], "unexpected keyword argument 'no'"),
         (["--lr_scheduler_type=cosine_with_min_lr"], "min_lr"),
-        (["--report_to=nosuch"], "nosuch is not supported"),
         (["--dataloader_persistent_workers"], "persistent_workers option needs num_workers > 0"),
         (["--dataloader_drop_last", "--per_device_train_batch_size=65"], "64 examples are less than a batch"),
         (["--torch_compile", "--torch_compile_mode=nosuch"], "Unrecognized mode=nosuch"),
@@ -882,13 +881,31 @@ def test_a_request_that_cannot_run(tiny_model, pairs, tmp_path, capsys, words, s
     assert "Traceback" not in error and not (tmp_path / "o").exists()
 
 
-def test_a_score_that_the_task_does_not_have_is_named_at_the_first_evaluation(tiny_model, pairs, tmp_path, capsys):
-    words = ["--eval_strategy=steps", "--eval_steps=1", "--save_strategy=best", "--metric_for_best_model=nosuch"]
-    words = glue_words(tiny_model, pairs, tmp_path / "o", "--do_eval", "--max_steps=1", *words)
-    assert run("run_glue", *words) == exits.BAD_REQUEST
-    assert "--metric_for_best_model nosuch: is none of the scores of this task: loss, accuracy, f1" in (
-        capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("script", "more", "scores"),
+    [
+        ("run_glue", [], {"loss", "accuracy", "f1"}),
+        ("run_qa", [], {"loss", "exact_match", "f1"}),
+        ("run_qa", ["--version_2_with_negative"], {"HasAns_exact", "HasAns_f1", "best_exact", "best_f1"}),
+    ],
+)
+def test_a_score_that_the_task_does_not_have_is_named_before_anything_starts(
+    tiny_model, pairs, squad_file, tmp_path, capsys, script, more, scores
+):
+    """Of those that are named instead each is one that the evaluation comes to."""
+    out = tmp_path / "o"
+    glue = glue_words(tiny_model, pairs, out, "--do_eval", "--max_steps=1")
+    words = (
+        [*glue, *more]
+        if script == "run_glue"
+        else qa_words(tiny_model, squad_file, out, "--do_train", "--do_eval", "--max_steps=1", *more)
     )
+    assert run(script, *words, "--metric_for_best_model=majority_class") == exits.BAD_REQUEST
+    start, _, known = capsys.readouterr().err.strip().rpartition(": ")
+    assert start == "error: --metric_for_best_model majority_class: is none of the scores of this task"
+    assert not out.exists()
+    assert run(script, *words) == 0
+    assert scores <= set(known.split(", ")) and {f"eval_{name}" for name in known.split(", ")} <= results(out).keys()
 
 
 def test_labels_not_in_the_training_set(tiny_model, tmp_path, capsys):

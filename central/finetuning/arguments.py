@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from central import options
 from central.files import is_special
@@ -62,6 +63,7 @@ FIXED = {  # TrainingArguments that have one value here, and why
     "use_liger_kernel": (False, "has no kernels for these models: leave it out"),
     "prediction_loss_only": (False, "scores and predictions need the model's outputs: leave it out"),
 }
+SHARDED = ("deepspeed", "fsdp", "fsdp_config", "parallelism_config")  # words that ask for models in pieces
 KERNELS_KEPT = 1024  # on cpu: a few dozen shapes of parts come again and again, with a dozen kernels each
 # Names of older transformers that live on under another name, with their value or (NAME=VALUE) one of ours, or not.
 RENAMED = {
@@ -187,6 +189,9 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
     """
     _refuse_special_files(argv)
     words, flags, notes = modernise(argv)
+    given = {word.partition("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
+    if sharded := [f"--{name}" for name in SHARDED if name in given]:
+        raise BadRequest(f"{', '.join(sharded)}: each rank holds the whole model here: leave it out")
     if rank.is_main:
         for note in notes:
             print(note, flush=True)
@@ -383,6 +388,13 @@ def _problems(data: DataArguments, training: TrainingArguments, flags: Reference
     for name, (only, why) in FIXED.items():
         if getattr(training, name) != only:
             problems.append(f"--{name} {getattr(training, name)}: {why}")
+    if training.save_strategy == "best" and training.eval_strategy == "no":
+        problems.append("--save_strategy best saves after evaluations, and there is none: give --eval_strategy")
+    available = get_available_reporting_integrations()
+    for name in training.report_to or ():
+        if name not in available:
+            there = ", ".join(available) or "none"
+            problems.append(f"--report_to {name}: is not installed, or nothing to report to; what is here: {there}")
     if not 0 <= flags.hang_timeout < float("inf"):
         problems.append(f"--hang_timeout {flags.hang_timeout}: give seconds, or 0 for never")
     if training.max_steps < 0 and training.num_train_epochs <= 0:

@@ -32,6 +32,7 @@ def main(task_class: type[Task], argv: list[str]) -> int:
     run = begin(request)
     model_name = pretrained.locate(request.model.model_name_or_path)
     task = task_class(run, model_name)
+    refuse_other_scores(task, training.metric_for_best_model)
     model, tokenizer = build_model(run, task, model_name)
     features = {split: task.features(split, tokenizer) for split in task.tables}
     check_resume(run, features.get("train"))
@@ -66,6 +67,13 @@ def begin(request: Request) -> Run:
         sources |= {"--model_name_or_path": request.model.model_name_or_path, "--dataset_name": data.dataset_name}
         output_folder.refuse_use(output_dir, request.flags.overwrite_output_dir, sources)
     return run
+
+
+def refuse_other_scores(task: Task, wanted: str | None) -> None:
+    """Raise BadRequest where the best model shall be that of a score which the task does not have."""
+    known = ("loss", *task.score_names)
+    if wanted and wanted.removeprefix("eval_") not in known:
+        raise BadRequest(f"--metric_for_best_model {wanted}: is none of the scores of this task: {', '.join(known)}")
 
 
 def build_model(run: Run, task: Task, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -104,6 +104,11 @@ class Task(ABC):
     def __init__(self, run: Run, model_name: str):
         self.run, self.data = run, run.request.data
 
+    @property
+    @abstractmethod
+    def score_names(self) -> tuple[str, ...]:
+        """The scores of the validation split by which a model can be chosen, beside its loss."""
+
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """What the head needs in the model's configuration."""

@@ -196,16 +196,6 @@ class FineTuningTrainer(Trainer):
         return np.concatenate([order, np.resize(order[::-1], missing)]).tolist()
 
     @override
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Raises BadRequest where the best model shall be that of a score which the task does not have."""
-        metrics = super().evaluate(*args, **kwargs)
-        wanted = self.args.metric_for_best_model if self.is_in_train else None
-        if wanted and f"eval_{wanted.removeprefix('eval_')}" not in metrics:
-            scores = ", ".join(name.removeprefix("eval_") for name in metrics)
-            raise BadRequest(f"--metric_for_best_model {wanted}: is none of the scores of this task: {scores}")
-        return metrics
-
-    @override
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Metrics and predictions come in the order of the data set, whatever the order of evaluation."""
         if self.device.gathers_graphs and self.flags.use_hpu_graphs_for_inference:

@@ -85,6 +85,16 @@ class QuestionAnswering(Task):
             if not questions:
                 raise BadRequest(f"{self.tables[split].source}: holds no question that can be used")
 
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        names = ("exact_match", "f1")
+        if not self.data.version_2_with_negative:
+            return names
+        answerable = {bool(question.answers) for question in self.questions.get("validation", ())}
+        parts = [f"{part}_{name}" for part in ("HasAns", "NoAns") for name in ("exact", "f1")]
+        there = [name for name in parts if (name[0] == "H") in answerable]
+        return (*names, *there, "best_exact", "best_f1")
+
     def config(self) -> dict[str, Any]:
         return {"num_labels": 2}  # first and last token
 

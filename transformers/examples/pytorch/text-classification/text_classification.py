@@ -114,6 +114,10 @@ class TextClassification(Task):
             self.run.say(f"warning: {source}: all training labels are the same: there is nothing to learn")
         return labels
 
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        return self.kind.metrics
+
     def config(self) -> dict[str, Any]:
         if self.kind.is_regression:
             return {"num_labels": 1, "problem_type": "regression"}

@@ -65,6 +65,10 @@ class TokenClassification(Task):
                 refuse_other_tags(self.tables[split], self.words[split], rows, self.labels)
         run.say(f"words from {words!r}; labels from {tags!r} ({', '.join(self.labels)})")
 
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        return ("precision", "recall", "f1", "accuracy")
+
     def config(self) -> dict[str, Any]:
         return label_settings(self.labels)
 
