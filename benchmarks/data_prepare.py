@@ -1,7 +1,7 @@
 """Text with one sentence a line to the HDF5 files of both phases, dupe factor 5: prepare.py against the usual way.
 
     python benchmarks/data_prepare.py TEXT... --vocab_file VOCAB [--megabytes 2 4 8 16] [--picture FILE]
-    python benchmarks/data_prepare.py TEXT... --vocab_file VOCAB --sides ours --megabytes 10 100
+    python benchmarks/data_prepare.py TEXT... --vocab_file VOCAB --alone --megabytes 10 100
 
 Theirs is data_peer.py, which names what is in its favour. The texts are the documents of TEXT, shuffled, and again
 where they are not long enough. Whole commands of one process each, in turns: CPU time (user and system, with start-up),
@@ -211,30 +211,30 @@ def main() -> None:
     parser.add_argument("--vocab_file", type=Path, required=True)
     parser.add_argument("--megabytes", type=float, nargs="+", default=[2.0, 4.0, 8.0, 16.0], help="the shortest first")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sides", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--alone", action="store_true", help="ours only")
     parser.add_argument("--picture", type=Path, help="where to draw both sides, such as prepare_race.png")
     parser.add_argument("--temp_dir", type=Path, help="where the text and the HDF5 files go for the time being")
     args = parser.parse_args()
-    if args.picture and set(args.sides) != set(NAMES):
-        parser.error("--picture: is of both sides")
+    if args.picture and args.alone:
+        parser.error("--picture: is of both sides, not of one --alone")
     print(machine())
     found = {}
     with tempfile.TemporaryDirectory(dir=args.temp_dir) as folder:
         text = Path(folder) / "text.txt"
-        outs = {side: Path(folder) / side for side in args.sides}
+        outs = {side: Path(folder) / side for side in (["ours"] if args.alone else NAMES)}
         for megabytes in args.megabytes:
             size = write_long_text(args.text, text, megabytes)
             print(f"{size:.1f} MB of text", flush=True)
-            used = {side: [] for side in (*args.sides, "ours, two processes")}
+            used = {side: [] for side in (*outs, "ours, two processes")}
             for _ in range(args.rounds):
                 used["ours, two processes"].append(run("ours", text, args.vocab_file, Path(folder) / "two", 2))
                 for side, out in outs.items():
                     used[side].append(run(side, text, args.vocab_file, out))
             report(size, used)
-            if len(outs) > 1 and not found:
+            if not args.alone and not found:
                 check_content(outs, text, args.vocab_file)
             found[size] = used
-        if len(outs) > 1:
+        if not args.alone:
             compare_figures(outs)
         profile(text, args.vocab_file, Path(folder) / "profile", size)
     if args.picture:

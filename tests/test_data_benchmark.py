@@ -121,5 +121,5 @@ def test_a_comparison_of_seconds_is_told_and_drawn(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("peak memory") == 6 and "theirs over ours" in done.stdout
     assert 10_000 < picture.stat().st_size < 60_000
-    done = subprocess.run([*words, "--sides=ours"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*words, "--alone"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "theirs" not in done.stdout and "where the time of ours goes" in done.stdout
