@@ -18,11 +18,13 @@ from test_pretraining_modeling import (
 
 from central.files import write_json
 from central.launch import batch as batch_sizes
+from central.runtime.device import Cpu
 from pretraining import checkpoint
 from pretraining.batches import Step, flat_micro_batches
 from pretraining.data.files import write_synced
 from pretraining.dataset import Limits, ShardReader, open_shards
 from pretraining.distributed import Alone
+from pretraining.evaluation import HeldOut, evaluate
 from pretraining.kernels.cpu import CpuKernels, DropoutAddNorm
 from pretraining.objective import OBJECTIVES
 from pretraining.train_loop import StopAgreement, TrainState, take_step
@@ -91,6 +93,17 @@ def test_dropout_of_a_step_is_seeded_by_seed_global_step_and_rank():
         run.rank.rank = rank
         step(run, batch)
     assert run.seeds == [(11, 10, 0), (11, 10, 3)]
+
+
+def test_an_evaluation_is_without_dropout_and_says_how_far_it_is():
+    rows, told = rows_of(make_columns(8, 24, 4, seed=3)), []
+    model, device = make_model(CpuKernels(), WITH_DROPOUT), Cpu(torch.device("cpu"), "eager", "fp32")
+    loss, _ = hugging_face(make_model(CpuKernels()), rows)
+    stop = SimpleNamespace(requested=False)
+    found = evaluate(model, OBJECTIVES["mlm_nsp"], HeldOut(rows, {}), 3, device, Alone(), told.append, stop)
+    assert found["eval_mlm_loss"] + found["eval_nsp_loss"] == pytest.approx(loss, rel=1e-5)
+    assert told == [*(f"evaluation, row {row}" for row in (0, 3, 6)), "evaluation, waiting for all ranks"]
+    assert model.training
 
 
 def test_masks_differ_by_seed_step_and_rank_and_repeat_for_the_same():

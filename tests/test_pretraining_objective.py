@@ -2,17 +2,21 @@
 
 import json
 import math
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from pretraining_helpers import call, checkpoints, logged, make_corpus, script_argv, write_config
 from transformers import BertForMaskedLM
 
 from central.errors import BadRequest
 from pretraining.data.hdf5 import KEYS
 from pretraining.objective import MLM, OBJECTIVES, Objective
+from pretraining.reports import DlLogger, History, draw_training
 
 
 @pytest.fixture
@@ -82,3 +86,51 @@ def test_pictures_are_of_numbers_that_are_reported():
         ("held-out MLM loss", "eval_mlm_loss", "eval_unigram_loss"),
         ("held-out NSP accuracy", "eval_nsp_accuracy", "eval_nsp_majority"),
     ]
+
+
+TRAINED = {"average_loss": 9.0, "learning_rate": 0.1, "sequences_per_second": 3.0}
+EVALUATED = {"eval_mlm_loss": 8.0, "eval_unigram_loss": 7.0}
+
+
+@pytest.mark.parametrize(
+    ("entries", "labels"),
+    [
+        ([], [""]),
+        ([EVALUATED], ["held-out MLM loss"]),
+        ([TRAINED], ["loss (MLM)", "learning rate", "sequences / s"]),
+        ([TRAINED, EVALUATED], ["loss (MLM)", "held-out MLM loss", "learning rate", "sequences / s"]),
+    ],
+    ids=["nothing", "an evaluation", "a training", "both"],
+)
+def test_a_picture_has_a_panel_for_what_there_is(tmp_path, monkeypatch, entries, labels):
+    """2.2 inches each and one for what is around them; the last one, the throughput, begins at 0."""
+    objective, figures = Objective((MLM,), "BertForMaskedLM"), []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: (figures.append(figure), path.touch()))
+    history = History(objective)
+    for step, entry in enumerate(entries):
+        history.add([0, step], entry)
+    draw_training(history, tmp_path / "a.png", "title", objective)
+    (figure,) = figures
+    assert [axis.get_ylabel() for axis in figure.axes] == labels
+    assert figure.get_figheight() == pytest.approx(1 + 2.2 * len(labels))
+    assert figure.axes[-1].get_ylim()[0] == 0
+
+
+def test_the_package_dllogger_writes_where_it_is_installed(tmp_path, monkeypatch):
+    class Backend:
+        def __init__(self, verbosity, path, append):
+            self.path, self.lines = Path(path), []
+            self.path.open("a" if append else "w").close()
+
+        def log(self, timestamp, elapsed, step, data):
+            self.lines.append(json.dumps([step, data]))
+
+        def flush(self):
+            with self.path.open("a") as file:
+                print(*self.lines, sep="\n", file=file)
+
+    package = SimpleNamespace(JSONStreamBackend=Backend, Verbosity=SimpleNamespace(VERBOSE=1))
+    monkeypatch.setitem(sys.modules, "dllogger", package)
+    for step in (1, 2):
+        assert DlLogger(tmp_path / "log.json", False, OBJECTIVES["mlm_nsp"]).log([0, step], {"a": step})
+    assert list(map(json.loads, (tmp_path / "log.json").open())) == [[[0, 1], {"a": 1}], [[0, 2], {"a": 2}]]
