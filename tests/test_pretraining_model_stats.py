@@ -9,10 +9,11 @@ from pretraining_helpers import make_columns
 from test_pretraining_modeling import SMALL, WITH_DROPOUT, make_model, rows_of
 from torch.utils.flop_counter import FlopCounterMode
 
+from central.runtime.device import Cpu
 from pretraining.batches import flat_micro_batch, static_micro_batch
 from pretraining.kernels.cpu import CpuKernels
 from pretraining.kernels.plain import PlainKernels
-from pretraining.model_stats import batch_flops, count_parameters, sequence_flops
+from pretraining.model_stats import batch_flops, count_parameters, sequence_flops, training_bytes
 
 OTHER = dataclasses.replace(
     SMALL, vocab_size=64, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=80
@@ -86,3 +87,16 @@ def test_a_layer_keeps_what_is_reckoned_with(kernels, make, sizes):
     one, three = (bytes_held(kernels, dataclasses.replace(config, num_hidden_layers=n), micro_batch) for n in (1, 3))
     reckoned = kernels.bytes_kept(2, *sizes, scores=config.num_attention_heads * 64)
     assert (three - one) / 2 / (4 * 64) == pytest.approx(reckoned, rel=0.05)
+
+
+@pytest.mark.parametrize("data_type", ["fp32", "bf16"])
+def test_rows_take_what_is_reckoned_with(data_type):
+    """What 8 more full rows make autograd hold is most of it; temporaries are the rest."""
+    device = Cpu(torch.device("cpu"), "eager", data_type)
+    columns = make_columns(16, 64, 4, seed=1)
+    columns["input_mask"][:] = 1
+    rows = rows_of(columns)
+    batches = {size: flat_micro_batch(rows.take(slice(size))) for size in (8, 16)}
+    held = {size: bytes_held(CpuKernels(device.dtype), WITH_DROPOUT, batch) for size, batch in batches.items()}
+    reckoned = {size: training_bytes(WITH_DROPOUT, device, size, 64, 4) for size in batches}
+    assert 1 < (reckoned[16] - reckoned[8]) / (held[16] - held[8]) < 1.4
