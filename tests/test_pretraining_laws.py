@@ -27,7 +27,7 @@ from pretraining.distributed import Alone
 from pretraining.evaluation import HeldOut, evaluate
 from pretraining.kernels.cpu import CpuKernels, DropoutAddNorm
 from pretraining.objective import OBJECTIVES
-from pretraining.train_loop import StopAgreement, TrainState, take_step
+from pretraining.train_loop import Due, StopAgreement, TrainState, take_step, train
 
 
 class Silent:
@@ -84,6 +84,27 @@ def test_the_gradient_of_a_step_is_that_of_hugging_faces_loss(rows_per_micro_bat
     assert_same_gradients(found, wanted)
     total = torch.stack([gradient.square().sum() for gradient in wanted.values()]).sum().sqrt()
     assert float(norm) == pytest.approx(float(total), rel=1e-4)
+
+
+def test_a_training_counts_what_it_does_and_checks_each_step():
+    """Two steps of 8 rows each, begun after step 3: rows, learning rate and norm of each are what is checked."""
+    run, batch = loop_over(make_model(CpuKernels()), rows_of(make_columns(8, 24, 4, seed=3)), step=3, global_step=9)
+    settled, checked = [], []
+    vars(run.settings).update(stop_step=5, save_steps=2, log_steps=2, eval_steps=0)
+    vars(run).update(batches=iter([batch, batch]), stop=SimpleNamespace(requested=False))
+    run.exchange.settle = lambda *words: settled.append(words)
+    run.metrics.check = lambda *words: checked.append(words)
+    assert list(train(run)) == [Due(report=True, save=True, evaluate=True)] * 2  # of step 4, and of the last
+    assert vars(run.state) == {"phase": 1, "step": 5, "global_step": 11, "rows_read": 16}
+    assert settled == [(run.model, batch.micro_batches[0], run.device)] * 2
+    norm, rates = run.kept["norm"], (pytest.approx(0.04), pytest.approx(0.05))  # of a warmup to 0.1 in 10 steps
+    assert checked == [(norm, rates[0], 4, range(8)), (norm, rates[1], 5, range(8, 16))]
+
+
+def test_ranks_ask_each_other_about_once_a_second_whether_to_stop():
+    """Two of them, a quarter of a second a micro-step; all ranks have asked each other before the first one."""
+    stops = StopAgreement(SimpleNamespace(requested=1), SimpleNamespace(world_size=2, sum=list), 2 * 250_000)
+    assert [number for number in range(12) if stops.reached(number)] == [3, 7, 11]
 
 
 def test_dropout_of_a_step_is_seeded_by_seed_global_step_and_rank():
