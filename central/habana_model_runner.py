@@ -63,6 +63,10 @@ def load(path: str) -> object:
         raise BadRequest(f"--hb_config {path}: a device, pipe or socket; give a file")
     try:
         with open(path, "rb") as file:
+            if tag := next((token for token in yaml.scan(file) if isinstance(token, yaml.TagToken)), None):
+                line = tag.start_mark.line + 1
+                raise BadRequest(f"--hb_config {path}: a tag in line {line}: take it out, values stand for themselves")
+            file.seek(0)
             return yaml.load(file, Loader)
     except OSError as error:
         raise BadRequest(f"--hb_config {path}: {error.strerror}") from None

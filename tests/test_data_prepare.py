@@ -524,6 +524,14 @@ def test_seeds_that_no_generator_takes(seed, text, vocab, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "5000", "1" + "0" * 30])
+@pytest.mark.parametrize("step", [["verify", "."], ["pack", "--input_dir", ".", "--output_dir", "out"], None])
+def test_numbers_of_processes_that_are_none_are_refused_by_every_step(text, vocab, tmp_path, capsys, step, number):
+    line = step or words(text, vocab, tmp_path / "out")
+    assert exits.run(prepare.main, [*line, "--num_processes", number]) == 2
+    assert capsys.readouterr().err == f"error: --num_processes {number}: from 1 to 4096\n"
+
+
 def test_a_language_that_is_not_known(text, vocab, tmp_path, capsys):
     arguments = words(text, vocab, tmp_path / "out", "--language", "xx")
     assert exits.run(prepare.main, [*arguments, "--sentences", "pysbd"]) == 2  # not installed, or not known to it

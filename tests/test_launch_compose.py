@@ -331,11 +331,24 @@ def test_a_hostfile_in_place_of_addresses(tmp_path):
     assert layout(hostfile=str(file), world_size=4, process_per_node=2).world_size == 4
 
 
-@pytest.mark.parametrize("content", ["", "a slots=x\n", "a slots=2\na slots=2\n", "a slots=2\nb slots=3\n", "a b c\n"])
+REFUSED = ["", "a slots=x\n", "a slots=2\na slots=2\n", "a slots=2\nb slots=3\n", "a b c\n", "a:4\n"]
+REFUSED += [f"a slots={'9' * 5000}\n", "a slots=1٣\n", "Host slots=1\nhost slots=1\n"]
+
+
+@pytest.mark.parametrize("content", REFUSED)
 def test_hostfiles_that_are_refused(tmp_path, content):
     (tmp_path / "hosts").write_text(content)
     with pytest.raises(BadRequest):
         layout(hostfile=str(tmp_path / "hosts"))
+
+
+def test_long_hostfiles_are_read_in_a_moment_and_refused_in_a_few_lines(tmp_path):
+    (tmp_path / "hosts").write_text("\ufeff" + "".join(f"h{n} slots=8\n" for n in range(100_000)))
+    assert layout(hostfile=str(tmp_path / "hosts")).world_size == 800_000
+    (tmp_path / "hosts").write_text("h slots=x\n" * 100_000)
+    with pytest.raises(BadRequest) as refused:
+        layout(hostfile=str(tmp_path / "hosts"))
+    assert len(refused.value.problems) == 20
 
 
 def test_a_host_with_too_few_slots_is_named(tmp_path):

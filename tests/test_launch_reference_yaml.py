@@ -136,12 +136,38 @@ def changed(**changes):
         ({"command": "finetuning", "env_variables": {"A": ["b"]}}, "env_variables must hold lines NAME: value"),
         ({"command": ["finetuning"]}, "`command` must say"),
         ({"command": "pretraining", "data_dir": [["a"], "b"]}, "data_dir holds a list in a list"),
+        (
+            {"command": "pretraining", "seed": "1", "max-steps": "5", "max_steps": "6"},
+            "the key max_steps is given twice",
+        ),
+        ({"command": "pretraining", "output_dir": "a\0b"}, "'--output_dir=a\\x00b' holds a NUL or half a character"),
+        ({"command": "pretraining", "output_dir": "a\ud800b"}, "holds a NUL or half a character"),
+        ({"command": "pretraining", "script_args": ["a\0b"]}, "'a\\x00b' holds a NUL"),
+        ({"command": "pretraining", "script_args": [None]}, "script_args must be a list of words"),
+        ({"command": "pretraining", "env_variables": {"A": "\0"}}, "holds a NUL"),
+        ({"command": "pretraining", "env_variables": {"A=B": "1"}}, "env_variables: 'A=B' is no name of a variable"),
+        ({"command": "pretraining", "env_variables": {"": "1"}}, "env_variables: '' is no name of a variable"),
     ],
 )
 def test_a_file_that_cannot_run_says_why(content, fault):
     with pytest.raises(BadRequest) as refused:
         run_record.read_request(content, "f.yaml")
     assert any(problem.startswith("f.yaml: ") and fault in problem for problem in refused.value.problems), refused.value
+
+
+def test_a_file_of_something_else_is_told_in_a_few_lines():
+    """Twenty thousand unknown keys, each compared with all that are known, took minutes."""
+    with pytest.raises(BadRequest) as refused:
+        run_record.read_request({"command": "pretraining", **{f"key{n}": n for n in range(20_000)}}, "f.yaml")
+    assert len(refused.value.problems) == 20
+
+
+def test_lists_of_aliases_are_not_written_out(tmp_path):
+    """Nine times nine times ... a word: a line of the file each, more words than a memory holds."""
+    lines = ["command: pretraining", "k0: &k0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9)}]" for n in range(1, 12)]
+    with pytest.raises(BadRequest, match="unknown key k11"):
+        run_record.read_request(loaded(tmp_path, "\n".join(lines)), "f.yaml")
 
 
 def test_parameters_as_a_list_of_maps():
@@ -176,6 +202,10 @@ def test_numbers_are_read_by_the_option_and_not_by_yaml(tmp_path):
         ('"seed": 1\nseed: 2\n', "the key seed is given twice"),
         ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
         ("a: " + "{b: " * 3000 + "}" * 3000, "nested too deeply"),
+        ("seed: !!int x\n", "a tag in line 1"),
+        ("a: 1\nseed: !!map 5\n", "a tag in line 2"),
+        ("script_args: !!pairs [a: 1]\n", "a tag in line 1"),
+        ("seed: !!python/name:os.system\n", "a tag in line 1"),
         ("? [a]\n: 1\n", "no YAML"),
         ("a: [\n", "no YAML"),
     ],

@@ -40,9 +40,12 @@ NUMBERS = {  # what a value of TrainingArguments must be where transformers take
     "data_seed": options.seed_number,
     "dataloader_num_workers": options.whole(0, 1024, expected="a whole number from 0, below 1024"),
     "eval_accumulation_steps": many,
+    "eval_delay": not_negative,
+    "eval_steps": not_negative,
     "gradient_accumulation_steps": many,
     "label_smoothing_factor": options.fraction,
     "learning_rate": options.positive,
+    "logging_steps": not_negative,
     "max_grad_norm": options.real(lambda value: value >= 0, "a number from 0, which clips nothing"),
     "max_steps": options.whole(1, 2**31, or_else=-1, expected="a whole number from 1, or -1 for --num_train_epochs"),
     "neftune_noise_alpha": not_negative,
@@ -68,7 +71,6 @@ KERNELS_KEPT = 1024  # on cpu: a few dozen shapes of parts come again and again,
 # Names of older transformers that live on under another name, with their value or (NAME=VALUE) one of ours, or not.
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
-    "warmup_ratio": "warmup_steps",  # a value below 1 is a share of all steps
     "per_gpu_train_batch_size": "per_device_train_batch_size",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "bf16_backend": None,
@@ -127,6 +129,7 @@ class ReferenceFlags:
     hmp_bf16: str = _flag("", "file of the operations that Gaudi runs in bfloat16")
     hmp_fp32: str = _flag("", "file of the operations that Gaudi keeps in fp32")
     logging_dir: str = _flag("", "folder of TensorBoard's files")  # transformers takes it from the environment
+    warmup_ratio: float = _flag(0.0, "share of all steps spent warming up; what --warmup_steps below 1 means")
     hang_timeout: float = _flag(DEFAULT_TIMEOUT, options.HANG_TIMEOUT[1])
 
 
@@ -212,6 +215,7 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
     _add_flags(parser.add_argument_group("the reference's and this project's own"))  # for --help; taken out above
     parser.set_defaults(
         output_dir="",  # transformers would invent one
+        warmup_steps=flags.warmup_ratio,
         use_cpu=device.uses_host_memory,
         bf16=flags.hmp,
         optim="adamw_torch_fused" if device.has_fused_adamw else "adamw_torch",
@@ -395,6 +399,12 @@ def _problems(data: DataArguments, training: TrainingArguments, flags: Reference
         if name not in available:
             there = ", ".join(available) or "none"
             problems.append(f"--report_to {name}: is not installed, or nothing to report to; what is here: {there}")
+    for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        how: Any = getattr(training, name, None) or {}
+        if not isinstance(how, dict) or set(how) - {"use_reentrant"}:
+            problems.append(f'--{name} {how}: give {{"use_reentrant": true}} or false, or leave it out')
+    if not 0 <= flags.warmup_ratio < 1:
+        problems.append(f"--warmup_ratio {flags.warmup_ratio}: must be a number from 0, below 1")
     if not 0 <= flags.hang_timeout < float("inf"):
         problems.append(f"--hang_timeout {flags.hang_timeout}: give seconds, or 0 for never")
     if training.max_steps < 0 and training.num_train_epochs <= 0:

@@ -1,6 +1,7 @@
 """Which hosts a run uses, and how many ranks each gets."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from central.files import is_special
 from central.slurm import expand_nodelist
 
 DEFAULT_SSH_PORT = "3022"
+MOST_PROBLEMS = 20  # told at once of a file that is something else altogether
 HOST = r"[\w\[][\w.:%@\]-]*"  # to ssh and mpirun a word that begins with a hyphen is an option
 
 
@@ -66,7 +68,7 @@ def read_hostfile(path: str) -> dict[str, int]:
     if is_special(path):
         raise BadRequest(f"--hostfile {path}: a device, pipe or socket; give a file")
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             text = file.read()
     except OSError as error:
         raise BadRequest(f"--hostfile {path}: {error.strerror}") from None
@@ -77,16 +79,18 @@ def read_hostfile(path: str) -> dict[str, int]:
     lines = [line.partition("#")[0].split() for line in text.splitlines()]
     slots, problems = dict[str, int](), list[str]()
     for line_number, words in enumerate(lines, start=1):
+        if len(problems) >= MOST_PROBLEMS:
+            break
         if not words:
             continue
-        found = [re.fullmatch(r"slots=([1-9]\d*)", word) for word in words[1:]] or [re.match(r"()", "")]
+        found = [re.fullmatch(r"slots=([1-9][0-9]{0,5})", word) for word in words[1:]] or [re.match(r"()", "")]
         if words[0] in slots:
             problems.append(f"--hostfile {path}, line {line_number}: names {words[0]} again; give each host one line")
         elif len(found) > 1 or not found[0]:
             problems.append(f"--hostfile {path}, line {line_number}: expected one line `HOST slots=N` for each host")
         else:
             slots[words[0]] = int(found[0][1] or 1)
-    if not slots:
+    if not slots and not problems:
         problems.append(f"--hostfile {path} names no host")
     if problems:
         raise BadRequest(problems)
@@ -95,9 +99,10 @@ def read_hostfile(path: str) -> dict[str, int]:
 
 def _spread(hosts: Sequence[str], source: str, world_size: int, process_per_node: int, by_ssh: bool = True) -> Layout:
     """An equal number of ranks on each host, exactly."""
-    if no_hosts := [name for name in hosts if not re.fullmatch(HOST, name)]:
+    # One colon is a port, or slots as MPICH has them: an IPv6 address has two.
+    if no_hosts := [name for name in hosts if not re.fullmatch(HOST, name) or name.count(":") == 1]:
         raise BadRequest(f"{source} names {', '.join(map(repr, no_hosts))}: expected names or addresses of hosts")
-    if twice := sorted({name for name in hosts if hosts.count(name) > 1}):
+    if twice := sorted(name for name, times in Counter(map(str.lower, hosts)).items() if times > 1):
         raise BadRequest(f"{source} names {', '.join(twice)} twice: {', '.join(hosts)}; name each host once")
     ranks_per_node = process_per_node or world_size // len(hosts)
     if ranks_per_node * len(hosts) != world_size:

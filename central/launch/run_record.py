@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 NAME = "run.json"
+MOST_PROBLEMS = 20  # told at once of a file that is something else altogether
 BESIDE_OPTIONS = ("command", "script_args", "env_variables", "record")
 # Variables that decide how a run is composed, and so belong to its record.
 RECORDED = (
@@ -102,21 +103,38 @@ def read_request(values: "Any", where: str) -> Request:
     if command not in SUBCOMMANDS:
         raise BadRequest(f"{where}: the key `command` must say {' or '.join(SUBCOMMANDS)}")
     known = options_of(subcommand_of(command).Settings)
-    problems, words = list(_misshapen(values, where)), []
+    problems, words, read = list(_misshapen(values, where)), list[str](), set[str]()
     for key, value in values.items():
         name = str(key).replace("-", "_")
+        if name in read:
+            problems.append(f"{where}: the key {key} is given twice, in two spellings")
+        read.add(name)
         if name in BESIDE_OPTIONS or value is None:
             continue
-        if name not in known:
-            problems.append(f"{where}: unknown key {key}{nearest(name, [*known, *BESIDE_OPTIONS])}")
         parts = value if isinstance(value, list | tuple) else [value]
-        problems += [f"{where}: {key} holds {fault}" for fault in map(_no_value, parts) if fault]
-        words += _words(name, value)
+        faults = [f"{where}: {key} holds {fault}" for fault in map(_no_value, parts) if fault]
+        if name not in known:
+            faults = [f"{where}: unknown key {key}{nearest(name, [*known, *BESIDE_OPTIONS])}"]
+        problems += faults
+        if len(problems) >= MOST_PROBLEMS:
+            break
+        words += [] if faults else _words(name, value)  # lists of aliases in lists may be longer than any memory
     if problems:
         raise BadRequest(problems)
     variables = values.get("env_variables") or {}
     variables = {str(key): _variable(value) for key, value in variables.items() if value is not None}
-    return Request(command, tuple(words), tuple(map(str, values.get("script_args") or ())), variables, tuple(notes))
+    script_args = tuple(map(str, values.get("script_args") or ()))
+    if unfit := [word for word in (*words, *script_args, *variables.values()) if not _is_word(word)]:
+        raise BadRequest(f"{where}: {unfit[0]!r} holds a NUL or half a character, which no program can be given")
+    return Request(command, tuple(words), script_args, variables, tuple(notes))
+
+
+def _is_word(word: str) -> bool:
+    """Whether a program can be given it, which a command line's own words always are."""
+    try:
+        return b"\0" not in os.fsencode(word)
+    except UnicodeEncodeError:
+        return False
 
 
 # Keys of the reference's files that are no flags of its own launcher, and what they are.
@@ -197,10 +215,12 @@ def _no_value(value: object) -> str:
 def _misshapen(values: dict, where: str) -> Iterator[str]:
     """Keys beside the options that hold something else than they must."""
     script_args, variables = values.get("script_args") or [], values.get("env_variables") or {}
-    if not isinstance(script_args, list) or any(map(_no_value, script_args)):
+    if not isinstance(script_args, list) or None in script_args or any(map(_no_value, script_args)):
         yield f"{where}: script_args must be a list of words, such as [--eval_steps, 5]"
     if not isinstance(variables, dict) or any(map(_no_value, variables.values())):
         yield f"{where}: env_variables must hold lines NAME: value"
+    elif wrong := [name for name in variables if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(name))]:
+        yield f"{where}: env_variables: {wrong[0]!r} is no name of a variable"
 
 
 def _variable(value: object) -> str:

@@ -142,7 +142,6 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
         ("dupe_factor", 1, 1000),
         ("random_seed", 0, MOST_SEED),
         ("num_shards", 0, 100_000),
-        ("num_processes", 1, 4096),
     ):
         value = getattr(args, name)
         if not least <= value <= most:

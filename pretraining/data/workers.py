@@ -14,6 +14,7 @@ from central.runtime import rank as ranks
 from central.runtime.exits import BadRequest
 
 AHEAD = 2  # tasks waiting beyond those at work: keeps workers busy and memory bounded
+MOST_PROCESSES = 4096
 
 
 class Workers:
@@ -51,8 +52,11 @@ class Workers:
 def workers(num_processes: int) -> Iterator[Workers | None]:
     """Workers of this run; None in an MPI rank that has served as one and is done.
 
-    Under mpirun rank 0 hands out the work and the other ranks do it, on whatever host they are.
+    Under mpirun rank 0 hands out the work and the other ranks do it, on whatever host they are. Raises BadRequest for
+    a number that is none of processes.
     """
+    if not 1 <= num_processes <= MOST_PROCESSES:
+        raise BadRequest(f"--num_processes {num_processes}: from 1 to {MOST_PROCESSES}")
     world_size = ranks.from_environment().world_size
     if world_size > 1:
         try:
