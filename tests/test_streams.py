@@ -144,11 +144,11 @@ def test_a_second_sigterm_while_saving_changes_nothing(project):
 def test_one_press_of_ctrl_c_may_arrive_twice():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs behind it with SIGINT ignored
     with supervise.StopSignals() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert (stop.count, stop.hurries) == (2, 0)
         time.sleep(supervise.ONE_PRESS + 0.1)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert (stop.count, stop.hurries) == (3, 1)
         stop.count = 0  # leave the signals of the tests as they were
 

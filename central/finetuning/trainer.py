@@ -380,15 +380,15 @@ class FineTuningTrainer(Trainer):
 
         The weights get the mode of the other files: safetensors leaves them to their owner alone.
         """
-        if self.device.fixed_shapes and state_dict is None and self.args.should_save:
+        if not self.args.should_save:  # the rank that does may be at it
+            return
+        if self.device.fixed_shapes and state_dict is None:
             state_dict = weights_on_host(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
         token, self.args.hub_token = self.args.hub_token, None
         try:
             super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
-        if not self.args.should_save:  # the rank that does may be at it
-            return
         folder = Path(output_dir or str(self.args.output_dir))
         for weights in folder.glob("*.safetensors"):
             weights.chmod((folder / "training_args.bin").stat().st_mode)
