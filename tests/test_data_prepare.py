@@ -390,7 +390,7 @@ def test_all_faults_of_a_request_are_told_at_once(vocab, tmp_path):
     ("arguments", "said"),
     [
         ("verfy x", "unknown step verfy: one of all, download"),
-        ("download --url a.txt --output_dir x", "--url a.txt: needs a beginning such as https://"),
+        ("download --url a.txt --output_dir x", "--url 'a.txt': an address is http:// or https://"),
         ("vocab --dataset x --vocab_file x --vocab_size -1", "--vocab_size -1: more than the 5 special tokens"),
     ],
 )

@@ -215,7 +215,7 @@ def parse(argv: Sequence[str], data_arguments: type[DataArguments], rank: Rank) 
     _add_flags(parser.add_argument_group("the reference's and this project's own"))  # for --help; taken out above
     parser.set_defaults(
         output_dir="",  # transformers would invent one
-        warmup_steps=flags.warmup_ratio,
+        warmup_steps=max(0.0, flags.warmup_ratio),  # what is wrong with it is told with the rest
         use_cpu=device.uses_host_memory,
         bf16=flags.hmp,
         optim="adamw_torch_fused" if device.has_fused_adamw else "adamw_torch",
@@ -399,10 +399,9 @@ def _problems(data: DataArguments, training: TrainingArguments, flags: Reference
         if name not in available:
             there = ", ".join(available) or "none"
             problems.append(f"--report_to {name}: is not installed, or nothing to report to; what is here: {there}")
-    for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
-        how: Any = getattr(training, name, None) or {}
-        if not isinstance(how, dict) or set(how) - {"use_reentrant"}:
-            problems.append(f'--{name} {how}: give {{"use_reentrant": true}} or false, or leave it out')
+    how: Any = training.gradient_checkpointing_kwargs or {}  # also those of activation_checkpointing_kwargs
+    if not isinstance(how, dict) or set(how) - {"use_reentrant"}:
+        problems.append(f'--gradient_checkpointing_kwargs {how}: give {{"use_reentrant": true}} or false')
     if not 0 <= flags.warmup_ratio < 1:
         problems.append(f"--warmup_ratio {flags.warmup_ratio}: must be a number from 0, below 1")
     if not 0 <= flags.hang_timeout < float("inf"):

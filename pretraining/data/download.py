@@ -31,11 +31,6 @@ def download(url: str, target: Path, checksum: str | None = None, first_wait: fl
     What is there of an interrupted download is kept beside as `<target>.part` and continued.
     """
     algorithm, expected = _parse(checksum)
-    if urlsplit(url).scheme not in ("http", "https") or re.search(r"[\s\0]", url):
-        raise BadRequest(
-            f"--url {url!r}: an address begins with http:// or https:// and has no blank in it; a file that is here is "
-            "read with --input"
-        )
     if target.exists():
         _check(target, algorithm, expected)
         print(f"{target}: there already")
@@ -67,6 +62,24 @@ def download(url: str, target: Path, checksum: str | None = None, first_wait: fl
         part.unlink()
         raise
     replace_synced(part, target)
+
+
+def file_name(url: str) -> str:
+    """The name of the file at the end of an address; BadRequest for what is none of a file on a server."""
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # of the port, or of a host in brackets
+        is_address = False
+    if not is_address or re.search(r"[\s\0]", url) or not url.isascii():
+        raise BadRequest(
+            f"--url {url!r}: an address is http:// or https://, a host and a path, without blanks and in ASCII; a file "
+            "that is here is read with --input"
+        )
+    name = parts.path.rpartition("/")[2]
+    if name in ("", ".", ".."):
+        raise BadRequest(f"--url {url}: no file name at its end")
+    return name
 
 
 def wikipedia_dump(language: str) -> tuple[str, str | None]:

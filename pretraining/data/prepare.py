@@ -11,7 +11,6 @@ import errno
 import os
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -75,15 +74,10 @@ def download_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_download(args: argparse.Namespace) -> None:
-    from pretraining.data.download import download, wikipedia_dump
+    from pretraining.data.download import download, file_name, wikipedia_dump
 
-    url, checksum = (args.url, args.checksum) if args.url else wikipedia_dump(args.wikipedia)
-    if urlsplit(url).scheme not in ("https", "http", "ftp", "file"):
-        raise BadRequest(f"--url {url}: needs a beginning such as https://")
-    name = urlsplit(url).path.rpartition("/")[2]
-    target = args.output_dir / name
-    if name in ("", ".", ".."):
-        raise BadRequest(f"--url {url}: no file name at its end")
+    url, checksum = wikipedia_dump(args.wikipedia) if args.url is None else (args.url, args.checksum)
+    target = args.output_dir / file_name(url)
     download(url, target, checksum)
     print(target)
 
