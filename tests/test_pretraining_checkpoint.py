@@ -12,7 +12,7 @@ import zipfile
 
 import pytest
 import torch
-from pretraining_helpers import ROOT, VOCAB_SIZE, environment, small_disk, write_vocabulary
+from pretraining_helpers import ROOT, SPECIAL, VOCAB_SIZE, environment, small_disk, write_vocabulary
 
 from central.runtime import tensor_files
 from central.runtime.checkpoints import is_complete, is_ours, list_checkpoints, newest_checkpoint, read_state
@@ -368,6 +368,22 @@ def test_hugging_face_folders_of_every_kind(tmp_path, kind, note):
     else:
         assert found.notes == (f"{tmp_path}: has no {note}: made anew",)
         assert torch.equal(model.cls.seq_relationship.weight, fresh)
+
+
+def test_a_vocabulary_is_what_hugging_face_reads_of_its_files(tmp_path):
+    from transformers import AutoTokenizer
+
+    (source := tmp_path / "source").mkdir()
+    write_vocabulary(source)
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    found = find_vocabulary(None, source)
+    assert found.tokenizer_config == settings
+    for name, text in found.files().items():
+        (tmp_path / name).write_text(text)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert list(found.tokens) == tokenizer.convert_ids_to_tokens(range(VOCAB_SIZE))
+    assert found.special_ids() == {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
 
 
 def test_folders_without_weights_are_named(tmp_path):

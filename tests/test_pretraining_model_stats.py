@@ -1,6 +1,7 @@
 """What a model costs: operations as torch counts them on Hugging Face's network, and the network's parameters."""
 
 import dataclasses
+import re
 from functools import partial
 
 import pytest
@@ -10,10 +11,11 @@ from test_pretraining_modeling import SMALL, WITH_DROPOUT, make_model, rows_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from central.runtime.device import Cpu
+from central.runtime.exits import BadRequest
 from pretraining.batches import flat_micro_batch, static_micro_batch
 from pretraining.kernels.cpu import CpuKernels
 from pretraining.kernels.plain import PlainKernels
-from pretraining.model_stats import batch_flops, count_parameters, sequence_flops, training_bytes
+from pretraining.model_stats import batch_flops, check_memory, count_parameters, sequence_flops, training_bytes
 
 OTHER = dataclasses.replace(
     SMALL, vocab_size=64, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=80
@@ -100,3 +102,14 @@ def test_rows_take_what_is_reckoned_with(data_type):
     held = {size: bytes_held(CpuKernels(device.dtype), WITH_DROPOUT, batch) for size, batch in batches.items()}
     reckoned = {size: training_bytes(WITH_DROPOUT, device, size, 64, 4) for size in batches}
     assert 1 < (reckoned[16] - reckoned[8]) / (held[16] - held[8]) < 1.4
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_micro_batch_that_fits_is_named_for_ranks_that_share_the_memory(monkeypatch, ranks):
+    monkeypatch.setattr(Cpu, "available_memory", lambda self: 16 << 20)
+    device = Cpu(torch.device("cpu"), "eager", "fp32")
+    with pytest.raises(BadRequest) as error:
+        check_memory(SMALL, device, 4096, 64, 4, ranks, data_bytes=0)
+    fits = int(re.search(r"a micro-batch of (\d+) fits", str(error.value))[1])
+    room = (16 << 20) / ranks
+    assert training_bytes(SMALL, device, fits, 64, 4) <= room < training_bytes(SMALL, device, fits + 1, 64, 4)
