@@ -268,10 +268,12 @@ PACKED_BY_HABANA = "mixed_strategies_part_"  # names of shards made by its pack_
 def shards_of(names: Iterable[str], split: str) -> list[str]:
     """Of the names of files in a folder those of its shards of a split ("training" or "test"), in order.
 
-    Habana's packed shards say neither: where no name says "training", they are the training shards.
+    Of both words the last counts: a corpus may be called "latest". Habana's packed shards say neither: where no name
+    says "training", they are the training shards.
     """
     shards = sorted(name for name in names if name.endswith(SHARD_SUFFIXES))
-    named = [name for name in shards if split in name]
+    other = "test" if split == "training" else "training"
+    named = [name for name in shards if name.rfind(split) > name.rfind(other)]
     if named or split != "training":
         return named
     return [name for name in shards if name.startswith(PACKED_BY_HABANA)]

@@ -392,6 +392,9 @@ def test_all_faults_of_a_request_are_told_at_once(vocab, tmp_path):
         ("verfy x", "unknown step verfy: one of all, download"),
         ("download --url a.txt --output_dir x", "--url 'a.txt': an address is http:// or https://"),
         ("vocab --dataset x --vocab_file x --vocab_size -1", "--vocab_size -1: more than the 5 special tokens"),
+        ("--input . --vocab_file v --output_dir x --corpus ..", "--corpus '..': a name of a folder, without /"),
+        (f"--input . --vocab_file v --output_dir x --corpus {'c' * 201}", "c: at most 200 bytes"),
+        ("--input . --vocab_file v --output_dir x --encoding undefined", "--encoding undefined: no such encoding"),
     ],
 )
 def test_a_step_that_cannot_run(arguments, said, tmp_path, monkeypatch, capsys):

@@ -292,6 +292,7 @@ def test_a_folder_that_the_run_reads_is_not_renamed(tmp_path):
         (["--debug=underflow_overflow"], "--debug [<DebugOption"),
         (["--fp16_full_eval"], "--fp16_full_eval True: half precision here is bfloat16"),
         (["--use_liger_kernel"], "--use_liger_kernel True: has no kernels"),
+        (["--dataloader_prefetch_factor=0", "--dataloader_num_workers=1"], "--dataloader_prefetch_factor 0: must be"),
         (["--warmup_ratio=2"], "--warmup_ratio 2.0: must be a number from 0, below 1"),
         (["--warmup_ratio=-1"], "--warmup_ratio -1.0: must be"),
         (["--logging_steps=-3"], "--logging_steps -3"),

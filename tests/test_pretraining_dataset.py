@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pretraining_helpers import VOCAB_SIZE, make_columns, make_corpus, write_shard
 
+from central.files import shards_of
 from central.runtime.exits import BadRequest
 from pretraining import dataset
 from pretraining.batches import Masking, flat_micro_batch, static_micro_batch
@@ -265,6 +266,13 @@ def test_habanas_names_do_not_join_shards_that_are_named_as_training(tmp_path):
     folder = make_corpus(tmp_path / "c", shards=1)
     write_habanas_folder(folder)
     assert [path.name for path in find_shards(folder, "training")] == ["c_training_0.hdf5"]
+
+
+@pytest.mark.parametrize("corpus", ["latest", "training", "test", "x_training_y", "a.test.b"])
+def test_a_corpus_that_is_called_as_a_split_keeps_what_is_held_out(corpus):
+    """By either word alone the training would have been on the test shards, or the evaluation on those of training."""
+    training, test = [f"{corpus}_training_{n}.hdf5" for n in range(2)], [f"{corpus}_test_{n}.hdf5" for n in range(2)]
+    assert (shards_of([*training, *test], "training"), shards_of([*training, *test], "test")) == (training, test)
 
 
 HUGE = (f'{{"avg_seq_per_sample": 1{"0" * 400}}}', '{"avg_seq_per_sample": ' + "[" * 3000 + "]" * 3000 + "}")

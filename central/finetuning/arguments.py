@@ -39,6 +39,9 @@ NUMBERS = {  # what a value of TrainingArguments must be where transformers take
     "adam_epsilon": options.real(lambda value: value >= 1e-20, "a number from 1e-20"),  # less is 0 to a weight
     "data_seed": options.seed_number,
     "dataloader_num_workers": options.whole(0, 1024, expected="a whole number from 0, below 1024"),
+    "dataloader_prefetch_factor": many,
+    "ddp_bucket_cap_mb": many,
+    "ddp_timeout": many,
     "eval_accumulation_steps": many,
     "eval_delay": not_negative,
     "eval_steps": not_negative,
@@ -98,6 +101,7 @@ RENAMED = {
     "torchdynamo": None,
     "ray_scope": None,
     "dispatch_batches": None,
+    "ddp_backend": None,  # the device's own
     "split_batches": None,
     "sharded_ddp": None,
     "mp_parameters": None,

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from central.files import whole_or_absent, why_no_file, write_synced
+from central.files import names_in, shards_of, whole_or_absent, why_no_file, write_synced
 from central.runtime.exits import BadRequest
 from pretraining.data import report
 from pretraining.data.files import check_space, remove_unfinished
@@ -47,7 +47,7 @@ class Plan:
 
 def pack_folder(source: Path, target: Path, seed: int, workers: Workers) -> None:
     """Pack every training file; test files and vocabulary are copied."""
-    files = sorted(source.glob("*training*.hdf5"))
+    files, held_out = ([source / name for name in shards_of(names_in(source), split)] for split in ("training", "test"))
     if not files:
         raise BadRequest(f"--input_dir {source}: no *training*.hdf5 in it")
     if problems := [f"{path}: {what}" for path in files if (what := why_no_file(path))]:
@@ -61,7 +61,7 @@ def pack_folder(source: Path, target: Path, seed: int, workers: Workers) -> None
     target.mkdir(parents=True, exist_ok=True)
     remove_unfinished(target)
     there = sum(path.stat().st_size for path in target.glob("*.hdf5"))
-    copies = [*source.glob("*test*.hdf5"), *(source / name for name in COPIED if (source / name).exists())]
+    copies = [*held_out, *(source / name for name in COPIED if (source / name).exists())]
     needed = positions * BYTES_PER_POSITION + sum(path.stat().st_size for path in copies) - there
     check_space(target, "packed files", max(0.0, needed))
     for path in copies:

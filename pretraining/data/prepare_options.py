@@ -111,7 +111,7 @@ def form_settings(args: argparse.Namespace) -> FormSettings:
     if args.encoding:
         try:
             "".encode(args.encoding)
-        except LookupError as error:
+        except (LookupError, UnicodeError) as error:  # the codec "undefined" refuses everything
             raise BadRequest(
                 f"--encoding {args.encoding}: no such encoding; cp1252, utf-16 are names of some"
             ) from error

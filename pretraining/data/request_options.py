@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterator
 
+from central.options import in_one_line
 from central.runtime import rank as ranks
 from central.runtime.exits import BadRequest
 from pretraining.data.pipeline import Request
@@ -22,6 +23,7 @@ from pretraining.data.report import REFUSED
 from pretraining.data.shards import Phase, ShardSettings
 from pretraining.data.wordpiece import VocabularyFile
 
+LONGEST_NAME = 200  # bytes; a name of a file has 255, and says more than this
 LONGEST_ROW = 1 << 16  # tokens
 SHORT = 8  # tokens of a row, three of them special, below which it is said
 
@@ -146,5 +148,7 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
         value = getattr(args, name)
         if not least <= value <= most:
             yield f"--{name} {value}: from {least} to {most}"
-    if not args.corpus or "/" in args.corpus:
-        yield f"--corpus {args.corpus!r}: a name without /"
+    if args.corpus in ("", ".", "..") or "/" in args.corpus or not in_one_line(args.corpus):
+        yield f"--corpus {args.corpus!r}: a name of a folder, without / and line ends"
+    elif len(args.corpus.encode(errors="replace")) > LONGEST_NAME:
+        yield f"--corpus {args.corpus}: at most {LONGEST_NAME} bytes"

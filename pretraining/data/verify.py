@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from central.files import whole_or_absent, why_no_file
+from central.files import shards_of, whole_or_absent, why_no_file
 from central.runtime.exits import BadRequest
 from pretraining.data import report as corpus_report
 from pretraining.data.hdf5 import KEYS, attribute, member
@@ -188,9 +188,8 @@ def _print_corpus(corpus: Path, reports: list[FileReport]) -> None:
     print(f"\n{corpus}")
     histograms = {}
     for split in ("training", "test"):
-        own = [
-            report for report in reports if f"_{split}_" in report.path.name or report.attributes.get("split") == split
-        ]
+        named = shards_of((report.path.name for report in reports), split)
+        own = [report for report in reports if report.path.name in named or report.attributes.get("split") == split]
         if own:
             histograms[split] = _print_split(split, own)
     vocabulary = _vocabulary(corpus)
