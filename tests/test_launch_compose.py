@@ -313,6 +313,7 @@ def test_addresses_count_with_process_per_node_only():
         ({"MULTI_HLS_IPS": "a,b"}, {"world_size": 8, "process_per_node": 3}, "--world_size 6"),
         ({"MULTI_HLS_IPS": "a,a"}, {"world_size": 8, "process_per_node": 4}, "twice"),
         ({}, {"world_size": 8, "process_per_node": 4}, "2 hosts: name them in MULTI_HLS_IPS"),
+        ({}, {"world_size": 1, "process_per_node": 3}, "3 is more than --world_size 1, all ranks: give --world_size 3"),
         ({"SLURM_JOB_NODELIST": "n[1-3]"}, {"world_size": 8}, "3 hosts"),
         ({"SLURM_JOB_NODELIST": "n[1-3]"}, {"world_size": 2}, "give --world_size 3"),
         ({}, {"hostfile": "/does/not/exist"}, "No such file"),

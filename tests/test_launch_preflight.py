@@ -596,3 +596,12 @@ def test_check_tells_of_port_mpirun_and_hosts(monkeypatch):
     for free, said in ((True, "free"), (False, "in use: a run takes another free one")):
         monkeypatch.setattr(machine, "port_is_free", lambda port, free=free: free)
         assert row("port 12345") == said
+
+
+def test_an_output_folder_below_a_file_is_told_what_it_is(tmp_path):
+    """No change of permissions would help."""
+    (tmp_path / "f").touch()
+    for folder in (tmp_path / "f", tmp_path / "f" / "below"):
+        (problem,) = preflight.output_problems(str(folder))
+        assert problem == f"--output_dir {folder}: {tmp_path / 'f'} is no folder: name another place"
+    assert preflight.output_problems(str(tmp_path / "new")) == []

@@ -49,6 +49,11 @@ def plan_layout(
     nodes = expand_nodelist(environ.get("SLURM_JOB_NODELIST", ""))
     if world_size > 1 and len(nodes) > 1:
         return _spread(nodes, "the SLURM allocation", world_size, process_per_node, by_ssh=False)
+    if process_per_node > world_size:
+        raise BadRequest(
+            f"--process_per_node {process_per_node} is more than --world_size {world_size}, all ranks: give "
+            f"--world_size {process_per_node} for one server, or a multiple of it for several"
+        )
     if process_per_node not in (0, world_size):
         raise BadRequest(
             f"--process_per_node {process_per_node} with --world_size {world_size} needs"

@@ -265,9 +265,9 @@ def _is_size(value: object) -> bool:
 
 def output_problems(folder: str) -> list[str]:
     parent = files.existing_parent(folder)
-    if os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
-        return []
-    return [f"--output_dir {folder}: {parent} cannot be written to"]
+    if not os.path.isdir(parent):
+        return [f"--output_dir {folder}: {parent} is no folder: name another place"]
+    return [] if os.access(parent, os.W_OK | os.X_OK) else [f"--output_dir {folder}: {parent} cannot be written to"]
 
 
 def disk_problems(folder: str, config: Mapping[str, int]) -> list[str]:
