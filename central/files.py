@@ -200,6 +200,19 @@ def names_in(folder: str | os.PathLike) -> list[str]:
     return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
 
+def files_below(folder: "Path") -> "list[Path]":
+    """All files in a folder and below it, in order of their paths.
+
+    Raises OSError for a folder that may not be looked into, which Path.rglob passes over.
+    """
+    from pathlib import Path  # the launcher's start needs none
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    return sorted(Path(where, name) for where, _, names in os.walk(folder, onerror=refuse) for name in names)
+
+
 def missing_folders(path: str) -> list[str]:
     """The folders that os.makedirs would make, the outermost first."""
     path, missing = os.path.abspath(path), list[str]()

@@ -735,3 +735,21 @@ def test_a_vocabulary_that_might_never_end_is_refused(tmp_path):
     for path in ("/dev/zero", tmp_path / "vocab.txt"):
         with pytest.raises(BadRequest, match="not a regular file"):
             find_vocabulary(Path(path), tmp_path)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch):
+    """Its texts would be missing, unsaid."""
+    (tmp_path / "closed").mkdir()
+    for folder in (tmp_path, tmp_path / "closed"):
+        (folder / "a.txt").write_text("Some text.")
+    scandir = os.scandir
+
+    def refusing(path):  # root may look everywhere
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(BadRequest) as refused:
+        find_sources([str(tmp_path)], FormSettings())
+    assert refused.value.problems == (f"--input {tmp_path / 'closed'}: cannot be read (Permission denied)",)

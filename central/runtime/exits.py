@@ -43,7 +43,7 @@ _REFUSALS = {
     errno.ENAMETOOLONG: "longer than a name may be: give a shorter one",
     errno.ENOMEM: "out of memory: take smaller batches or fewer ranks, or raise the limit on memory",
 }
-OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES)
 # How a loader, torch on a CPU and torch on a card say that there is no memory.
 _NO_MEMORY = ("failed to map segment", "Cannot allocate memory", "can't allocate memory", "out of memory")
 # How gloo says that another rank is gone, which has said itself why.

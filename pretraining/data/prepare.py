@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from central.files import why_no_file
+from central.files import existing_parent, why_no_file
 from central.models import LARGEST_SIZE
 from central.runtime.exits import DONE, BadRequest, errno_of, run
 from pretraining.data import prepare_options as options
@@ -120,6 +120,9 @@ def run_vocab(args: argparse.Namespace) -> None:
         )
     if args.vocab_file.exists() and (what := why_no_file(args.vocab_file)):
         raise BadRequest(f"--vocab_file {args.vocab_file}: {what}")
+    folder = existing_parent(str(args.vocab_file.parent))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadRequest(f"--vocab_file {args.vocab_file}: {folder} cannot be written to: choose another folder")
     normaliser = Vocabulary((), *options.case_of(args)).normaliser
     tokens, notes = train_vocabulary(sources, dataset, text, args.vocab_size, normaliser)
     write_vocabulary(tokens, args.vocab_file)
@@ -203,7 +206,7 @@ def _explained(error: OSError | RuntimeError) -> Exception:
     if number in FULL:
         return BadRequest(f"{os.strerror(number)}; finished files stay: free some space and run the same command again")
     if number in NOT_WRITABLE:
-        return BadRequest(f"cannot write ({error}); choose another folder or change its permissions")
+        return BadRequest(f"cannot read or write ({error}); choose another folder or change its permissions")
     return error
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from central.errors import first_line
-from central.files import write_synced
+from central.files import files_below, write_synced
 from central.runtime.exits import BadRequest
 from pretraining.data.blanks import one_line
 from pretraining.data.formats import (
@@ -125,14 +125,18 @@ def find_sources(inputs: list[str], settings: FormSettings) -> list[Source]:
     """
     problems, sources = [], []
     for given in map(Path, inputs):
-        if given.is_dir():
-            files = sorted(p for p in given.rglob("*") if not p.is_dir() and not is_hidden(str(p.relative_to(given))))
-            if not files:
-                problems.append(f"--input {given}: the folder has no file in it")
-        elif given.exists():
-            files = [given]
-        else:
-            problems.append(f"--input {given}: no such file or folder")
+        try:
+            if given.is_dir():
+                files = [path for path in files_below(given) if not is_hidden(str(path.relative_to(given)))]
+                if not files:
+                    problems.append(f"--input {given}: the folder has no file in it")
+            elif given.exists():
+                files = [given]
+            else:
+                problems.append(f"--input {given}: no such file or folder")
+                continue
+        except OSError as error:
+            problems.append(f"--input {error.filename}: cannot be read ({error.strerror})")
             continue
         for file in files:
             try:

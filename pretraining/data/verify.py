@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from central.files import shards_of, whole_or_absent, why_no_file
+from central.files import files_below, shards_of, whole_or_absent, why_no_file
 from central.runtime.exits import BadRequest
 from pretraining.data import report as corpus_report
 from pretraining.data.hdf5 import KEYS, attribute, member
@@ -59,7 +59,7 @@ class FileReport:
 
 def verify_folder(folder: Path, workers: Workers) -> None:
     """Print a page of numbers and examples, draw the lengths; BadRequest names every damaged file."""
-    files = sorted(folder.rglob("*.hdf5"))
+    files = [path for path in files_below(folder) if path.suffix == ".hdf5"] if folder.exists() else []
     if not files:
         raise BadRequest(f"{folder}: no .hdf5 file in it")
     if problems := [f"{path}: {what}" for path in files if (what := why_no_file(path))]:
