@@ -2,6 +2,7 @@
 
 import argparse
 import bz2
+import csv
 import gzip
 import io
 import json
@@ -488,6 +489,42 @@ def test_wikiextractor_s_two_forms(tmp_path):
     (tmp_path / "wiki_01").write_text(json.dumps({"id": "1", "title": "Anarchy", "text": text}) + "\n")
     article = ["One & two.", "Section.", "Three <4."]
     assert read([tmp_path]) == ([article, ["Four."], article], [])
+
+
+TITLES = [f"The history of the river number {n} in England." for n in range(4)]
+
+
+def table(rows: list[dict], delimiter: str = ",") -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+FORMS = {
+    "a.jsonl": lambda rows: "".join(json.dumps(row) + "\n" for row in rows),
+    "a.csv": table,
+    "a.tsv": partial(table, delimiter="\t"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_column_named_title_is_text_as_any_other(form, tmp_path):
+    rows = [{"id": str(n), "title": title, "text": f"{title}\n\nIt is long."} for n, title in enumerate(TITLES)]
+    (tmp_path / form).write_text(FORMS[form](rows), newline="")
+    assert read([tmp_path], TextSettings(text_column="title")) == ([[title] for title in TITLES], [])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_s_first_line_is_kept_though_it_is_the_title(form, tmp_path):
+    """Only wikiextractor is known to have put it there, and a text that is nothing else is no heading."""
+    rows = [{"title": title, "author": "A. B.", "text": f"{title}\n\nIt is long."} for title in TITLES]
+    (tmp_path / form).write_text(FORMS[form](rows), newline="")
+    assert read([tmp_path]) == ([[title, "It is long."] for title in TITLES], [])
+    whole = [{"id": str(n), "title": title, "text": title} for n, title in enumerate(TITLES)]
+    (tmp_path / form).write_text(FORMS[form](whole), newline="")
+    assert read([tmp_path]) == ([[title] for title in TITLES], [])
 
 
 COMMAS = "id;text, long;label, short\n" + "".join(f"{n};Number {n}, it is.;x, y\n" for n in range(5))

@@ -26,6 +26,9 @@ _EXTRACTED = re.compile(
     r'<doc id="[^"\n]*"(?:[^>\n]|"[^"\n]*")*?(?: title="([^\n]*?)")?>\n(.*?)(?:</doc>|\Z)', re.DOTALL
 )
 
+_ARTICLE_NEEDS = {"id", "title", "text"}  # of a row that `wikiextractor --json` writes
+_ARTICLE_FIELDS = _ARTICLE_NEEDS | {"revid", "url"}
+
 
 @dataclass(frozen=True)
 class TextSettings:
@@ -202,10 +205,17 @@ def _json_texts(piece: Piece, settings: TextSettings, notes: Notes) -> Iterator[
         elif not isinstance(row[column], str):
             faults.setdefault(f'"{column}" is not a string', []).append(number)
         else:
-            title = row.get("title")
-            yield number, _without_title(row[column], title) if isinstance(title, str) else row[column]
+            yield number, _row_text(row, column)
     for what, numbers in faults.items():
         notes.leave_out(len(numbers), f"{piece.source}:{numbers[0]}: {what}; {_lines(numbers)} left out")
+
+
+def _row_text(row: dict, column: str) -> str:
+    """A row's text; of wikiextractor's rows alone without the title, which older versions put in front of it."""
+    text, title = row[column], row.get("title")
+    is_article = column == "text" and _ARTICLE_NEEDS <= row.keys() <= _ARTICLE_FIELDS
+    below = _without_title(text, title) if is_article and isinstance(title, str) else text
+    return below if below.strip() else text
 
 
 def _lines(numbers: list[int]) -> str:

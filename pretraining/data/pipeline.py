@@ -44,7 +44,7 @@ from pretraining.data.workers import Workers
 from pretraining.vocabulary import vocabulary_text
 
 COMPLETE = "complete.json"  # in a token store: all parts are there
-TOKENS_VERSION = 4  # of the token store: goes up when the same request gives other tokens
+TOKENS_VERSION = 5  # of the token store: goes up when the same request gives other tokens
 SPECIAL_TOKENS_PER_SEQUENCE = 3  # [CLS] and two [SEP]
 BYTES_PER_POSITION = 2.0  # of an HDF5 file, for each of sequences x max_seq_length; measured 1.8 to 1.97
 TOKEN_BYTES = 0.6  # of the token store, for each byte of English text; two bytes an id
