@@ -183,6 +183,55 @@ def test_numbers_beyond_their_bounds_are_said(vocab, tmp_path, capsys):
     assert "half of the sentences have no more than 1 tokens" in warnings_of(words, vocab, tmp_path / "e", capsys)
 
 
+def held_out_in_files(folder: Path) -> tuple[int, float]:
+    """(documents, share of the tokens), of what the files of one phase say of themselves."""
+    documents, tokens = 0, {"training": 0, "test": 0}
+    for path in (folder / "out").glob("hdf5*_seq_len_32_*/corpus/*.hdf5"):
+        with h5py.File(path) as file:
+            split = file.attrs["split"]
+            tokens[split] += int(file.attrs["text_tokens"])
+            documents += int(file.attrs["documents"]) * (split == "test")
+    return documents, tokens["test"] / sum(tokens.values())
+
+
+@pytest.mark.parametrize("books, short", [(4, 0), (2, 60)], ids=["few", "unequal"])
+def test_the_share_that_is_held_out_is_said_and_told_where_it_is_not_what_was_asked_for(
+    books, short, vocab, tmp_path, capsys
+):
+    """Two of four books are half of the text; of 62 documents two are nearly all of it."""
+    text = text_of(documents(books, sentences=(800, 900)) + documents(short, seed=1))
+    said = warnings_of(text, vocab, tmp_path, capsys)
+    documents_held, share = held_out_in_files(tmp_path)
+    assert not 0.05 <= share <= 0.2
+    (line,) = [line for line in said.splitlines() if "held out" in line]
+    assert line.startswith(f"warning: {share:.1%} of the text is held out, where --test_fraction 0.1 was asked for")
+    assert f"({documents_held} of {books + short})" in line and "a file for each chapter" in line
+    found = report_of(tmp_path)["held_out"]
+    assert found["documents"] == documents_held and found["share_of_tokens"] == pytest.approx(share, abs=1e-6)
+    assert prepare.main(["verify", str(tmp_path / "out"), "--num_processes", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert line in shown and f"held out: {documents_held} of the documents with {share:.1%} of the tokens" in shown
+
+
+def test_the_share_that_is_held_out_is_no_warning_where_it_is_right_or_the_text_a_few_lines(vocab, tmp_path, capsys):
+    even = text_of(documents(100, sentences=(12, 14)))
+    assert warnings_of(even, vocab, tmp_path / "even", capsys) == ""
+    assert 0.05 < report_of(tmp_path / "even")["held_out"]["share_of_tokens"] < 0.2
+    assert "of the text is held out" not in warnings_of(text_of(documents(6)), vocab, tmp_path / "few", capsys)
+    assert report_of(tmp_path / "few")["held_out"]["share_of_tokens"] > 0.2
+
+
+def test_a_report_of_before_the_share_was_kept_is_shown(vocab, tmp_path, capsys):
+    assert prepare_text(text_of(documents(30)), vocab, tmp_path) == 0
+    older = report_of(tmp_path)
+    del older["held_out"]
+    for path in tmp_path.rglob("corpus.json"):
+        path.write_bytes(report.write(older))
+    capsys.readouterr()
+    assert prepare.main(["verify", str(tmp_path / "out"), "--num_processes", "1"]) == 0
+    assert "text: 30 documents" in capsys.readouterr().out
+
+
 def test_text_that_comes_twice_and_few_masks_are_said(vocab, tmp_path, capsys):
     twice = text_of(documents(300) * 2)
     assert "% of the sentences occurred before" in warnings_of(twice, vocab, tmp_path / "a", capsys)

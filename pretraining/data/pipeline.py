@@ -294,7 +294,14 @@ def _report(request: Request, corpus: Corpus, shards: list[Shard]) -> dict:
             )
             for split in (TRAINING, TEST)
         }
-    return report.text_report(corpus.text) | {"phases": phases}
+    held_out = [shard.tokens for shard in shards if shard.split == TEST]  # of each document
+    never_trained_on = report.held_out_report(
+        sum(map(len, held_out)),
+        sum(int(tokens.sum()) for tokens in held_out),
+        corpus.tokens,
+        request.settings.test_fraction,
+    )
+    return report.text_report(corpus.text) | {"held_out": never_trained_on, "phases": phases}
 
 
 def _common_attributes(request: Request, settings: ShardSettings, corpus: Corpus) -> dict[str, object]:

@@ -28,6 +28,8 @@ MOST_DOCUMENTS_OF_ONE_SENTENCE = 0.5
 SENTENCE_TOKENS = (4, 100)  # median
 MOST_DUPLICATES = 0.3  # share of the sentences that occurred before
 MOST_LEFT_OUT = 0.05  # lines and sentences of the input, a sentence that was kept
+HELD_OUT_AMISS = 2.0  # times more or less of the text than --test_fraction asks for
+TINY_TEXT = 10_000  # tokens; a try with less is not judged by what is held out
 LEAST_MASKED = 0.8  # of the share asked for
 LEAST_SHOWN = 0.0001  # share of [UNK] in a script's words: less is none to a reader
 REAL_SHARE = 0.01  # of the tokens, from which a script is named; a few words of some other are in any text
@@ -154,6 +156,11 @@ def unknown_share(text: TextNumbers) -> float:
     return _share(sum(row[2] for row in rows), sum(row[1] for row in rows))
 
 
+def held_out_report(documents: int, tokens: int, all_tokens: int, test_fraction: float) -> dict:
+    """The part of the report that is of the text never trained on."""
+    return {"documents": documents, "share_of_tokens": _share(tokens, all_tokens), "test_fraction": test_fraction}
+
+
 ADDED = ("sequences", "documents", "covered_tokens", "text_tokens", "tokens", "masked_tokens", "random_next")
 SHARD_ATTRIBUTES = (*ADDED, "max_seq_length", "masked_lm_prob")  # what the report takes from each file
 
@@ -256,6 +263,7 @@ def warnings(report: dict) -> list[str]:
             f"{report['duplicate_sentence_share']:.0%} of the sentences occurred before: is the same text in the input"
             " twice, or one that was made of templates? Held-out text is no longer unseen"
         )
+    lines += _held_out_warning(report)
     real = _real_scripts(_tokens_by_script(report))
     losing = [
         f"{lost['marks']} from {lost['share_of_words']:.0%} of the {script} words"
@@ -270,6 +278,20 @@ def warnings(report: dict) -> list[str]:
     for length, splits in report["phases"].items():
         lines += _phase_warnings(length, splits)
     return lines
+
+
+def _held_out_warning(report: dict) -> list[str]:
+    held_out = report.get("held_out")  # older reports have none
+    if not held_out or not held_out["documents"] or report["tokens"] < TINY_TEXT:
+        return []
+    share, asked = held_out["share_of_tokens"], held_out["test_fraction"]
+    if asked / HELD_OUT_AMISS <= share <= asked * HELD_OUT_AMISS:
+        return []
+    return [
+        f"{share:.1%} of the text is held out, where --test_fraction {asked:g} was asked for: documents are held out"
+        f" whole ({held_out['documents']} of {report['documents']}), and are few or of unequal length: give long ones"
+        " in parts, such as a file for each chapter, or more of them; another --random_seed draws others"
+    ]
 
 
 def _loses_marks(script: str, share_of_words: float) -> bool:
@@ -325,6 +347,11 @@ def lines(report: dict) -> list[str]:
         + (f"; of words in {', '.join(scripts[:8])}" if scripts else "")
         + (f"; behind them {' '.join(characters)}" if characters else ""),
     ]
+    if held_out := report.get("held_out"):
+        shown.append(
+            f"held out: {held_out['documents']} of the documents with {held_out['share_of_tokens']:.1%} of the tokens"
+            f" (--test_fraction {held_out['test_fraction']:g})"
+        )
     for length, splits in report["phases"].items():
         for split, numbers in splits.items():
             if numbers is None:
