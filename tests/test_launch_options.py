@@ -158,7 +158,13 @@ def test_the_last_of_several_seeds_is_one_too(capsys):
 
 def test_a_flag_of_the_training_script_goes_after_a_bare_double_hyphen():
     behind = "is a flag of the training script: give it after --"
-    for flag in ("--warmup_ratio", "--weight_decay", "--max_train_samples", "--version_2_with_negative"):
+    for flag in (
+        "--warmup_ratio",
+        "--use_fused_adam",
+        "--weight_decay",
+        "--max_train_samples",
+        "--version_2_with_negative",
+    ):
         assert complaints(finetuning, *FINETUNING, flag, "0.1") == (f"{flag} {behind}",)
     found = complaints(pretraining, *PRETRAINING, "--eval_steps=5", "--vocab_file", "v", "--sead", "1")
     assert found == (f"--eval_steps {behind}", f"--vocab_file {behind}", "unknown flag --sead; did you mean --seed?")

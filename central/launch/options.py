@@ -114,7 +114,7 @@ def script_flags(subcommand: ModuleType) -> set[str]:
     """The flags of a subcommand's training scripts, from the text of their sources: to import them takes seconds."""
     import re
 
-    forms = (r"^    (\w+): .+ = (?:field|option)\(", r'flag="([\w-]+)"', r'"--([\w-]+)"', r'^    "(\w+)": ')
+    forms = (r"^    (\w+): .+ = (?:field|option|_flag)\(", r'flag="([\w-]+)"', r'"--([\w-]+)"', r'^    "(\w+)": ')
     found = set()
     for source in filter(os.path.isfile, subcommand.sources_of_flags()):
         with open(source, encoding="utf-8") as file:
