@@ -18,6 +18,22 @@ class BadRequest(ValueError):
         super().__init__("\n".join(self.problems))
 
 
+def no_start(folder: object) -> str:
+    """The complaint about a run of phase 2 whose checkpoints were to lie in `folder`."""
+    return (
+        f"{folder}: no checkpoint for phase 2 to start from: run phase 1 first, or give --init_checkpoint "
+        "(many servers must share the folder of --output_dir)"
+    )
+
+
+def rows_too_long(path: object, tokens: int, most: int) -> str:
+    """The complaint about a shard of longer rows than --max_seq_length."""
+    return (
+        f"{path}: rows of {tokens} tokens are longer than --max_seq_length {most}: raise it, or give the folder of the "
+        "other phase"
+    )
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A remedy to append to a complaint about `word`: the most similar known word, or nothing."""
     import difflib  # slow to import, and needed on the way to an error only

@@ -1,8 +1,11 @@
-"""Short names of models, how many parameters one has, and what none exceeds."""
+"""Short names of models, how many parameters one has, what none exceeds, and the files of their tokenizers."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
+SENTENCEPIECE_FILES = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 LARGEST_SIZE = 10**7  # of anything that a configuration counts
 SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers"),
@@ -29,6 +32,16 @@ MODELS = {
 for _name, _layers, _hidden in (("tiny", 2, 128), ("mini", 4, 256), ("small", 4, 512), ("medium", 8, 512)):
     _hub_name = f"google/bert_uncased_L-{_layers}_H-{_hidden}_A-{_hidden // 64}"
     MODELS[_name] = Model(_hub_name, _name, f"bert_{_name}_config.json")
+
+
+def without_tokenizer(folder: str) -> list[str]:
+    """The complaint about a model's folder that holds no file of a tokenizer."""
+    if any(os.path.exists(os.path.join(folder, name)) for name in (*TOKENIZER_FILES, *SENTENCEPIECE_FILES)):
+        return []
+    return [
+        f"{folder}: a model without a tokenizer (no {', '.join(TOKENIZER_FILES[:-1])} or {TOKENIZER_FILES[-1]}): copy"
+        " the model's vocab.txt into it, or name a tokenizer with --tokenizer_name"
+    ]
 
 
 def parameter_count(config: Mapping[str, int]) -> int:

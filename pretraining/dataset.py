@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import h5py
 import numpy as np
 
+from central.errors import rows_too_long
 from central.files import SHARD_SUFFIXES, parse_json, shards_of, why_no_file
 from central.runtime.exits import BadRequest
 from pretraining.batches import Masking, Rows, Step, concatenate, flat_micro_batches, static_micro_batches
@@ -153,10 +154,7 @@ def _open_shard(path: Path, limits: Limits) -> Shard:
         raise ValueError(f"{path}: holds no row: remove this shard")
     seq_len = shapes["input_ids"][0][1]
     if seq_len > limits.max_seq_length:
-        raise ValueError(
-            f"{path}: rows of {seq_len} tokens are longer than --max_seq_length {limits.max_seq_length}: raise it, "
-            "or give the folder of the other phase"
-        )
+        raise ValueError(rows_too_long(path, seq_len, limits.max_seq_length))
     if seq_len > limits.max_position_embeddings:
         raise ValueError(
             f"{path}: rows of {seq_len} tokens, but the model has {limits.max_position_embeddings} positions: "

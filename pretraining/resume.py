@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from central.errors import no_start
 from central.files import checkpoint_step, misnamed
 from central.runtime.checkpoints import check_content, list_checkpoints, read_state, remedy
 from central.runtime.exits import BadRequest
@@ -107,10 +108,7 @@ def _find_start(settings: Settings) -> ResumePoint:
         return ResumePoint(path, note, global_step=state["global_step"], state=state)
     if older:
         return _from_pt(settings, older)
-    raise BadRequest(
-        f"{settings.output_dir}: no checkpoint for phase 2 to start from: run phase 1 first, or give --init_checkpoint "
-        "(many servers must share the folder of --output_dir)"
-    )
+    raise BadRequest(no_start(settings.output_dir))
 
 
 def of_the_run(settings: Settings, start: ResumePoint, world_size: int) -> tuple[Settings, list[str]]:

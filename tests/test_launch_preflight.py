@@ -70,6 +70,47 @@ def test_checkpoints_of_another_run_are_told_before_anything_changes(project):
     assert run(words(project, "--resume_from_checkpoint"))[0] == 0
 
 
+def test_a_second_phase_without_a_place_to_start_from_is_told_before_anything_starts(project):
+    status, _, err, _ = run([*words(project)[:2], "check", *words(project, "--phase", "2")[2:]])
+    assert status == 2 and err.count("error: ") == 1, err
+    assert "checkpoints: no checkpoint for phase 2 to start from: run phase 1 first, or give --init_checkpoint" in err
+    assert run(words(project, "--phase", "2"))[0] == 2 and not (project.parent / "out put").exists()
+    weights = project.parent / "ckpt_3.pt"
+    weights.touch()
+    assert run(words(project, "--phase", "2", "--init_checkpoint", str(weights)))[0] == 0
+    checkpoint = checkpoints(project) / "ckpt_12"
+    checkpoint.mkdir()
+    assert run(words(project, "--phase", "2"))[0] == 0
+
+
+@pytest.mark.parametrize("phase", [[], ["--phase", "1"]])
+def test_rows_of_the_other_phase_are_told_before_the_first_one_begins(project, phase):
+    request = words(project, *phase, "--data_dir", *[str(project.parent / "phase 2")] * (1 if phase else 2))
+    status, _, err, _ = run(request)
+    shard = project.parent / "phase 2" / "corpus_training_0.hdf5"
+    assert status == 2 and err.splitlines()[-1] == (
+        f"error: --data_dir, phase 1: {shard}: rows of 512 tokens are longer than --max_seq_length 128: raise it, or "
+        "give the folder of the other phase"
+    )
+    assert not (project.parent / "out put").exists()
+
+
+def test_a_model_without_a_vocabulary_is_told_before_fine_tuning_starts(tmp_path, capsys):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    request = f"finetuning --model_name_or_path {model} --data_type fp32 --device cpu --output_dir {tmp_path}".split()
+    assert cli.main(["check", *request]) == 2
+    (problem,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert problem.startswith(f"error: --model_name_or_path {model}: a model without a tokenizer (no tokenizer.json")
+    assert "copy the model's vocab.txt into it, or name a tokenizer with --tokenizer_name" in problem
+    assert cli.main(["check", *request, "--", "--tokenizer_name", "bert-base-uncased"]) == 0
+    for name in ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model"):
+        (model / name).touch()
+        assert cli.main(["check", *request]) == 0, name
+        (model / name).unlink()
+
+
 def test_data_of_phase_2_are_looked_at_before_phase_1_begins(project):
     shard = project.parent / "phase 2" / "corpus_training_0.hdf5"
     status, _, err, _ = run(words(project, "--max_seq_length", "128", "256"))
@@ -287,9 +328,13 @@ def test_the_disk_is_asked_for_the_vocabulary_of_the_data(project, monkeypatch):
     parser = options.settings_parser(pretraining, "demo")
     settings = options.parse(pretraining, [*words(project)[3:-7], "--phase=1"], parser)
     target = target_of(Layout(1, 1), root=str(project))
-    preflight.pretraining_problems(settings, target, None)
+
+    def no_answer(argvs, **_how):
+        return [Captured(127, "", "") for _ in argvs]
+
+    preflight.pretraining_problems(settings, target, no_answer)
     (project.parent / "phase 1" / "vocab.txt").write_text("token\n" * 2000)
-    preflight.pretraining_problems(settings, target, None)
+    preflight.pretraining_problems(settings, target, no_answer)
     assert asked == [30522, 2000]
 
 

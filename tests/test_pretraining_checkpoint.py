@@ -134,6 +134,25 @@ def test_a_file_cut_short_is_no_checkpoint(tmp_path, file):
         read_state(newer)
 
 
+def test_a_lost_vocabulary_is_copied_back_and_a_folder_named_by_hand_has_none_before_it(tmp_path):
+    folder = saved(tmp_path)
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("[PAD]\n")
+    stored = json.loads((folder / "state.json").read_text())
+    sizes = stored["files"] | {"vocab.txt": 6}
+    (folder / "state.json").write_text(json.dumps({"files": sizes, "global_step": 1}))
+    assert is_complete(folder)
+    folder = folder.rename(tmp_path / "my_model")
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(ValueError, match="vocab.txt is missing: copy the model's vocab.txt into it$"):
+        read_state(folder)
+    assert not is_complete(folder)
+    (folder / "vocab.txt").write_text("[PAD]\n")
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="has 0 bytes instead of [0-9]+: copy it again from where it was written$"):
+        read_state(folder)
+
+
 @pytest.mark.parametrize("how", ["nested", "pipe"])
 def test_a_state_that_is_none_is_no_checkpoint(tmp_path, how):
     folder = saved(tmp_path)

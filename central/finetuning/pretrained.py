@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 from central import resources
 from central.finetuning import model_folder
 from central.finetuning.arguments import UNKNOWN_SHARE, ModelArguments
-from central.models import MODELS
+from central.models import MODELS, SENTENCEPIECE_FILES, TOKENIZER_FILES, without_tokenizer
 from central.runtime.checkpoints import check_content, is_ours, newest_checkpoint, read_state
 from central.runtime.exits import BadRequest
 
@@ -31,8 +31,6 @@ NO_CODE = {"trust_remote_code": False}  # without it transformers asks on standa
 PLAIN_OUTPUTS = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
 WHOLE_LAYERS = {"chunk_size_feed_forward": 0}  # not in pieces that must divide a batch
 IF_THERE = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
-SENTENCEPIECE_FILES = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 BOUNDS = {  # of numbers in a config.json
     "num_hidden_layers": (1, 1000),
     "hidden_size": (1, 2**20),
@@ -100,11 +98,9 @@ def load_tokenizer(args: ModelArguments, name: str, say: Callable[[str], None]) 
     if args.tokenizer_name and folder.is_dir():
         model_folder.refuse_damaged(folder, has_weights=False)
     if folder.is_dir() and not any((folder / file).exists() for file in TOKENIZER_FILES):
-        pieces = next((file for file in SENTENCEPIECE_FILES if (folder / file).exists()), None)
-        if pieces is None:
-            raise BadRequest(
-                f"{source}: a model without a tokenizer (no tokenizer.json, vocab.txt or vocab.json): {remedy}"
-            )
+        if problems := without_tokenizer(source):
+            raise BadRequest(problems)
+        pieces = next(file for file in SENTENCEPIECE_FILES if (folder / file).exists())
         if importlib.util.find_spec("sentencepiece") is None:
             raise BadRequest(
                 f"{folder / pieces}: is read by the package sentencepiece, which is not installed: pip install "

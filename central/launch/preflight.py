@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 from central import files
+from central.errors import no_start, rows_too_long
 from central.launch import finetuning, pretraining
 from central.launch.child_environment import module_problems
 from central.launch.commands import Target
@@ -19,7 +20,7 @@ from central.launch.machine import Devices, Topology
 from central.launch.mpi import Mpi, parse_version
 from central.launch.options import Common
 from central.launch.remote import CaptureAll, host_problems
-from central.models import LARGEST_SIZE, MODELS, SIZES, parameter_count
+from central.models import LARGEST_SIZE, MODELS, SIZES, parameter_count, without_tokenizer
 
 MAX_RANKS_PER_CORE = 16  # a few on a core are a slow trial run; beyond this memory and patience end first
 SPECIAL = "a device, pipe or socket, whose reading might never end; give a file"
@@ -141,9 +142,7 @@ def pretraining_problems(settings: pretraining.Settings, target: Target, capture
         folder, checkpoint = settings.data_dir[phase - 1], settings.init_checkpoint[phase - 1]
         length = settings.max_seq_length[phase - 1]
         if folder:
-            faults = shard_faults(folder)
-            if not faults and phase != settings.phases[0]:  # the first one is looked at by the run itself, at once
-                faults = row_length_faults(folder, length, target, capture_all)
+            faults = shard_faults(folder) or row_length_faults(folder, length, target, capture_all)
             found += [f"--data_dir, phase {phase}: {fault}" for fault in faults]
         found += missing_files({"init_checkpoint": checkpoint})
         if start := pretraining.start_of(settings, phase):
@@ -178,12 +177,13 @@ def vocabulary(folder: str | None) -> list[bytes]:
 
 
 def used_folder_problems(settings: pretraining.Settings) -> list[str]:
-    """Checkpoints of another run, where the first phase would begin anew."""
+    """Checkpoints of another run, where the first phase would begin anew, and none where phase 2 is to go on."""
     folder = os.path.join(settings.results_dir, "checkpoints")
-    begins_anew = settings.phases[0] == 1 and not settings.resume_from_checkpoint and not settings.init_checkpoint[0]
-    there = glob.glob(os.path.join(glob.escape(folder), "ckpt_*")) if begins_anew else []
+    there = glob.glob(os.path.join(glob.escape(folder), "ckpt_*"))
     steps = [step for step in map(files.checkpoint_step, there) if step is not None]
-    if not steps:
+    if settings.phases[0] == 2:
+        return [] if steps or pretraining.start_of(settings, 2) else [no_start(folder)]
+    if not steps or settings.resume_from_checkpoint or settings.init_checkpoint[0]:
         return []
     return [
         f"{folder}: holds ckpt_{max(steps)}: give --resume_from_checkpoint to go on from it, or another --output_dir"
@@ -193,6 +193,10 @@ def used_folder_problems(settings: pretraining.Settings) -> list[str]:
 def finetuning_problems(settings: finetuning.Settings) -> list[str]:
     names = ("train_file", "validation_file", "test_file")
     found = missing_files({name: getattr(settings, name) for name in names})
+    model = settings.model_name_or_path
+    is_model = model not in MODELS and os.path.isfile(os.path.join(model, "config.json"))  # else its newest checkpoint
+    if is_model and not any(word.startswith("--tokenizer") for word in settings.script_args):
+        found += [f"--model_name_or_path {fault}" for fault in without_tokenizer(model)]
     data_set = settings.dataset_name or ""
     if data_set.startswith((os.sep, ".")) and not settings.train_file and not os.path.exists(data_set):
         found.append(
@@ -217,7 +221,7 @@ def shard_faults(folder: str) -> list[str]:
 
 
 def row_length_faults(folder: str, max_seq_length: int, target: Target, capture_all: CaptureAll) -> list[str]:
-    """Files that are no whole shards, or of longer rows: found now, and not when phase 2 begins after days."""
+    """Files that are no whole shards, or of longer rows: found now, and not in a queue's turn or after days."""
     script = os.path.join(target.root, "pretraining", "data", "row_lengths.py")
     (answer,) = capture_all([[target.python, script, *training_shards(folder)]], timeout=READ_SECONDS)
     lengths = json.loads(answer.stdout) if answer.status == 0 else {}
@@ -226,7 +230,7 @@ def row_length_faults(folder: str, max_seq_length: int, target: Target, capture_
         if isinstance(length, str):
             found.append(f"{path}: {length}")
         elif length > max_seq_length:
-            found.append(f"{path}: rows of {length} tokens are longer than --max_seq_length {max_seq_length}")
+            found.append(rows_too_long(path, length, max_seq_length))
     return found
 
 

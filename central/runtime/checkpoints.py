@@ -15,10 +15,16 @@ from central.files import checkpoint_step, is_special, parse_json
 NONE_BEFORE = "no whole checkpoint lies before it: copy it again from where it was written, or begin anew elsewhere"
 
 
+class LacksVocabulary(ValueError):
+    """A checkpoint without its vocab.txt, which is the same in all of its run."""
+
+
 def read_state(folder: Path) -> dict:
     """The content of a checkpoint's state.json; ValueError names a checkpoint that is not whole, and what to do."""
     try:
         return _whole_state(folder)
+    except LacksVocabulary as error:
+        raise ValueError(f"{error}: copy the model's vocab.txt into it") from error
     except ValueError as error:
         raise ValueError(f"{error}: {remedy(folder)}") from error
 
@@ -72,7 +78,9 @@ def _state_checksum(state: dict) -> str:
 def remedy(folder: Path) -> str:
     """How a run goes on where this checkpoint cannot be read: from the whole one before it, if there is one."""
     step = checkpoint_step(folder)
-    older = [(at, path) for at, path in numbered_checkpoints(folder.parent) if step is not None and at < step]
+    if step is None:  # named by hand: no other one is of its run
+        return "copy it again from where it was written"
+    older = [(at, path) for at, path in numbered_checkpoints(folder.parent) if at < step]
     whole = [(at, path) for at, path in older if is_complete(path)]
     if not whole:
         return NONE_BEFORE
@@ -94,7 +102,8 @@ def _whole_state(folder: Path) -> dict:
         found = (folder / name).stat().st_size if (folder / name).exists() else None
         if found != size:
             what = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            raise ValueError(f"{folder / name} {what}")
+            kind = LacksVocabulary if name == "vocab.txt" and found is None else ValueError
+            raise kind(f"{folder / name} {what}")
     return state
 
 
