@@ -343,6 +343,17 @@ def test_hostfiles_that_are_refused(tmp_path, content):
         layout(hostfile=str(tmp_path / "hosts"))
 
 
+def test_slots_written_as_mpich_has_them_are_told_as_they_are_written_here(tmp_path):
+    file = tmp_path / "hosts"
+    file.write_text("nodea:8\nnodeb:8\n")
+    with pytest.raises(BadRequest) as told:
+        layout(hostfile=str(file))
+    where = f"--hostfile {file}, line"
+    assert told.value.problems == (f"{where} 1: write nodea slots=8", f"{where} 2: write nodeb slots=8")
+    file.write_text("[fe80::1]\nfe80::2\n")  # addresses
+    assert layout(hostfile=str(file)).hosts == ("[fe80::1]", "fe80::2")
+
+
 def test_long_hostfiles_are_read_in_a_moment_and_refused_in_a_few_lines(tmp_path):
     (tmp_path / "hosts").write_text("\ufeff" + "".join(f"h{n} slots=8\n" for n in range(100_000)))
     assert layout(hostfile=str(tmp_path / "hosts")).world_size == 800_000
@@ -435,6 +446,38 @@ def test_a_slurm_allocation_uses_its_nodes_and_no_ssh(capsys, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_NODELIST", "g[1-2]")
     (line, _) = lines(capsys, *PRETRAINING, "--device", "hpu", "--world_size", "16")
     assert "-H g1:56,g2:56 -n 16" in line and "plm_rsh_args" not in line
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        (
+            {"SLURM_JOB_NODELIST": "g[1-3]", "SLURM_NTASKS": "12"},
+            "SLURM gave 3 nodes and 12 tasks, and this run is one rank: --world_size 12 uses all",
+        ),
+        (
+            {"SLURM_JOB_NODELIST": "g[1-3]", "SLURM_NTASKS": "1"},
+            "SLURM gave 3 nodes, and this run is one rank: --world_size N, a multiple of 3, uses all",
+        ),
+        (
+            {"SLURM_JOB_NODELIST": "g1", "SLURM_NTASKS": "4"},
+            "SLURM gave 4 tasks, and this run is one rank: --world_size 4 uses all",
+        ),
+        ({"SLURM_JOB_NODELIST": "g1", "SLURM_NTASKS": "1"}, ""),
+        ({"SLURM_JOB_NODELIST": "g1"}, ""),
+        ({"SLURM_NTASKS": "many"}, ""),
+        ({}, ""),
+    ],
+)
+def test_one_rank_in_a_larger_allocation_is_said(capsys, monkeypatch, variables, said):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main([*PRETRAINING, "--device", "cpu", *DRY]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "SLURM gave" in line]
+    assert len(told) == bool(said) and all(said in line for line in told)
+    several = ["--world_size", "12", "--train_batch_size", "768", "96"]
+    assert cli.main([*PRETRAINING, "--device", "cpu", *several, *DRY]) == 0
+    assert "SLURM gave" not in capsys.readouterr().err
 
 
 # Cores and mpirun

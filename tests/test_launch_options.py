@@ -172,6 +172,24 @@ def test_a_flag_of_the_training_script_goes_after_a_bare_double_hyphen():
     assert problem == "unexpected word 'word': words after -- go to the training script"
 
 
+@pytest.mark.parametrize(
+    ("subcommand", "given", "instead"),
+    [
+        (pretraining, "--num_train_epochs", "--max_steps, as pre-training counts steps"),
+        (pretraining, "--per_device_train_batch_size", "--batch_size"),
+        (finetuning, "--per_device_train_batch_size", "--batch_size"),
+        (pretraining, "--num_steps_per_checkpoint", "--save_steps"),
+        (pretraining, "--hb_config", "it to central/habana_model_runner.py"),
+        (finetuning, "--lr", "--learning_rate"),
+        (finetuning, "--nproc-per-node", "--world_size"),
+    ],
+)
+def test_a_flag_of_another_trainer_is_told_what_it_is_here(subcommand, given, instead):
+    words = PRETRAINING if subcommand is pretraining else FINETUNING
+    flag = "--" + given[2:].replace("-", "_")
+    assert complaints(subcommand, *words, given, "2") == (f"{flag}: give {instead}",)
+
+
 def test_one_phase_takes_one_value_of_each_option():
     words = "--model_name_or_path tiny --data_type fp32 --max_steps 5 --data_dir /b --init_checkpoint m".split()
     first = parse(pretraining, *words, "--phase", "1")

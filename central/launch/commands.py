@@ -9,7 +9,7 @@ from types import ModuleType
 from central import gaudi_environment
 from central.gaudi_environment import LAZY_MODE
 from central.launch import child_environment, mpi
-from central.launch.hosts import DEFAULT_SSH_PORT, Layout
+from central.launch.hosts import DEFAULT_SSH_PORT, Layout, idle_allocation
 from central.launch.machine import Devices, MeetingPoint, Topology, can_bind
 from central.launch.options import Common
 
@@ -168,6 +168,8 @@ def _notes(settings: Common, subcommand: ModuleType, target: Target, mode: str) 
         yield f"{layout.ranks_per_node} ranks of a node on its {topology.cores} cores: ranks are not bound to cores"
     if target.environ.get("MULTI_HLS_IPS") and layout.world_size > 1 and not layout.hosts:
         yield "MULTI_HLS_IPS counts with --process_per_node only: all ranks stay on this server"
+    if idle := idle_allocation(layout, target.environ):
+        yield idle
     if layout.hosts and target.mpirun and "MPI_ROOT" not in target.environ:
         yield f"--prefix {target.mpirun.prefix}: where Open MPI is on every host; MPI_ROOT names another folder"
     if layout.hosts:

@@ -62,6 +62,19 @@ def plan_layout(
     return Layout(world_size, world_size)
 
 
+def idle_allocation(layout: Layout, environ: Mapping[str, str]) -> str:
+    """What of a SLURM allocation a run of one rank leaves idle, and what to write; nothing where it has no more."""
+    nodes = len(expand_nodelist(environ.get("SLURM_JOB_NODELIST", "")))
+    words = environ.get("SLURM_NTASKS", "")
+    tasks = int(words) if re.fullmatch(r"[0-9]{1,6}", words) else 0
+    if layout.world_size > 1 or max(nodes, tasks) < 2:
+        return ""
+    given = [f"{number} {what}" for number, what in ((nodes, "nodes"), (tasks, "tasks")) if number > 1]
+    spread = tasks > 1 and tasks % max(nodes, 1) == 0
+    instead = f"--world_size {tasks} uses all" if spread else f"--world_size N, a multiple of {nodes}, uses all"
+    return f"SLURM gave {' and '.join(given)}, and this run is one rank: {instead}"
+
+
 def split_addresses(text: str) -> tuple[str, ...]:
     """Hosts of MULTI_HLS_IPS; what follows a hyphen behind an IPv4 address is cut, as the reference does."""
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -91,6 +104,8 @@ def read_hostfile(path: str) -> dict[str, int]:
         found = [re.fullmatch(r"slots=([1-9][0-9]{0,5})", word) for word in words[1:]] or [re.match(r"()", "")]
         if words[0] in slots:
             problems.append(f"--hostfile {path}, line {line_number}: names {words[0]} again; give each host one line")
+        elif short := re.fullmatch(r"([^:\[\]]+):([1-9][0-9]{0,5})", words[0]):
+            problems.append(f"--hostfile {path}, line {line_number}: write {short[1]} slots={short[2]}")
         elif len(found) > 1 or not found[0]:
             problems.append(f"--hostfile {path}, line {line_number}: expected one line `HOST slots=N` for each host")
         else:

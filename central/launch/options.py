@@ -20,6 +20,16 @@ DEVICES = ("auto", "hpu", "cuda", "cpu")
 MODES = ("lazy", "eager", "graph", "compile")
 MPIS = ("auto", "openmpi4", "openmpi5")
 
+# Flags of other trainers, and what to give here.
+FOREIGN = {
+    "--num_train_epochs": "--max_steps, as pre-training counts steps",
+    "--per_device_train_batch_size": "--batch_size",
+    "--lr": "--learning_rate",
+    "--bf16": "--data_type bf16",
+    **dict.fromkeys(("--nproc_per_node", "--num_processes"), "--world_size"),
+    "--hb_config": "it to central/habana_model_runner.py",
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Common:
@@ -102,9 +112,15 @@ def parse(subcommand: ModuleType, words: Iterable[str], parser: options.Parser) 
         if not any(word.startswith("-") for word in left_over):
             return [f"unexpected word {word!r}: words after -- go to the training script" for word in left_over]
         flags = dict.fromkeys(word.partition("=")[0] for word in left_over if word.startswith("-"))
-        of_script = flags.keys() & script_flags(subcommand)
-        problems = [f"{flag} is a flag of the training script: give it after --" for flag in flags if flag in of_script]
-        return problems + options.complaints([flag for flag in flags if flag not in of_script], known)
+        ours = options.options_of(subcommand.Settings).items()
+        handed_on = {f"--{option.hand_on}": f"--{name}" for name, option in ours if option.hand_on}
+        instead = {flag: other for flag, other in {**FOREIGN, **handed_on}.items() if flag in flags}
+        of_script = flags.keys() & script_flags(subcommand) - instead.keys()
+        problems = [f"{flag}: give {other}" for flag, other in instead.items()]
+        problems += [
+            f"{flag} is a flag of the training script: give it after --" for flag in flags if flag in of_script
+        ]
+        return problems + options.complaints([flag for flag in flags if flag not in of_script | instead.keys()], known)
 
     words, script_args = options.split_script_args(words)
     return options.parse(subcommand.Settings, words, parser, complain, script_args=tuple(script_args))
