@@ -190,6 +190,44 @@ def test_text_in_another_encoding_is_refused_or_read_as_told(tmp_path, encoding,
     assert f"a.txt: not UTF-8, read as --encoding {encoding}" in capsys.readouterr().out
 
 
+IN_8_BITS = {
+    "de": ("Der Bürgermeister von Köln hörte die schönen Lieder über den Fluß und ging zu Müller. ", "cp1252"),
+    "fr": ("Il préféra l'été à l'hiver, où les journées étaient trop courtes; il a mangé une crêpe. ", "cp1252"),
+    "es": ("El niño comió mañana una manzana; ¿dónde está el señor? La canción sonó en el jardín. ", "cp1252"),
+    "pt": ("Não há ninguém na estação; a informação chegou amanhã às três. Você vê a lição. ", "cp1252"),
+    "it": ("La città è più bella perché c'è il sole; però non può venire lunedì, ed è già così. ", "cp1252"),
+    "nl": ("De coördinatie van de geëerde reünie was één van de ideeën van het comité in België. ", "cp1252"),
+    "fi": ("Hän meni kävelylle metsään ja näki siellä pöllön, joka söi hiirtä. ", "cp1252"),
+    "sv": ("Flickan går över ån till den gamla kvarnen där hästarna äter hö. ", "cp1252"),
+    "da": ("Drengen går hen over åen og ser på æblerne på det grønne træ. ", "cp1252"),
+    "is": ("Það er gott veður í dag og þau fóru út á sjó. Hún býr í húsi við ána. ", "cp1252"),
+    "en": ("“I do not know,” he said – and that was all that anybody heard of it. ", "cp1252"),
+    "cs": ("Příliš žluťoučký kůň úpěl ďábelské ódy. Dnes večer půjdeme do divadla. ", "cp1250"),
+    "pl": ("Zażółć gęślą jaźń. Wczoraj wieczorem poszliśmy do kina, żeby zobaczyć nowy film. ", "cp1250"),
+    "hu": ("Árvíztűrő tükörfúrógép. A fiú elment az erdőbe, hogy gombát szedjen. ", "cp1250"),
+    "ro": ("Băiatul merge la şcoală în fiecare dimineaţă şi învaţă să citească. ", "cp1250"),
+    "tr": ("Çocuk okula gidiyor ve öğretmenine çiçek veriyor. Güneş doğdu, ışık her yere yayıldı. ", "cp1254"),
+    "ru": ("Он пришёл домой и лёг спать. Дождь шёл всю ночь, а утром стало тихо. ", "cp1251"),
+    "ru, older": ("Он пришёл домой и лёг спать. Дождь шёл всю ночь, а утром стало тихо. ", "koi8_r"),
+    "el": ("Τι κάνεις; Είμαι καλά σήμερα. Ο ήλιος λάμπει πάνω από τη θάλασσα. ", "cp1253"),
+    "he": ("שלום עולם, מה שלומך היום? הילד הלך לבית הספר. ", "cp1255"),
+    "ja": ("名前はまだ無い。どこで生れたかとんと見当がつかぬ。", "cp932"),
+    "zh": ("今天天气很好，我们去公园散步。他在学校学习中文。", "gb18030"),
+}
+
+
+@pytest.mark.parametrize("name", IN_8_BITS)
+def test_the_encoding_that_a_text_is_in_is_the_first_guess(tmp_path, name):
+    text, encoding = IN_8_BITS[name]
+    for times in (8, 2000):  # the whole of it, and a sample
+        (tmp_path / "a.txt").write_bytes((text * times + "\n").encode(encoding))
+        with pytest.raises(BadRequest) as refused:
+            find_sources([str(tmp_path / "a.txt")], FormSettings())
+        (guesses,) = re.findall("; perhaps (.*): name its encoding with --encoding", str(refused.value))
+        assert guesses.split(" or ")[0] == encoding
+        assert not re.search("iso8859_1|mac_latin2|mac_iceland|hp_roman8", guesses)
+
+
 def test_another_encoding_after_the_sample(tmp_path, monkeypatch):
     """The first bytes are ASCII; what comes later is refused, not torn."""
     monkeypatch.setattr(sources, "BATCH_BYTES", 1 << 16)

@@ -68,6 +68,28 @@ _MORE_THAN_TEXT = (
     (r"sep=.\s*\n", "a table below a line sep=; take that line out"),
     (r"-- (?:MySQL|MariaDB|PostgreSQL) ", f"an SQL dump; {_CONVERT}"),
 )
+# Letters beyond ASCII: German, French, Spanish, Portuguese, Italian, Catalan, Dutch, Swedish and Finnish, Estonian,
+# Danish and Norwegian, Icelandic.
+_WESTERN_LETTERS = (
+    "äöüßéàèç",
+    "éèêëàâçîïôûùüœæÿ",
+    "áéíñóúü",
+    "àáâãçéêíóôõúü",
+    "àèéìíîòóùú",
+    "àçèéíïòóúü",
+    "éèêëïöüáóíç",
+    "åäöé",
+    "äöüõ",
+    "æøåéèêòóôü",
+    "áéíóúýðþæö",
+)
+_WESTERN_SIGNS = "«»‹›“”„‘’–—…·°§€£©®™•¿¡ºª´\xa0\xad"
+MOST_GUESSES = 3
+_USUAL_ENCODINGS = (
+    *("cp1252", "cp1251", "gb18030", "cp932", "cp1250", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258"),
+    *("big5", "cp949", "euc_jp", "euc_kr", "koi8_r", "koi8_u", "iso8859_2", "iso8859_5", "cp866", "cp850", "cp852"),
+    "mac_roman",
+)
 _ENCODED_TWICE = "UTF-8 that was read as cp1252 and encoded again (cafÃ©); undo it first (iconv -f utf-8 -t cp1252)"
 LEAST_TAGGED = 20  # lines of a word and its tags, from which a text is told to be made of such
 _TAGGED_LINE = re.compile(r"\S+(?:[ \t]\S+){0,4}[ \t](?:O|[BIES]-\S+)")
@@ -234,12 +256,29 @@ def _is_word_encoded_twice(word: str) -> bool:
 
 def _refused(head: bytes, share: float) -> Form:
     """Which encoding it is can be guessed, and wrong letters are not seen by those who guess: the user says it."""
-    from charset_normalizer import from_bytes  # a tenth of a second, and most texts are UTF-8
-
-    found = [match.encoding for match in list(from_bytes(head))[:3]] if len(head) >= LEAST_FOR_A_GUESS else []
-    likely = sorted(found, key=lambda name: name not in ("cp1252", "cp1251", "gb18030", "cp932"))
+    likely = _likely_encodings(head) if len(head) >= LEAST_FOR_A_GUESS else []
     perhaps = f"; perhaps {' or '.join(likely)}" if likely else ""
     return Form(fault=f"not UTF-8 in {share:.0%} of its words{perhaps}: name its encoding with --encoding")
+
+
+def _likely_encodings(head: bytes) -> list[str]:
+    """cp1252 where that gives the letters of one Western language, else what a library finds, the usual names of it."""
+    from charset_normalizer import from_bytes  # a tenth of a second, and most texts are UTF-8
+
+    if _is_western(head):
+        return ["cp1252"]
+    same = [match.could_be_from_charset for match in from_bytes(head)]  # encodings that read the text alike
+    usual = [next((name for name in _USUAL_ENCODINGS if name in names), None) for names in same]
+    return list(dict.fromkeys(name for name in usual if name))[:MOST_GUESSES]
+
+
+def _is_western(head: bytes) -> bool:
+    try:
+        text = head.decode("cp1252").lower()
+    except UnicodeDecodeError:
+        return False
+    letters = [letter for letter in text if not letter.isascii() and letter not in _WESTERN_SIGNS]
+    return any(sum(letter not in known for letter in letters) <= 0.05 * len(letters) for known in _WESTERN_LETTERS)
 
 
 def _markup(text: str, whole: bool, settings: FormSettings) -> Form | None:
