@@ -184,6 +184,27 @@ def test_numbers_beyond_their_bounds_are_said(vocab, tmp_path, capsys):
     assert "half of the sentences have no more than 1 tokens" in warnings_of(words, vocab, tmp_path / "e", capsys)
 
 
+def padding_of(folder: Path, split: str) -> float:
+    (path,) = (folder / "out").glob(f"hdf5*_seq_len_64_*/corpus/*_{split}_*.hdf5")
+    with h5py.File(path) as file:
+        return (file["input_mask"][:] == 0).mean()
+
+
+def test_held_out_documents_that_were_cut_to_a_short_length_are_said(vocab, tmp_path, capsys):
+    """Six long documents, some of them cut: two are held out, by the seed such as were not or such as were."""
+    text = text_of(documents(6, sentences=(200, 220)))
+    options = ("--short_seq_prob", "0.3", "--random_seed")
+    assert "padding" not in warnings_of(text, vocab, tmp_path / "even", capsys, *options, "8")
+    said = warnings_of(text, vocab, tmp_path / "cut", capsys, *options, "10")
+    (line,) = [line for line in said.splitlines() if "padding" in line]
+    training, test = (padding_of(tmp_path / "cut", split) for split in ("training", "test"))
+    assert training < 0.5 and test > training + 0.2 > padding_of(tmp_path / "even", "test")
+    assert line.startswith(f"warning: {test:.0%} of the held-out sequences of 64 tokens is padding")
+    assert f"of the others {training:.0%}: --short_seq_prob draws one length for all of a document" in line
+    assert prepare.main(["verify", str(tmp_path / "cut" / "out"), "--num_processes", "1"]) == 0
+    assert line in capsys.readouterr().out
+
+
 def held_out_in_files(folder: Path) -> tuple[int, float]:
     """(documents, share of the tokens), of what the files of one phase say of themselves."""
     documents, tokens = 0, {"training": 0, "test": 0}

@@ -24,6 +24,7 @@ MOST_UNKNOWN, SOME_UNKNOWN = 0.1, 0.01  # share of [UNK] among the tokens of wor
 LEAST_COVERED = 0.95  # share of the text in some sequence
 MOST_OF_ONE_LABEL = 0.75  # share of the commoner next-sentence label
 MOST_PADDING = 0.5
+MORE_PADDING = 0.2  # of the held-out sequences than of those trained on
 MOST_DOCUMENTS_OF_ONE_SENTENCE = 0.5
 SENTENCE_TOKENS = (4, 100)  # median
 MOST_DUPLICATES = 0.3  # share of the sentences that occurred before
@@ -316,12 +317,20 @@ def _phase_warnings(length: str, splits: dict) -> list[str]:
             f"{training['padding']:.0%} of the sequences of {length} tokens is padding, as documents are short: blank"
             " lines belong between documents, not paragraphs (--one_document_per_file 1 for books)"
         )
+    test = splits["test"]
+    bound = min(MOST_PADDING, training["padding"] + MORE_PADDING)
+    if test and test["padding"] > bound and training["padding"] <= MOST_PADDING:
+        lines.append(
+            f"{test['padding']:.0%} of the held-out sequences of {length} tokens is padding, of the others"
+            f" {training['padding']:.0%}: --short_seq_prob draws one length for all of a document, and few are held"
+            " out: more documents even it out, such as a file for each chapter"
+        )
     if training["masked"] < LEAST_MASKED * training["masked_lm_prob"]:
         lines.append(
             f"{training['masked']:.1%} of the tokens are masked at {length} tokens, of {training['masked_lm_prob']:.0%}"
             " asked for: raise --max_predictions_per_seq"
         )
-    if splits["test"] is None:
+    if test is None:
         lines.append(f"no text is held out at {length} tokens: four documents at least, and a --test_fraction above 0")
     return lines
 
