@@ -11,6 +11,7 @@ from central.runtime.checkpoints import check_content, list_checkpoints, read_st
 from central.runtime.exits import BadRequest
 from pretraining import results
 from pretraining.checkpoint import MOST_STEPS
+from pretraining.schedule import poly_warmup
 from pretraining.settings import Settings
 
 # Settings that decide a run, by their field; the data and the size of the model are compared elsewhere.
@@ -27,6 +28,7 @@ DECIDING = {
     "optimizer_name": "--optimizer",
     "objective": "--objective",
 }
+SCHEDULE = ("lr", "warmup_proportion", "max_steps")  # those that the learning rate of a step follows from
 NEEDED = {"phase": int, "step": int, "global_step": int, "data": dict, "settings": dict}  # in a state.json
 
 State = dict[str, Any]  # what a state.json holds
@@ -140,7 +142,22 @@ def _changed(settings: Settings, state: State, world_size: int) -> list[str]:
     batch, ranks = begun.get("train_batch_size"), state.get("world_size")
     if isinstance(batch, int) and isinstance(ranks, int):
         pairs.append(("sequences a step, over all ranks", batch * ranks, settings.train_batch_size * world_size))
-    return [f"{what}: {now} from here on, {was} {until}" for what, was, now in pairs if was not in (None, now)]
+    said = [f"{what}: {now} from here on, {was} {until}" for what, was, now in pairs if was not in (None, now)]
+    return [*said, *_other_rate(settings, begun, state["step"] + 1)]
+
+
+def _other_rate(settings: Settings, begun: dict, step: int) -> list[str]:
+    """A line where the learning rate of the next step is not that of the schedule as it was."""
+    now = {name: getattr(settings, name) for name in SCHEDULE}
+    was = {name: begun.get(name, value) for name, value in now.items()}
+    try:
+        before, rate = (
+            poly_warmup(step, base_lr=of["lr"], warmup_proportion=of["warmup_proportion"], total_steps=of["max_steps"])
+            for of in (was, now)
+        )
+    except (TypeError, ValueError, ArithmeticError):  # of a state.json that was edited
+        return []
+    return [f"the learning rate of step {step} is {rate:.2e}, and was to be {before:.2e}"] if rate != before else []
 
 
 def lacks_results(settings: Settings, start: ResumePoint) -> bool:

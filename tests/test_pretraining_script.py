@@ -1076,6 +1076,10 @@ def test_settings_that_differ_when_a_run_goes_on_are_said(corpora, tmp_path, cap
     for flag in ("--learning_rate: 0.002", "--warmup_proportion: 0.2", "--max_steps: 9", "over all ranks: 16"):
         assert f"{flag} from here on" in said, said
     assert said.count("from here on") == 4
+    # Both past their warm-up: 2e-3 * sqrt(1 - 3 / 9), and 1e-2 * sqrt(1 - 3 / 6).
+    assert "the learning rate of step 3 is 1.63e-03, and was to be 7.07e-03\n" in said
+    assert call(script_argv(corpora[0], corpora[2], tmp_path, resume_from_checkpoint=True, **changes)) == 0
+    assert "was to be" not in capsys.readouterr().out
 
 
 def test_an_end_before_the_step_reached_is_refused(whole_run, corpora, tmp_path, capsys):
