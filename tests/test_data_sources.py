@@ -828,3 +828,16 @@ def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch):
     with pytest.raises(BadRequest) as refused:
         find_sources([str(tmp_path)], FormSettings())
     assert refused.value.problems == (f"--input {tmp_path / 'closed'}: cannot be read (Permission denied)",)
+
+
+def test_text_behind_a_link_to_a_folder_is_read_once(tmp_path):
+    """Links that lead back to where they stand, or to one another, do no harm."""
+    given, elsewhere = tmp_path / "given", tmp_path / "elsewhere"
+    for folder in (given / "own", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text("Some text.")
+    for link, place in (("linked", elsewhere), ("twice", elsewhere), ("self", given), ("own/up", given)):
+        (given / link).symlink_to(place)
+    (elsewhere / "back").symlink_to(given / "own")
+    names = [os.path.relpath(source.path, given) for source in find_sources([str(given)], FormSettings())]
+    assert names == ["linked/a.txt", "own/a.txt"]

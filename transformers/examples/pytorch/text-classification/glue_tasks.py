@@ -201,9 +201,15 @@ def with_every_line(table: Table, task: GlueTask) -> Table:
 
 
 def columns_taken(table: Table, task: GlueTask) -> str:
-    """What was taken as text and label, and what was not used: a line for the user."""
-    texts = [name for names in (task.sentence1, task.sentence2) if names and (name := find_column(table, names))]
+    """What was taken as text and label, and what was not used: a line for the user.
+
+    Raises BadRequest for a table without the columns of the text, naming those that could be meant.
+    """
     label = find_column(table, task.label_columns)
+    wanted = [names for names in (task.sentence1, task.sentence2) if names]
+    likely = [name for name in table.columns if name not in (label, *IDS) and any(map(_is_text, table.columns[name]))]
+    named = ",".join(likely if len(likely) == len(wanted) else ["NAME"] * len(wanted))
+    texts = [_text_column(table, names, named) for names in wanted]
     shown = ", ".join(task.labels[:LABELS_SHOWN]) or "numbers: a regression"
     shown += f" and {len(task.labels) - LABELS_SHOWN} more" if len(task.labels) > LABELS_SHOWN else ""
     parts = [f"text from {' and '.join(map(repr, texts))}"]
@@ -289,14 +295,19 @@ def find_column(table: Table, names: Sequence[str]) -> str | None:
     return next((name for name in names if name in table.columns), None)
 
 
-def texts_of(table: Table, names: Sequence[str]) -> list[str]:
-    """A column of text; raises BadRequest with the rows that hold none, and where all texts are empty."""
+def _text_column(table: Table, names: Sequence[str], instead: str) -> str:
     column = find_column(table, names)
     if column is None:
         raise BadRequest(
             f"{table.source}: needs a column {' or '.join(map(repr, names))}, has {', '.join(table.columns)}: "
-            "--text_column_names"
+            f"--text_column_names {instead} (after a bare -- with demo_bert.py)"
         )
+    return column
+
+
+def texts_of(table: Table, names: Sequence[str]) -> list[str]:
+    """A column of text; raises BadRequest with the rows that hold none, and where all texts are empty."""
+    column = _text_column(table, names, "NAME")
     values = table.columns[column]
     bad = [table.where(row) for row, value in enumerate(values) if not isinstance(value, str)]
     if bad:
