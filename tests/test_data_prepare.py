@@ -212,12 +212,13 @@ def test_extract_then_prepare_gives_the_same(text, vocab, tmp_path):
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
 
 
-def test_vocabulary_of_the_users_text(text, tmp_path):
+def test_vocabulary_of_the_users_text(text, tmp_path, capsys):
     pytest.importorskip("tokenizers")
     out = tmp_path / "new" / "vocab.txt"
     prepare.main(["vocab", "--input", str(text), "--vocab_size", "200", "--vocab_file", str(out)])
     tokens = out.read_text().split("\n")[:-1]
     assert tokens[:5] == list(SPECIAL_TOKENS) and 100 < len(tokens) <= 200
+    assert (len(tokens) < 200) == ("of 200 asked for" in capsys.readouterr().out)
     prepare.main(words(text, out, tmp_path / "out"))
     arrays, _ = read(folder(tmp_path / "out", 64) / "c_training_0.hdf5")
     assert (arrays["masked_lm_ids"] == 1).mean() < 0.01  # [UNK]
@@ -422,6 +423,24 @@ def test_a_vocabulary_smaller_than_the_alphabet_is_refused(text, tmp_path, capsy
     least = said.split(" are ")[1].split(" tokens")[0]
     assert exits.run(prepare.main, [*arguments, least]) == 0
     assert len((tmp_path / "v.txt").read_text().split()) == int(least)
+    assert "asked for" not in capsys.readouterr().out
+
+
+def test_a_vocabulary_of_fewer_tokens_than_asked_for_says_so(tmp_path, capsys):
+    """It has every word then."""
+    tokens = learn("the sea was calm\n" * 20, tmp_path, "--vocab_size", "500")
+    assert len(tokens) < 500 and {"the", "sea", "was", "calm"} <= set(tokens)
+    assert f"{len(tokens)} tokens, of 500 asked for: the text has no more" in capsys.readouterr().out
+
+
+def test_one_phase_alone_is_shown(text, vocab, tmp_path, capsys):
+    """The example is a command that runs; its numbers are the reference's."""
+    line = ["--input", str(text), "--vocab_file", str(vocab), "--output_dir", str(tmp_path / "out"), "--corpus", "c"]
+    alone = [*line, "--num_processes", "1", "--max_seq_length", "128"]
+    assert exits.run(prepare.main, alone) == 2
+    example = capsys.readouterr().err.rpartition("such as ")[2].split()
+    assert example == ["--max_seq_length", "128", "--max_predictions_per_seq", "20"]
+    assert exits.run(prepare.main, [*alone, *example]) == 0
 
 
 def test_same_text_same_vocabulary(tmp_path):

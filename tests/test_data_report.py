@@ -4,6 +4,7 @@ import collections
 import json
 import random
 import re
+import textwrap
 import unicodedata
 from pathlib import Path
 
@@ -140,6 +141,40 @@ def test_all_reasons_are_told_together(vocab, tmp_path, capsys):
     assert prepare_text(RUSSIAN.replace("\n\n", "\n"), vocab, tmp_path) == 2
     error = capsys.readouterr().err
     assert "--allow unknown" in error and "--allow one_document" in error
+
+
+def prepare_rows(made: list[list[str]], vocab: Path, folder: Path, *more: str) -> int:
+    """As `prepare_text`, of a JSON line for each document."""
+    rows = "".join(json.dumps({"text": "\n".join(document)}) + "\n" for document in made)
+    return prepare_text(rows, vocab, folder, *more)
+
+
+@pytest.mark.parametrize(
+    "name, made", [("one_document", documents(1, 0, (90, 90))), ("one_label", documents(40, 0, (1, 1)))]
+)
+def test_blank_lines_are_advised_to_those_who_give_plain_text(name, made, vocab, tmp_path, capsys):
+    for prepare_as, is_plain in ((lambda *more: prepare_text(text_of(made), *more), True), (prepare_rows, False)):
+        folder = tmp_path / str(is_plain)
+        arguments = (vocab, folder) if is_plain else (made, vocab, folder)
+        assert prepare_as(*arguments) == 2
+        assert ("blank lines" in capsys.readouterr().err) == is_plain
+        assert prepare_as(*arguments, "--allow", name) == 0
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+        assert any("document" in line for line in said) and ("blank lines" in "".join(said)) == is_plain
+        assert "--max_seq_length" in "".join(said) or name == "one_document"  # half of the rows is padding
+
+
+def test_the_way_out_for_a_single_book_goes_on(vocab, tmp_path, capsys):
+    paragraphs = [textwrap.fill(" ".join(document), 60) for document in documents(40, sentences=(6, 12))]
+    (tmp_path / "book.txt").write_text("\n\n".join(paragraphs))
+    line = f"--input {tmp_path / 'book.txt'} --vocab_file {vocab} --output_dir {tmp_path / 'out'} --num_processes 1"
+    line += " --max_seq_length 32 64 --max_predictions_per_seq 5 10"
+    assert run(prepare.main, line.split()) == 2
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "one document" in line]
+    assert "a chapter each" in said
+    (way_out,) = re.findall(r"--one_document_per_file \d", said)
+    assert run(prepare.main, [*line.split(), *way_out.split()]) == 0
+    assert report_of(tmp_path)["documents"] == 40
 
 
 def test_a_vocabulary_of_five_tokens(tmp_path, capsys):

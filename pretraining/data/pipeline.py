@@ -20,6 +20,7 @@ from pretraining.data.files import (
     own_folder,
     remove_unfinished,
 )
+from pretraining.data.formats import BOOK, TAR, TEXT, ZIP
 from pretraining.data.progress import BYTES, Progress
 from pretraining.data.report import Histogram, TextNumbers, refusals, usage_of
 from pretraining.data.shards import (
@@ -135,7 +136,7 @@ def stored_corpus(request: Request) -> Corpus:
     return _describe(request, parts)
 
 
-def _record(folder: Path) -> dict[str, object]:
+def _record(folder: Path) -> dict[str, Any]:
     """The request that a token store was made for; empty where it cannot be read."""
     try:
         record = parse_json((folder / RECORD).read_text(encoding="utf-8"))
@@ -216,6 +217,7 @@ def _describe(request: Request, parts: list[PartSummary]) -> Corpus:
         duplicate_share,
         sum(part.left_out for part in parts),
         request.vocabulary.strips_accents,
+        any(kind in (TEXT, BOOK, TAR, ZIP) for _, kind, *_ in _record(request.tokens_folder)["sources"]),
     )
     return Corpus(parts, digest, text)
 

@@ -128,7 +128,8 @@ def run_vocab(args: argparse.Namespace) -> None:
     write_vocabulary(tokens, args.vocab_file)
     for note in notes:
         print(f"note: {note}")
-    print(f"{args.vocab_file}: {len(tokens)} tokens")
+    fewer = f", of {args.vocab_size} asked for: the text has no more words and pieces; give more text"
+    print(f"{args.vocab_file}: {len(tokens)} tokens{fewer if len(tokens) < args.vocab_size else ''}")
 
 
 def pack_options(parser: argparse.ArgumentParser) -> None:

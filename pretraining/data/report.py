@@ -38,6 +38,9 @@ MANY_LOSE_MARKS = 0.01  # share of a script's words
 MARKS_SAY_LITTLE = ("Greek", "Hebrew")  # scripts that are often written without their marks
 LATIN_LOSES_MARKS = 0.02  # German: 0.1, French: 0.2; English with its foreign names: SQuAD 0.003
 
+LONGER_TEXTS = "give texts of several sentences"
+NOT_PARAGRAPHS = "blank lines belong between documents, not paragraphs (--one_document_per_file 1 for books)"
+
 # What `--allow` takes: name, what it lets pass.
 REFUSED = {
     "unknown": f"more than {MOST_UNKNOWN:.0%} [UNK]",
@@ -85,6 +88,7 @@ class TextNumbers:
     duplicate_share: float  # of sentences that occurred before, estimated
     left_out: int  # lines, rows, pages and sentences of the input, as the notes say
     strips_accents: bool
+    has_plain_text: bool  # whose documents blank lines part
 
     @property
     def documents(self) -> int:
@@ -141,6 +145,7 @@ def text_report(text: TextNumbers) -> dict:
             },
             "characters": characters[:UNKNOWN_CHARACTERS],
         },
+        "has_plain_text": text.has_plain_text,
         "accents_stripped": text.strips_accents,
         "words_that_lose_marks": _share(lose, words),
         "lost_marks": {
@@ -202,14 +207,20 @@ def refusals(text: TextNumbers, longest_sentence: int, allowed: tuple[str, ...])
     if text.documents == 1:
         found["one_document"] = (
             "--input: all text is one document, so nothing can be held out and a random next sentence is from the same"
-            " text: part documents by blank lines, or give one file for each"
+            f" text: {_how_to_part(text.has_plain_text)}"
         )
     elif text.one_sentence == text.documents and text.sentence_tokens.quantile(1.0) < longest_sentence:
         found["one_label"] = (
-            "--input: every document is one sentence, so every next sentence is random and there is one label only: put"
-            " blank lines between documents, not between sentences"
+            "--input: every document is one sentence, so every next sentence is random and there is one label only: "
+            + ("put blank lines between documents, not between sentences" if text.has_plain_text else LONGER_TEXTS)
         )
     return [f"{line}; `--allow {name}` goes on all the same" for name, line in found.items() if name not in allowed]
+
+
+def _how_to_part(has_plain_text: bool) -> str:
+    several = "give several documents, such as a chapter each, as files or rows"
+    book = "--one_document_per_file 0 takes those of a book, whose lines then end sentences"
+    return f"{several}, or with blank lines between them ({book})" if has_plain_text else several
 
 
 def _worst_scripts(text: TextNumbers) -> str:
@@ -232,7 +243,7 @@ def _tokens_by_script(report: dict) -> dict[str, int]:
 def warnings(report: dict) -> list[str]:
     """One line for each number beyond its bound: what is wrong and what to do."""
     lines = []
-    unknown = report["unknown"]
+    unknown, has_plain_text = report["unknown"], report.get("has_plain_text", True)  # older reports do not say
     if unknown["share"] > SOME_UNKNOWN:
         shown = ", ".join(f"{character} ({count})" for character, count in unknown["characters"][:5])
         lines.append(
@@ -240,12 +251,13 @@ def warnings(report: dict) -> list[str]:
             " on this text (`prepare.py vocab`) has them"
         )
     if report["documents"] == 1:
-        lines.append("all text is one document: part documents by blank lines, or give one file for each")
+        lines.append(f"all text is one document: {_how_to_part(has_plain_text)}")
     alone = report["documents_of_one_sentence"] / max(1, report["documents"])
     if alone > MOST_DOCUMENTS_OF_ONE_SENTENCE:
         lines.append(
-            f"{alone:.0%} of the documents have one sentence, whose next sentence is always random: blank lines belong"
-            " between documents; where lines are sentences give --sentences line"
+            f"{alone:.0%} of the documents have one sentence, whose next sentence is always random: "
+            + ("blank lines belong between documents" if has_plain_text else LONGER_TEXTS)
+            + "; where lines are sentences give --sentences line"
         )
     median = report["tokens_a_sentence"]["median"]
     if not SENTENCE_TOKENS[0] <= median <= SENTENCE_TOKENS[1]:
@@ -277,7 +289,7 @@ def warnings(report: dict) -> list[str]:
             " --strip_accents 0 keeps them, also for `vocab`"
         )
     for length, splits in report["phases"].items():
-        lines += _phase_warnings(length, splits)
+        lines += _phase_warnings(length, splits, has_plain_text)
     return lines
 
 
@@ -300,7 +312,7 @@ def _loses_marks(script: str, share_of_words: float) -> bool:
     return share_of_words > bound and script not in MARKS_SAY_LITTLE
 
 
-def _phase_warnings(length: str, splits: dict) -> list[str]:
+def _phase_warnings(length: str, splits: dict, has_plain_text: bool) -> list[str]:
     training, lines = splits["training"], []
     if training["text_in_sequences"] < LEAST_COVERED:
         lines.append(
@@ -314,8 +326,8 @@ def _phase_warnings(length: str, splits: dict) -> list[str]:
         )
     if training["padding"] > MOST_PADDING:
         lines.append(
-            f"{training['padding']:.0%} of the sequences of {length} tokens is padding, as documents are short: blank"
-            " lines belong between documents, not paragraphs (--one_document_per_file 1 for books)"
+            f"{training['padding']:.0%} of the sequences of {length} tokens is padding, as documents are short: a"
+            " shorter --max_seq_length has less of it" + (f"; {NOT_PARAGRAPHS}" if has_plain_text else "")
         )
     test = splits["test"]
     bound = min(MOST_PADDING, training["padding"] + MORE_PADDING)

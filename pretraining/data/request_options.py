@@ -125,10 +125,18 @@ def request_of(args: argparse.Namespace, text_is_needed: bool = True) -> Request
     )
 
 
+def _words(numbers: list[int]) -> str:
+    return " ".join(map(str, numbers))
+
+
 def _faults(args: argparse.Namespace) -> Iterator[str]:
     lengths, predictions = args.max_seq_length, args.max_predictions_per_seq
     if len(lengths) != len(predictions):
-        yield f"--max_seq_length {lengths}, --max_predictions_per_seq {predictions}: one of each a phase"
+        yield (
+            f"--max_seq_length {_words(lengths)} --max_predictions_per_seq {_words(predictions)}: one of each a phase,"
+            f" such as --max_seq_length {_words(lengths)} --max_predictions_per_seq"
+            f" {_words([max(1, length * 5 // 32) for length in lengths])}"
+        )
     for length, most in zip(lengths, predictions, strict=False):
         if length < 5:
             yield f"--max_seq_length {length}: at least 5, for [CLS] a [SEP] b [SEP]"
