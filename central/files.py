@@ -201,7 +201,7 @@ def names_in(folder: str | os.PathLike) -> list[str]:
 
 
 def files_below(folder: "Path") -> "list[Path]":
-    """All files in a folder and below it, in order of their paths.
+    """All files in a folder and below it, in order of their paths; of links to folders, too, but no folder twice.
 
     Raises OSError for a folder that may not be looked into, which Path.rglob passes over.
     """
@@ -210,7 +210,14 @@ def files_below(folder: "Path") -> "list[Path]":
     def refuse(error: OSError) -> None:
         raise error
 
-    return sorted(Path(where, name) for where, _, names in os.walk(folder, onerror=refuse) for name in names)
+    found: list[Path] = []
+    seen = {os.path.realpath(folder)}
+    for where, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        found += (Path(where, name) for name in names)
+        reached = {os.path.realpath(os.path.join(where, name)): name for name in sorted(folders, reverse=True)}
+        folders[:] = [name for place, name in reached.items() if place not in seen]
+        seen |= reached.keys()
+    return sorted(found)
 
 
 def missing_folders(path: str) -> list[str]:
