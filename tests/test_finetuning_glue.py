@@ -280,6 +280,23 @@ def test_what_was_taken_is_said():
     assert glue_tasks.columns_taken(table(text=["x"]), graded) == "f.tsv: text from 'text'; no labels"
 
 
+@pytest.mark.parametrize(
+    ("task", "columns", "instead"),
+    [
+        ("sst2", {"text": ["a"], "label": ["0"]}, "text"),
+        ("sst2", {"id": ["x"], "text": ["a"], "size": ["3"], "label": ["0"]}, "text"),
+        ("sst2", {"text": ["a"], "note": ["b"]}, "NAME"),
+        ("mrpc", {"first": ["a"], "second": ["b"], "label": ["0"]}, "first,second"),
+        ("mrpc", {"sentence1": ["a"], "label": ["0"]}, "NAME,NAME"),
+    ],
+)
+def test_columns_of_other_names_than_the_tasks_are_told_with_the_flag_to_write(task, columns, instead):
+    with pytest.raises(BadRequest) as told:
+        glue_tasks.columns_taken(table(**columns), glue_tasks.TASKS[task])
+    (problem,) = told.value.problems
+    assert f"has {', '.join(columns)}: --text_column_names {instead} (after a bare -- with demo_bert.py)" in problem
+
+
 @pytest.mark.parametrize("first", ["The film was bad.", "0001,x", "Great"])
 def test_a_first_line_that_may_be_a_row_is_not_taken_for_names(first):
     rows = file_table((first,), **{first: ["a b"]})

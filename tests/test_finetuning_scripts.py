@@ -290,6 +290,15 @@ def test_a_model_that_names_no_labels_predicts_their_numbers(tiny_model, tmp_pat
     assert "label is not one of LABEL_0, LABEL_1, nor the number of one: " in capsys.readouterr().err
 
 
+def test_a_column_of_another_name_is_told_before_the_model_is_read(tiny_model, tmp_path, capsys):
+    (tmp_path / "train.csv").write_text("text,label\ngood film,1\nbad film,0\n")
+    words = [f"--model_name_or_path={tiny_model}", "--task_name=sst2", f"--train_file={tmp_path / 'train.csv'}"]
+    assert run("run_glue", *words, "--do_train", f"--output_dir={tmp_path / 'o'}") == exits.BAD_REQUEST
+    said = capsys.readouterr()
+    assert "needs a column 'sentence', has text, label: --text_column_names text (after a bare --" in said.err
+    assert "text from" not in said.out and "tokenizer" not in said.out and "made anew" not in said.out
+
+
 def test_a_sorted_table_with_row_numbers_and_codes_and_a_test_file_without_names(tiny_model, tmp_path, capsys):
     rows = [f'{i},"w{i} {word} film",{code}' for code, word in (("0001", "bad"), ("0010", "good")) for i in range(30)]
     (tmp_path / "train.csv").write_text("\n".join([",text,label", *rows]) + "\n")
