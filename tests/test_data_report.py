@@ -240,6 +240,16 @@ def test_held_out_documents_that_were_cut_to_a_short_length_are_said(vocab, tmp_
     assert line in capsys.readouterr().out
 
 
+def test_long_documents_are_not_called_short(vocab, tmp_path, capsys):
+    """All of them are cut, by this seed most of the sequences to less than half of the length."""
+    text = text_of(documents(6, sentences=(200, 220)))
+    options = ("--short_seq_prob", "1", "--dupe_factor", "1", "--random_seed", "2")
+    said = warnings_of(text, vocab, tmp_path, capsys, *options)
+    assert padding_of(tmp_path, "training") > 0.5
+    (line,) = [line for line in said.splitlines() if "of the sequences of 64 tokens is padding" in line]
+    assert "documents are short" not in said and "--short_seq_prob 0 draws none" in line
+
+
 def held_out_in_files(folder: Path) -> tuple[int, float]:
     """(documents, share of the tokens), of what the files of one phase say of themselves."""
     documents, tokens = 0, {"training": 0, "test": 0}

@@ -39,6 +39,10 @@ MARKS_SAY_LITTLE = ("Greek", "Hebrew")  # scripts that are often written without
 LATIN_LOSES_MARKS = 0.02  # German: 0.1, French: 0.2; English with its foreign names: SQuAD 0.003
 
 LONGER_TEXTS = "give texts of several sentences"
+DRAWN_SHORT = (
+    "--short_seq_prob draws one length for all of a document, and they are few: more of them even it out, such as a"
+    " file for each chapter; --short_seq_prob 0 draws none"
+)
 NOT_PARAGRAPHS = "blank lines belong between documents, not paragraphs (--one_document_per_file 1 for books)"
 
 # What `--allow` takes: name, what it lets pass.
@@ -289,7 +293,8 @@ def warnings(report: dict) -> list[str]:
             " --strip_accents 0 keeps them, also for `vocab`"
         )
     for length, splits in report["phases"].items():
-        lines += _phase_warnings(length, splits, has_plain_text)
+        documents_are_short = report["tokens"] < report["documents"] * int(length)
+        lines += _phase_warnings(length, splits, documents_are_short, has_plain_text)
     return lines
 
 
@@ -312,7 +317,7 @@ def _loses_marks(script: str, share_of_words: float) -> bool:
     return share_of_words > bound and script not in MARKS_SAY_LITTLE
 
 
-def _phase_warnings(length: str, splits: dict, has_plain_text: bool) -> list[str]:
+def _phase_warnings(length: str, splits: dict, documents_are_short: bool, has_plain_text: bool) -> list[str]:
     training, lines = splits["training"], []
     if training["text_in_sequences"] < LEAST_COVERED:
         lines.append(
@@ -325,17 +330,18 @@ def _phase_warnings(length: str, splits: dict, has_plain_text: bool) -> list[str
             " documents of several sentences that are shorter than half of a sequence balance them"
         )
     if training["padding"] > MOST_PADDING:
+        short = "as documents are short: a shorter --max_seq_length has less of it"
+        short += f"; {NOT_PARAGRAPHS}" if has_plain_text else ""
         lines.append(
-            f"{training['padding']:.0%} of the sequences of {length} tokens is padding, as documents are short: a"
-            " shorter --max_seq_length has less of it" + (f"; {NOT_PARAGRAPHS}" if has_plain_text else "")
+            f"{training['padding']:.0%} of the sequences of {length} tokens is padding"
+            + (f", {short}" if documents_are_short else f": {DRAWN_SHORT}")
         )
     test = splits["test"]
     bound = min(MOST_PADDING, training["padding"] + MORE_PADDING)
     if test and test["padding"] > bound and training["padding"] <= MOST_PADDING:
         lines.append(
             f"{test['padding']:.0%} of the held-out sequences of {length} tokens is padding, of the others"
-            f" {training['padding']:.0%}: --short_seq_prob draws one length for all of a document, and few are held"
-            " out: more documents even it out, such as a file for each chapter"
+            f" {training['padding']:.0%}: {DRAWN_SHORT}"
         )
     if training["masked"] < LEAST_MASKED * training["masked_lm_prob"]:
         lines.append(
