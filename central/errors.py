@@ -7,6 +7,7 @@ BAD_REQUEST = 2  # the request cannot run; nothing was changed
 DIVERGED = 3  # a non-finite update; the last checkpoint is good
 HUNG = 124  # a rank hung, and the others ended the run; as timeout(1) has it
 PREEMPTED = 85  # stopped by a signal after everything was saved
+MOST_PROBLEMS = 20  # told at once of a file that is something else altogether
 
 
 class BadRequest(ValueError):

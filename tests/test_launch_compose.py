@@ -442,6 +442,12 @@ def test_a_node_list_cut_short_is_refused(capsys, monkeypatch):
     assert "SLURM_JOB_NODELIST=n[1-2 has brackets" in refused(capsys, *PRETRAINING, "--world_size", "16")
 
 
+def test_a_node_list_that_is_not_used_is_not_read(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2")
+    (tmp_path / "hosts").write_text("a slots=8\nb slots=8\n")
+    lines(capsys, *PRETRAINING, "--device", "hpu", "--world_size", "16", "--hostfile", str(tmp_path / "hosts"))
+
+
 def test_a_slurm_allocation_uses_its_nodes_and_no_ssh(capsys, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_NODELIST", "g[1-2]")
     (line, _) = lines(capsys, *PRETRAINING, "--device", "hpu", "--world_size", "16")

@@ -77,6 +77,8 @@ def test_a_second_phase_without_a_place_to_start_from_is_told_before_anything_st
     assert run(words(project, "--phase", "2"))[0] == 2 and not (project.parent / "out put").exists()
     weights = project.parent / "ckpt_3.pt"
     weights.touch()
+    assert run(words(project, "--phase", "2", "--", f"--init_checkpoint={weights}"))[0] == 0
+    shutil.rmtree(project.parent / "out put")
     assert run(words(project, "--phase", "2", "--init_checkpoint", str(weights)))[0] == 0
     checkpoint = checkpoints(project) / "ckpt_12"
     checkpoint.mkdir()

@@ -5,12 +5,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from central.errors import BadRequest
+from central.errors import MOST_PROBLEMS, BadRequest
 from central.files import is_special
 from central.slurm import expand_nodelist
 
 DEFAULT_SSH_PORT = "3022"
-MOST_PROBLEMS = 20  # told at once of a file that is something else altogether
 HOST = r"[\w\[][\w.:%@\]-]*"  # to ssh and mpirun a word that begins with a hyphen is an option
 
 
@@ -64,10 +63,12 @@ def plan_layout(
 
 def idle_allocation(layout: Layout, environ: Mapping[str, str]) -> str:
     """What of a SLURM allocation a run of one rank leaves idle, and what to write; nothing where it has no more."""
+    if layout.world_size > 1:
+        return ""
     nodes = len(expand_nodelist(environ.get("SLURM_JOB_NODELIST", "")))
     words = environ.get("SLURM_NTASKS", "")
     tasks = int(words) if re.fullmatch(r"[0-9]{1,6}", words) else 0
-    if layout.world_size > 1 or max(nodes, tasks) < 2:
+    if max(nodes, tasks) < 2:
         return ""
     given = [f"{number} {what}" for number, what in ((nodes, "nodes"), (tasks, "tasks")) if number > 1]
     spread = tasks > 1 and tasks % max(nodes, 1) == 0

@@ -182,7 +182,8 @@ def used_folder_problems(settings: pretraining.Settings) -> list[str]:
     there = glob.glob(os.path.join(glob.escape(folder), "ckpt_*"))
     steps = [step for step in map(files.checkpoint_step, there) if step is not None]
     if settings.phases[0] == 2:
-        return [] if steps or pretraining.start_of(settings, 2) else [no_start(folder)]
+        has_start = steps or pretraining.start_of(settings, 2) or _gives_script(settings, "--init_checkpoint")
+        return [] if has_start else [no_start(folder)]
     if not steps or settings.resume_from_checkpoint or settings.init_checkpoint[0]:
         return []
     return [
@@ -195,7 +196,7 @@ def finetuning_problems(settings: finetuning.Settings) -> list[str]:
     found = missing_files({name: getattr(settings, name) for name in names})
     model = settings.model_name_or_path
     is_model = model not in MODELS and os.path.isfile(os.path.join(model, "config.json"))  # else its newest checkpoint
-    if is_model and not any(word.startswith("--tokenizer") for word in settings.script_args):
+    if is_model and not _gives_script(settings, "--tokenizer"):
         found += [f"--model_name_or_path {fault}" for fault in without_tokenizer(model)]
     data_set = settings.dataset_name or ""
     if data_set.startswith((os.sep, ".")) and not settings.train_file and not os.path.exists(data_set):
@@ -208,6 +209,11 @@ def finetuning_problems(settings: finetuning.Settings) -> list[str]:
             " many tokens as they have; the usual length for SQuAD is 384"
         )
     return found
+
+
+def _gives_script(settings: Common, flag: str) -> bool:
+    """Whether a word behind `--` begins with this flag."""
+    return any(word.startswith(flag) for word in settings.script_args)
 
 
 def shard_faults(folder: str) -> list[str]:

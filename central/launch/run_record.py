@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from central import files, gaudi_environment
-from central.errors import BadRequest, nearest
+from central.errors import MOST_PROBLEMS, BadRequest, nearest
 from central.launch.commands import Command, Plan, shell_line
 from central.launch.options import SUBCOMMANDS, Common, subcommand_of
 from central.options import options_of
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 NAME = "run.json"
-MOST_PROBLEMS = 20  # told at once of a file that is something else altogether
 BESIDE_OPTIONS = ("command", "script_args", "env_variables", "record")
 # Variables that decide how a run is composed, and so belong to its record.
 RECORDED = (
